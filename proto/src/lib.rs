@@ -1,0 +1,19 @@
+//! The gRPC contract of Weir: package `weir.v1`, generated from
+//! `proto/weir/v1/*.proto`, and the limits both sides agree on.
+
+pub mod limits;
+
+/// Package `weir.v1`. The `.proto` files document every message and field.
+#[expect(
+    missing_docs,
+    clippy::pedantic,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
+pub mod v1 {
+    tonic::include_proto!("weir.v1");
+
+    /// The compiled descriptors of the package, for gRPC reflection.
+    pub const FILE_DESCRIPTOR_SET: &[u8] =
+        include_bytes!(concat!(env!("OUT_DIR"), "/weir.v1.bin"));
+}

@@ -1,0 +1,54 @@
+//! Limits of the contract. Both sides know them, so that a client can check
+//! before it sends.
+
+/// Largest message of a client: a whole document, or a page of items.
+pub const MAX_CLIENT_MESSAGE_BYTES: usize = 64 << 20;
+
+/// Largest message between a worker and the coordinator: a batch of texts or
+/// of vectors.
+pub const MAX_WORKER_MESSAGE_BYTES: usize = 32 << 20;
+
+/// Longest namespace, in characters.
+pub const MAX_NAMESPACE_CHARS: usize = 63;
+
+/// Longest source name, in characters.
+pub const MAX_NAME_CHARS: usize = 200;
+
+/// Longest model name, in characters.
+pub const MAX_MODEL_CHARS: usize = 200;
+
+/// Longest item id, in bytes. It is part of two index keys, and Postgres takes
+/// no key over a third of a page.
+pub const MAX_ITEM_ID_BYTES: usize = 512;
+
+/// Largest metadata of an item, in bytes of JSON.
+pub const MAX_METADATA_BYTES: usize = 16 << 10;
+
+/// Longest text of an item, in bytes.
+pub const MAX_ITEM_TEXT_BYTES: usize = 32 << 20;
+
+/// Most entries a list call returns.
+pub const MAX_PAGE_SIZE: i32 = 1_000;
+
+/// Most batches outstanding on one stream.
+pub const MAX_WINDOW: i32 = 64;
+
+/// Most chunks in one batch.
+pub const MAX_BATCH_SIZE: i32 = 10_000;
+
+/// Longest wait of `ClaimJob`, in seconds.
+pub const MAX_CLAIM_WAIT_SECONDS: i64 = 60;
+
+/// Most models one worker names in a claim.
+pub const MAX_CLAIM_MODELS: usize = 100;
+
+/// Longest worker id, in characters.
+pub const MAX_WORKER_ID_CHARS: usize = 200;
+
+/// Longest reason kept for a failure, release or rejection, in characters;
+/// longer ones are cut.
+pub const MAX_REASON_CHARS: usize = 2_000;
+
+/// Largest dimension of a vector: what pgvector's `vector` type holds.
+/// <https://github.com/pgvector/pgvector#vector-type>
+pub const MAX_DIMENSION: usize = 16_000;

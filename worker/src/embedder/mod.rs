@@ -1,0 +1,45 @@
+//! The contract between the worker and whatever embeds: one call, one sorted
+//! error.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+/// Turns texts into vectors with one model.
+#[async_trait]
+pub trait Embedder: Send + Sync + 'static {
+    /// Returns one vector for each text, in the order of the texts, all of the
+    /// same dimension and every number finite: implementations check what a
+    /// server answers and return [`EmbedError::Transient`] where it breaks
+    /// this.
+    async fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError>;
+}
+
+/// Why a call failed, sorted by who is to blame, for that decides what happens
+/// next.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum EmbedError {
+    /// The texts are at fault: too long, or of a kind the model refuses. The
+    /// same call will fail again; some of its texts may be fine alone.
+    #[error("{reason}")]
+    Input {
+        /// What the embedder said, for a person.
+        reason: String,
+    },
+    /// The embedder is at fault: unreachable, unauthorised, without the model,
+    /// overloaded. No job is to blame.
+    #[error("{reason}")]
+    Embedder {
+        /// What the embedder said, for a person.
+        reason: String,
+        /// How long it asked to be left alone, where it said so.
+        retry_after: Option<Duration>,
+    },
+    /// Anything else: a timeout, a broken answer. Trying again may help; the
+    /// job is charged.
+    #[error("{reason}")]
+    Transient {
+        /// What happened, for a person.
+        reason: String,
+    },
+}
