@@ -30,7 +30,10 @@ pub fn die_with_parent(command: &mut Command, signal: Signal) {
         // SAFETY: between fork and exec only async-signal-safe code may run.
         // The hook makes two plain system calls (prctl, getppid), allocates
         // nothing and takes no lock.
-        #[expect(unsafe_code, reason = "no safe interface runs code between fork and exec")]
+        #[expect(
+            unsafe_code,
+            reason = "no safe interface runs code between fork and exec"
+        )]
         unsafe {
             command.pre_exec(hook);
         }

@@ -1,2 +1,7 @@
-//! The cli.
-fn main() {}
+//! The command `weir`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    weir_cli::main()
+}

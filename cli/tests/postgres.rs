@@ -1,5 +1,12 @@
 //! The embedded Postgres for real: it lasts, it ends, and it keeps to itself.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stderr,
+    reason = "helpers of tests, and a process that tells its test where it is"
+)]
+
 use std::{
     env,
     io::{BufRead as _, BufReader},
@@ -25,7 +32,10 @@ fn options(data_dir: Option<&Path>) -> Options {
 fn open_dir() -> tempfile::TempDir {
     use std::os::unix::fs::PermissionsExt as _;
     let mode = std::fs::Permissions::from_mode(0o755);
-    tempfile::Builder::new().permissions(mode).tempdir().unwrap()
+    tempfile::Builder::new()
+        .permissions(mode)
+        .tempdir()
+        .unwrap()
 }
 
 async fn connect(url: &str) -> PgConnection {
@@ -53,7 +63,10 @@ async fn two_temporary_servers_are_strangers_and_leave_nothing() {
     assert_eq!(read_one(&mut first, distance).await, "1");
     execute(&mut first, "CREATE TABLE mine ()").await;
     execute(&mut second, "CREATE TABLE mine ()").await;
-    assert_eq!(read_one(&mut second, "SELECT 'é😀' || current_database()").await, "é😀weir");
+    assert_eq!(
+        read_one(&mut second, "SELECT 'é😀' || current_database()").await,
+        "é😀weir"
+    );
     let listens = "SELECT setting FROM pg_settings WHERE name = 'listen_addresses'";
     assert_eq!(read_one(&mut first, listens).await, "");
 
@@ -71,21 +84,33 @@ async fn kept_data_is_there_again_and_has_one_user() {
     let data = dir.path().join("data");
     let server = EmbeddedPostgres::start(&options(Some(&data))).unwrap();
     let mut connection = connect(&server.url()).await;
-    execute(&mut connection, "CREATE TABLE notes AS SELECT 'kept' AS text").await;
+    execute(
+        &mut connection,
+        "CREATE TABLE notes AS SELECT 'kept' AS text",
+    )
+    .await;
 
     let error = EmbeddedPostgres::start(&options(Some(&data))).unwrap_err();
-    assert!(error.to_string().contains("in use by another process"), "{error:#}");
+    assert!(
+        error.to_string().contains("in use by another process"),
+        "{error:#}"
+    );
 
     server.stop();
     let server = EmbeddedPostgres::start(&options(Some(&data))).unwrap();
     let mut connection = connect(&server.url()).await;
-    assert_eq!(read_one(&mut connection, "SELECT text FROM notes").await, "kept");
+    assert_eq!(
+        read_one(&mut connection, "SELECT text FROM notes").await,
+        "kept"
+    );
 }
 
 /// Not a test by itself: the process that the next test kills.
 #[test]
 fn hold() {
-    let Some(data) = env::var_os(HOLD) else { return };
+    let Some(data) = env::var_os(HOLD) else {
+        return;
+    };
     let server = EmbeddedPostgres::start(&options(Some(Path::new(&data)))).unwrap();
     eprintln!("\nurl {}", server.url());
     loop {
@@ -129,33 +154,52 @@ async fn a_killed_owner_takes_its_server_along_and_loses_nothing() {
     let data = dir.path().join("data");
     let (holder, url) = start_holder(&data);
     let mut connection = connect(&url).await;
-    execute(&mut connection, "CREATE TABLE notes AS SELECT 'kept' AS text").await;
+    execute(
+        &mut connection,
+        "CREATE TABLE notes AS SELECT 'kept' AS text",
+    )
+    .await;
     drop(holder);
 
     // Starts only once the orphan is gone: both would use the same data.
     let server = EmbeddedPostgres::start(&options(Some(&data))).unwrap();
-    assert!(sqlx::query("SELECT 1").execute(&mut connection).await.is_err());
+    assert!(
+        sqlx::query("SELECT 1")
+            .execute(&mut connection)
+            .await
+            .is_err()
+    );
     let mut connection = connect(&server.url()).await;
-    assert_eq!(read_one(&mut connection, "SELECT text FROM notes").await, "kept");
+    assert_eq!(
+        read_one(&mut connection, "SELECT text FROM notes").await,
+        "kept"
+    );
 }
 
 #[tokio::test]
 async fn a_half_made_data_directory_is_made_again() {
     let dir = open_dir();
     let data = dir.path().join("data");
-    EmbeddedPostgres::start(&options(Some(&data))).unwrap().stop();
+    EmbeddedPostgres::start(&options(Some(&data)))
+        .unwrap()
+        .stop();
     std::fs::rename(data.join("postgres"), data.join("postgres.new")).unwrap();
     std::fs::remove_file(data.join("postgres.new/PG_VERSION")).unwrap();
 
     let server = EmbeddedPostgres::start(&options(Some(&data))).unwrap();
     let mut connection = connect(&server.url()).await;
-    assert_eq!(read_one(&mut connection, "SELECT current_database()::text").await, "weir");
+    assert_eq!(
+        read_one(&mut connection, "SELECT current_database()::text").await,
+        "weir"
+    );
 }
 
 #[test]
 fn a_server_that_cannot_start_says_why() {
     let mut options = options(None);
-    options.settings.push(("shared_buffers".into(), "nonsense".into()));
+    options
+        .settings
+        .push(("shared_buffers".into(), "nonsense".into()));
     let error = format!("{:#}", EmbeddedPostgres::start(&options).unwrap_err());
     assert!(error.contains("shared_buffers"), "{error}");
 }

@@ -75,7 +75,12 @@ impl EmbeddedPostgres {
         }
         let socket_dir = run.socket();
         let server = Server::start(&home, &pgdata, &socket_dir, &options.settings, user)?;
-        Ok(Self { server: Some(server), socket_dir, _run: run, _kept: kept })
+        Ok(Self {
+            server: Some(server),
+            socket_dir,
+            _run: run,
+            _kept: kept,
+        })
     }
 
     /// The URL of the database `weir`, for sqlx and libpq.
@@ -128,7 +133,10 @@ mod tests {
 
     #[test]
     fn urls_survive_odd_paths() {
-        assert_eq!(percent_encode(b"/tmp/a b+c&d%/\xc3\xa9"), "/tmp/a%20b%2Bc%26d%25/%C3%A9");
+        assert_eq!(
+            percent_encode(b"/tmp/a b+c&d%/\xc3\xa9"),
+            "/tmp/a%20b%2Bc%26d%25/%C3%A9"
+        );
     }
 
     #[test]

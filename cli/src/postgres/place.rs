@@ -39,7 +39,9 @@ impl RunDir {
         // Held until the new directory is locked, or another start might take
         // it for a leftover.
         let guard = open_lock(&base)?;
-        guard.lock().with_context(|| format!("cannot lock {}", base.display()))?;
+        guard
+            .lock()
+            .with_context(|| format!("cannot lock {}", base.display()))?;
         sweep(&base);
         let path = tempfile::Builder::new()
             .prefix("run-")
@@ -105,7 +107,9 @@ impl KeptDir {
 
 /// Fails with the reason when the server's user cannot get to `path`.
 pub(super) fn check_reachable(user: ServerUser, path: &Path) -> Result<()> {
-    let Some(barred) = user.barred_at(path)? else { return Ok(()) };
+    let Some(barred) = user.barred_at(path)? else {
+        return Ok(());
+    };
     bail!(
         "Postgres runs as an unprivileged user, who cannot reach {}, because {} is closed to \
          others: choose another data directory, such as one below {SYSTEM_DIR}",
@@ -116,11 +120,7 @@ pub(super) fn check_reachable(user: ServerUser, path: &Path) -> Result<()> {
 
 /// Returns where the Postgres of `runtime` can be started from: there, or from
 /// a copy in the run directory when the server's user cannot reach it there.
-pub(super) fn reachable_runtime(
-    user: ServerUser,
-    runtime: &Path,
-    run: &RunDir,
-) -> Result<PathBuf> {
+pub(super) fn reachable_runtime(user: ServerUser, runtime: &Path, run: &RunDir) -> Result<PathBuf> {
     if user.barred_at(runtime)?.is_none() {
         return fs::canonicalize(runtime)
             .with_context(|| format!("cannot resolve {}", runtime.display()));
@@ -132,7 +132,9 @@ pub(super) fn reachable_runtime(
 }
 
 fn create_kept(dir: &Path) -> Result<()> {
-    let parent = dir.parent().context("the root directory cannot hold the data")?;
+    let parent = dir
+        .parent()
+        .context("the root directory cannot hold the data")?;
     fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
     let user = ServerUser::choose(dir)?;
     if user.barred_at(parent)?.is_none() {
@@ -169,12 +171,15 @@ fn base_dir(user: ServerUser) -> Result<PathBuf> {
             Err(error) => reasons.push(format!("{error:#}")),
         }
     }
-    bail!("found no temporary directory for the socket of Postgres: {}", reasons.join("; "))
+    bail!(
+        "found no temporary directory for the socket of Postgres: {}",
+        reasons.join("; ")
+    )
 }
 
 fn usable_base(user: ServerUser, temp: &Path, own: u32) -> Result<PathBuf> {
-    let temp = fs::canonicalize(temp)
-        .with_context(|| format!("cannot resolve {}", temp.display()))?;
+    let temp =
+        fs::canonicalize(temp).with_context(|| format!("cannot resolve {}", temp.display()))?;
     let base = temp.join(format!("weir-{own}"));
     if base.join("run-XXXXXX/socket").as_os_str().as_bytes().len() > MAX_SOCKET_DIR_BYTES {
         bail!("{} is too long a path for a socket", temp.display());
@@ -186,17 +191,22 @@ fn usable_base(user: ServerUser, temp: &Path, own: u32) -> Result<PathBuf> {
         return Err(error);
     }
     // The temporary directory is everybody's: trust only what is ours.
-    let meta = fs::symlink_metadata(&base)
-        .with_context(|| format!("cannot read {}", base.display()))?;
+    let meta =
+        fs::symlink_metadata(&base).with_context(|| format!("cannot read {}", base.display()))?;
     if !meta.is_dir() || meta.uid() != own || meta.mode() & 0o022 != 0 {
-        bail!("{} is not a directory that only this user may write", base.display());
+        bail!(
+            "{} is not a directory that only this user may write",
+            base.display()
+        );
     }
     Ok(base)
 }
 
 /// Removes the run directories whose owners are gone.
 fn sweep(base: &Path) {
-    let Ok(entries) = fs::read_dir(base) else { return };
+    let Ok(entries) = fs::read_dir(base) else {
+        return;
+    };
     for entry in entries.flatten() {
         if !entry.file_name().as_bytes().starts_with(b"run-") {
             continue;

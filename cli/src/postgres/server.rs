@@ -24,10 +24,10 @@ const POLL: Duration = Duration::from_millis(20);
 const ORPHAN_GRACE: Duration = Duration::from_secs(20);
 /// How long the server gets to accept connections; recovery after a crash is
 /// part of it.
-const START_TIMEOUT: Duration = Duration::from_secs(120);
+const START_TIMEOUT: Duration = Duration::from_mins(2);
 /// How long a shutdown may take before the server is made to end at once,
 /// which costs a recovery at the next start.
-const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+const STOP_TIMEOUT: Duration = Duration::from_mins(1);
 /// How many of the server's last lines are kept to explain a failed start.
 const TAIL_LINES: usize = 20;
 
@@ -54,7 +54,11 @@ pub(super) fn init(home: &Path, pgdata: &Path, user: ServerUser, durable: bool) 
     ]);
     run(command, "")?;
     let mut single = user.command(&home.join("bin/postgres"));
-    single.arg("--single").arg("-D").arg(&staging).args(["-c", "fsync=off", "postgres"]);
+    single
+        .arg("--single")
+        .arg("-D")
+        .arg(&staging)
+        .args(["-c", "fsync=off", "postgres"]);
     let output = run(single, "CREATE DATABASE weir;\n")?;
     // This mode reports errors of SQL only in words.
     let said = String::from_utf8_lossy(&output.stderr);
@@ -114,7 +118,9 @@ impl Server {
         await_orphan(pgdata);
         let mut command = user.command(&home.join("bin/postgres"));
         command.arg("-D").arg(pgdata);
-        let socket_dir = socket_dir.to_str().context("the socket's path is not UTF-8")?;
+        let socket_dir = socket_dir
+            .to_str()
+            .context("the socket's path is not UTF-8")?;
         let fixed = [
             ("listen_addresses", ""),
             ("unix_socket_directories", socket_dir),
@@ -125,13 +131,19 @@ impl Server {
             ("log_min_error_statement", "panic"),
             ("log_error_verbosity", "terse"),
         ];
-        let own = settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let own = settings
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()));
         for (name, value) in fixed.into_iter().chain(own) {
             command.arg("-c").arg(format!("{name}={value}"));
         }
         // Ctrl-C in a terminal goes to the whole process group; the server is
         // to end after those who use it, when it is told to.
-        command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         die_with_parent(&mut command, Signal::INT);
 
         let (stop, stopped) = mpsc::channel();
@@ -177,7 +189,9 @@ fn keep(
     if let Err(error) = outcome {
         end(&mut child);
         let tail: Vec<String> = log.join().unwrap_or_default().into();
-        let _ = ready.send(Err(error.context(format!("Postgres said:\n{}", tail.join("\n")))));
+        let _ = ready.send(Err(
+            error.context(format!("Postgres said:\n{}", tail.join("\n")))
+        ));
         return;
     }
     let _ = ready.send(Ok(()));
@@ -212,7 +226,10 @@ fn await_ready(child: &mut Child, pgdata: &Path) -> Result<()> {
             return Ok(());
         }
         if Instant::now() > deadline {
-            bail!("Postgres does not accept connections after {} s", START_TIMEOUT.as_secs());
+            bail!(
+                "Postgres does not accept connections after {} s",
+                START_TIMEOUT.as_secs()
+            );
         }
         thread::sleep(POLL);
     }
@@ -232,8 +249,13 @@ fn await_orphan(pgdata: &Path) {
     let deadline = Instant::now() + ORPHAN_GRACE;
     while Instant::now() < deadline {
         let text = fs::read_to_string(pgdata.join("postmaster.pid")).unwrap_or_default();
-        let pid = text.lines().next().and_then(|line| line.trim().parse().ok());
-        let Some(pid) = pid.and_then(Pid::from_raw) else { return };
+        let pid = text
+            .lines()
+            .next()
+            .and_then(|line| line.trim().parse().ok());
+        let Some(pid) = pid.and_then(Pid::from_raw) else {
+            return;
+        };
         if test_kill_process(pid) == Err(rustix::io::Errno::SRCH) {
             return;
         }
@@ -275,7 +297,10 @@ mod tests {
 
     #[test]
     fn the_log_keeps_its_end() {
-        let text: String = (0..50).map(|n| format!("line {n}\n")).collect();
+        let text: String = (0..50)
+            .map(|n| format!("line {n}"))
+            .collect::<Vec<_>>()
+            .join("\n");
         let tail = forward_log(text.as_bytes());
         assert_eq!(tail.len(), TAIL_LINES);
         assert_eq!(tail.back().map(String::as_str), Some("line 49"));

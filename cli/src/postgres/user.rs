@@ -36,7 +36,11 @@ impl ServerUser {
                 Some(ids) => ids,
                 None => unprivileged(&fs::read_to_string("/etc/passwd").unwrap_or_default())?,
             };
-            return Ok(Self { uid, gid, other: true });
+            return Ok(Self {
+                uid,
+                gid,
+                other: true,
+            });
         }
         if let Some((uid, _)) = owner
             && uid != own.as_raw()
@@ -48,14 +52,22 @@ impl ServerUser {
                 own.as_raw()
             );
         }
-        Ok(Self { uid: own.as_raw(), gid: rustix::process::getegid().as_raw(), other: false })
+        Ok(Self {
+            uid: own.as_raw(),
+            gid: rustix::process::getegid().as_raw(),
+            other: false,
+        })
     }
 
     /// A command that runs as this user, from `/` and without our environment,
     /// whose `PG…` variables would change what the server does.
     pub(super) fn command(self, program: &Path) -> Command {
         let mut command = Command::new(program);
-        command.env_clear().env("LC_ALL", "C").env("TZ", "UTC").current_dir("/");
+        command
+            .env_clear()
+            .env("LC_ALL", "C")
+            .env("TZ", "UTC")
+            .current_dir("/");
         if self.other {
             command.uid(self.uid).gid(self.gid);
         }
@@ -78,8 +90,8 @@ impl ServerUser {
         if !self.other {
             return Ok(None);
         }
-        let path = fs::canonicalize(path)
-            .with_context(|| format!("cannot resolve {}", path.display()))?;
+        let path =
+            fs::canonicalize(path).with_context(|| format!("cannot resolve {}", path.display()))?;
         for dir in path.ancestors() {
             let meta =
                 fs::metadata(dir).with_context(|| format!("cannot read {}", dir.display()))?;
@@ -119,10 +131,13 @@ fn unprivileged(passwd: &str) -> Result<(u32, u32)> {
             Some((id()?, id()?))
         })
     };
-    find("postgres").or_else(|| find("nobody")).filter(|(uid, _)| *uid != 0).context(
-        "Postgres does not run as root, and this system has neither a user `postgres` nor \
+    find("postgres")
+        .or_else(|| find("nobody"))
+        .filter(|(uid, _)| *uid != 0)
+        .context(
+            "Postgres does not run as root, and this system has neither a user `postgres` nor \
          `nobody` to run it as: run Weir as another user, or name a server in WEIR_DATABASE_URL",
-    )
+        )
 }
 
 #[cfg(test)]
@@ -133,14 +148,21 @@ mod tests {
     fn postgres_comes_before_nobody() {
         let passwd = "root:x:0:0::/root:/bin/sh\nnobody:x:65534:65533:::\npostgres:x:101:104:::\n";
         assert_eq!(unprivileged(passwd).unwrap(), (101, 104));
-        assert_eq!(unprivileged("nobody:*:-2:-2:::").unwrap(), (u32::MAX - 1, u32::MAX - 1));
+        assert_eq!(
+            unprivileged("nobody:*:-2:-2:::").unwrap(),
+            (u32::MAX - 1, u32::MAX - 1)
+        );
         assert!(unprivileged("root:x:0:0::/root:/bin/sh\npostgres:broken").is_err());
         assert!(unprivileged("postgres:x:0:0:::").is_err());
     }
 
     #[test]
     fn the_most_specific_permission_counts() {
-        let user = ServerUser { uid: 5, gid: 6, other: true };
+        let user = ServerUser {
+            uid: 5,
+            gid: 6,
+            other: true,
+        };
         assert!(user.may_enter(0o700, 5, 0));
         assert!(!user.may_enter(0o700, 0, 0));
         assert!(user.may_enter(0o711, 0, 0));
@@ -151,7 +173,11 @@ mod tests {
 
     #[test]
     fn the_closed_directory_is_named() {
-        let user = ServerUser { uid: 5, gid: 6, other: true };
+        let user = ServerUser {
+            uid: 5,
+            gid: 6,
+            other: true,
+        };
         let root = tempfile::tempdir().unwrap();
         let closed = root.path().join("closed");
         create_dir(&closed, 0o700).unwrap();

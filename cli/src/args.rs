@@ -1,0 +1,105 @@
+//! The command line.
+
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+
+use crate::{jobs, local, put, search, sources, up, watch};
+
+const EXIT_CODES: &str = "Exit codes:
+  0  done; for watch and put --watch: everything is embedded
+  1  something failed
+  2  the command line is wrong
+  3  the coordinator, or its database, cannot be reached";
+
+/// Keeps vector embeddings up to date: hands documents to a coordinator, and
+/// shows how far they are.
+#[derive(Debug, Parser)]
+#[command(name = "weir", version, after_help = EXIT_CODES, propagate_version = true)]
+pub(crate) struct Cli {
+    /// What every command understands.
+    #[command(flatten)]
+    pub(crate) global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+impl Cli {
+    /// Reads the command line of this process. Ends the process, with exit
+    /// code 2, when it is wrong.
+    pub(crate) fn from_process() -> Self {
+        let command = local::embed_locally_by_default(Self::command(), &local::runtime_dir());
+        Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+    }
+}
+
+/// What every command understands.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Global {
+    /// The coordinator to talk to.
+    #[arg(
+        long,
+        global = true,
+        env = "WEIR_COORDINATOR",
+        default_value = "http://127.0.0.1:7400",
+        value_name = "URL"
+    )]
+    pub(crate) coordinator: String,
+    /// The namespace of the sources.
+    #[arg(
+        long,
+        short,
+        global = true,
+        env = "WEIR_NAMESPACE",
+        default_value = "default",
+        value_name = "NAME"
+    )]
+    pub(crate) namespace: String,
+    /// Write JSON: one document, or one a line where a command goes on.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// What to log on stderr: a level, or target=level, separated by commas.
+    #[arg(
+        long,
+        global = true,
+        env = "WEIR_LOG",
+        default_value = "warn",
+        value_name = "FILTER"
+    )]
+    pub(crate) log: String,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run all of Weir in this process: Postgres, coordinator and workers.
+    Up(up::UpArgs),
+    /// Put a document: its content replaces the source's.
+    Put(put::PutArgs),
+    /// Show one source, with what is open.
+    Get(sources::GetArgs),
+    /// List the sources.
+    Ls(sources::LsArgs),
+    /// Watch sources until everything is embedded.
+    Watch(watch::WatchArgs),
+    /// List jobs, newest first.
+    Jobs(jobs::JobsArgs),
+    /// Search by meaning.
+    Search(search::SearchArgs),
+    /// Delete a source with its vectors.
+    Rm(sources::RmArgs),
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        let command = local::embed_locally_by_default(Cli::command(), Path::new("/there"));
+        command.debug_assert();
+        let help = Cli::command().render_long_help().to_string();
+        assert!(help.contains("Exit codes"), "{help}");
+    }
+}

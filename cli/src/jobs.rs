@@ -1,0 +1,254 @@
+//! `weir jobs`, and how a job is told in words.
+
+use std::time::SystemTime;
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use weir_proto::v1::{self, JobState};
+
+use crate::{
+    connect::Session,
+    failure::Failure,
+    output::{self, ago, brief, printable, table, until},
+    view,
+};
+
+/// What `weir jobs` understands.
+#[derive(Debug, Args)]
+pub(crate) struct JobsArgs {
+    /// Only the jobs of this source.
+    #[arg(conflicts_with = "all_namespaces")]
+    name: Option<String>,
+    /// Only jobs in these states, separated by commas.
+    #[arg(long, value_delimiter = ',', value_name = "STATE")]
+    state: Vec<State>,
+    /// Most jobs to list.
+    #[arg(long, default_value = "50", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    limit: u32,
+    /// The jobs of every namespace.
+    #[arg(long, short = 'A')]
+    all_namespaces: bool,
+}
+
+/// A job's state, as an argument.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum State {
+    Queued,
+    Running,
+    Succeeded,
+    Failed,
+    Cancelled,
+}
+
+impl From<State> for JobState {
+    fn from(state: State) -> Self {
+        match state {
+            State::Queued => Self::Queued,
+            State::Running => Self::Running,
+            State::Succeeded => Self::Succeeded,
+            State::Failed => Self::Failed,
+            State::Cancelled => Self::Cancelled,
+        }
+    }
+}
+
+/// Lists jobs, newest first.
+pub(crate) async fn jobs(session: &Session, args: JobsArgs) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct Answer {
+        jobs: Vec<view::Job>,
+    }
+
+    let mut client = session.jobs();
+    let namespace = if args.all_namespaces {
+        String::new()
+    } else {
+        session.namespace.clone()
+    };
+    let mut jobs = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let wanted = args.limit as usize - jobs.len();
+        let request = v1::ListJobsRequest {
+            namespace: namespace.clone(),
+            source: args.name.clone().unwrap_or_default(),
+            states: args
+                .state
+                .iter()
+                .map(|state| JobState::from(*state).into())
+                .collect(),
+            page_size: wanted.min(1_000) as i32,
+            page_token,
+        };
+        let page = client.list_jobs(request).await?.into_inner();
+        jobs.extend(page.jobs.into_iter().take(wanted));
+        page_token = page.next_page_token;
+        if page_token.is_empty() || jobs.len() >= args.limit as usize {
+            break;
+        }
+    }
+    if session.json {
+        return Ok(output::json(&Answer {
+            jobs: view::all(&jobs),
+        })?);
+    }
+    if jobs.is_empty() {
+        return Ok(output::line("No jobs.")?);
+    }
+    Ok(output::line(job_table(
+        &jobs,
+        SystemTime::now(),
+        args.all_namespaces,
+    ))?)
+}
+
+/// Jobs as a table; with their namespace before the source where they have
+/// several.
+pub(crate) fn job_table(jobs: &[v1::Job], now: SystemTime, with_namespace: bool) -> String {
+    let row = |job: &v1::Job| {
+        let source = if with_namespace {
+            format!("{}/{}", job.namespace, job.source)
+        } else {
+            job.source.clone()
+        };
+        [
+            job.job_id.to_string(),
+            source,
+            view::state(job.state()).to_owned(),
+            format!(
+                "{}/{}",
+                job.chunks_done + job.chunks_rejected,
+                job.chunks_total
+            ),
+            format!("{}/{}", job.attempt, job.max_attempts),
+            ago(job.create_time, now),
+            note(job, now),
+        ]
+    };
+    let rows: Vec<_> = jobs.iter().map(row).collect();
+    table(
+        [
+            ">JOB", "SOURCE", "STATE", ">CHUNKS", ">TRIES", "QUEUED", "NOTE",
+        ],
+        &rows,
+    )
+}
+
+/// What there is to say about a job beyond its state: who has it, or what went
+/// wrong and when it goes on.
+fn note(job: &v1::Job, now: SystemTime) -> String {
+    match job.state() {
+        JobState::Running if job.last_error.is_empty() => format!("by {}", job.worker_id),
+        JobState::Running => format!("by {}, after: {}", job.worker_id, job.last_error),
+        _ => trouble(job, now).unwrap_or_default(),
+    }
+}
+
+/// What went wrong with a job and when it goes on; nothing when all is well.
+pub(crate) fn trouble(job: &v1::Job, now: SystemTime) -> Option<String> {
+    let error = printable(&job.last_error);
+    let tries = match job.attempt {
+        1 => "1 try".to_owned(),
+        many => format!("{many} tries"),
+    };
+    match job.state() {
+        JobState::Failed => Some(format!("failed after {tries}: {error}")),
+        JobState::Cancelled if error.is_empty() => Some("cancelled".to_owned()),
+        JobState::Cancelled => Some(format!("cancelled: {error}")),
+        JobState::Queued if !error.is_empty() => {
+            let wait = until(job.run_time, now);
+            let next = if wait.is_zero() {
+                "next run as soon as a worker is free".to_owned()
+            } else {
+                format!("next run in {}", brief(wait))
+            };
+            // A released job was handed back without blame.
+            let what = if job.attempt == 0 {
+                "waiting".to_owned()
+            } else {
+                format!("retrying ({tries})")
+            };
+            Some(format!("{what}: {error}, {next}"))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn job(state: JobState, attempt: i32, last_error: &str) -> v1::Job {
+        let mut job = v1::Job {
+            job_id: 7,
+            namespace: "default".into(),
+            source: "shop".into(),
+            worker_id: "w1".into(),
+            attempt,
+            max_attempts: 5,
+            chunks_total: 10,
+            chunks_done: 3,
+            chunks_rejected: 1,
+            last_error: last_error.into(),
+            ..v1::Job::default()
+        };
+        job.set_state(state);
+        job
+    }
+
+    #[test]
+    fn a_waiting_job_says_how_often_why_and_when() {
+        let now = SystemTime::now();
+        let mut waiting = job(JobState::Queued, 3, "503\nfrom the embedder");
+        waiting.run_time = Some((now + Duration::from_secs(12)).into());
+        let text = trouble(&waiting, now).unwrap();
+        assert_eq!(
+            text,
+            "retrying (3 tries): 503 from the embedder, next run in 12 s"
+        );
+
+        waiting.attempt = 1;
+        waiting.run_time = None;
+        let text = trouble(&waiting, now).unwrap();
+        assert!(text.starts_with("retrying (1 try): "), "{text}");
+        assert!(
+            text.ends_with("next run as soon as a worker is free"),
+            "{text}"
+        );
+
+        let released = job(JobState::Queued, 0, "the worker stops");
+        assert!(
+            trouble(&released, now)
+                .unwrap()
+                .starts_with("waiting: the worker stops")
+        );
+    }
+
+    #[test]
+    fn only_trouble_is_told() {
+        let now = SystemTime::now();
+        for state in [JobState::Queued, JobState::Running, JobState::Succeeded] {
+            assert_eq!(trouble(&job(state, 0, ""), now), None);
+        }
+        let failed = trouble(&job(JobState::Failed, 5, "bad"), now);
+        assert_eq!(failed.as_deref(), Some("failed after 5 tries: bad"));
+        let cancelled = trouble(&job(JobState::Cancelled, 0, ""), now);
+        assert_eq!(cancelled.as_deref(), Some("cancelled"));
+    }
+
+    #[test]
+    fn the_table_has_one_line_a_job() {
+        let jobs = [
+            job(JobState::Running, 0, ""),
+            job(JobState::Failed, 5, "bad\nnews"),
+        ];
+        let text = job_table(&jobs, SystemTime::now(), true);
+        assert_eq!(text.lines().count(), 3);
+        assert!(
+            text.contains("default/shop  running    4/10    0/5  -       by w1"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,351 @@
+//! `weir put`.
+
+use std::{
+    io::{self, SeekFrom},
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use tokio::{
+    fs::File,
+    io::{AsyncReadExt as _, AsyncSeekExt as _},
+    sync::{mpsc, oneshot},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use weir_proto::v1::{self, DocumentFormat, import_source_request::Message};
+
+use crate::{
+    connect::Session,
+    document::{guess_format, guess_name},
+    failure::Failure,
+    output::{self, count, printable},
+    view, watch,
+};
+
+/// Files over this size are streamed.
+const STREAM_OVER_BYTES: u64 = 16 << 20;
+/// How much of a streamed file travels in one message.
+const PART_BYTES: usize = 1 << 20;
+/// How much of a file the guess of its format reads.
+const HEAD_BYTES: u64 = 64 << 10;
+/// How many warnings are shown to people.
+const WARNINGS_SHOWN: usize = 10;
+
+/// What `weir put` understands.
+#[derive(Debug, Args)]
+pub(crate) struct PutArgs {
+    /// The document.
+    file: PathBuf,
+    /// The source's name; by default made of the file's.
+    #[arg(long)]
+    name: Option<String>,
+    /// How to read the document; by default told from its name and content.
+    #[arg(long, value_enum, default_value = "auto")]
+    format: Format,
+    /// The model to embed with; by default the source's, or the coordinator's
+    /// for a new source.
+    #[arg(long)]
+    model: Option<String>,
+    /// Jobs of higher priority are claimed first.
+    #[arg(long, default_value = "0", value_parser = clap::value_parser!(i32).range(0..=9))]
+    priority: i32,
+    /// Go on to watch until everything is embedded.
+    #[arg(long)]
+    watch: bool,
+}
+
+/// A document's format, as an argument.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Format {
+    Auto,
+    Openapi,
+    Markdown,
+    Text,
+    Jsonl,
+}
+
+impl Format {
+    fn resolve(self, path: &Path, head: &[u8]) -> DocumentFormat {
+        match self {
+            Self::Auto => guess_format(path, head),
+            Self::Openapi => DocumentFormat::Openapi,
+            Self::Markdown => DocumentFormat::Markdown,
+            Self::Text => DocumentFormat::Text,
+            Self::Jsonl => DocumentFormat::JsonLines,
+        }
+    }
+}
+
+/// Puts a document and tells what that changed.
+pub(crate) async fn put(session: &Session, args: PutArgs) -> Result<(), Failure> {
+    let Some(name) = args.name.or_else(|| guess_name(&args.file)) else {
+        return Err(Failure::Usage(format!(
+            "no name can be made of {}: give one with --name",
+            args.file.display()
+        )));
+    };
+    let unreadable = || format!("cannot read {}", args.file.display());
+    let (mut file, size) = open(&args.file).await.with_context(unreadable)?;
+    let mut head = Vec::new();
+    (&mut file)
+        .take(HEAD_BYTES)
+        .read_to_end(&mut head)
+        .await
+        .with_context(unreadable)?;
+    file.seek(SeekFrom::Start(0))
+        .await
+        .with_context(unreadable)?;
+
+    let open = v1::ImportOpen {
+        namespace: session.namespace.clone(),
+        name: name.clone(),
+        model: args.model.unwrap_or_default(),
+        priority: args.priority,
+        format: args.format.resolve(&args.file, &head).into(),
+        item_id: String::new(),
+    };
+    let answer = if size > STREAM_OVER_BYTES {
+        import(session, open, file)
+            .await
+            .map_err(|failure| match failure {
+                Failure::Other(error) => Failure::Other(error.context(unreadable())),
+                other => other,
+            })?
+    } else {
+        let mut content = Vec::with_capacity(size as usize);
+        file.read_to_end(&mut content)
+            .await
+            .with_context(unreadable)?;
+        put_whole(session, open, content).await?
+    };
+    tell(session, &answer)?;
+    if args.watch {
+        watch::until_settled(session, vec![name]).await
+    } else {
+        Ok(())
+    }
+}
+
+async fn open(path: &Path) -> io::Result<(File, u64)> {
+    let file = File::open(path).await?;
+    let meta = file.metadata().await?;
+    if meta.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    Ok((file, meta.len()))
+}
+
+async fn put_whole(
+    session: &Session,
+    open: v1::ImportOpen,
+    content: Vec<u8>,
+) -> Result<v1::ImportSourceResponse, Failure> {
+    let document = v1::Document {
+        format: open.format,
+        content,
+        item_id: open.item_id,
+    };
+    let request = v1::PutSourceRequest {
+        namespace: open.namespace,
+        name: open.name,
+        model: open.model,
+        content: Some(v1::put_source_request::Content::Document(document)),
+        priority: open.priority,
+    };
+    let answer = session.sources().put_source(request).await?.into_inner();
+    Ok(v1::ImportSourceResponse {
+        source: answer.source,
+        change: answer.change,
+        jobs: answer.jobs,
+        warnings: answer.warnings,
+    })
+}
+
+/// Streams a file. Closing the stream stores what was sent, so when reading
+/// fails the call is cut off instead, and nothing is stored.
+async fn import(
+    session: &Session,
+    open: v1::ImportOpen,
+    mut file: File,
+) -> Result<v1::ImportSourceResponse, Failure> {
+    let (parts, received) = mpsc::channel(2);
+    let (broken, read_error) = oneshot::channel();
+    let reader = async move {
+        let mut next = Ok(Some(Message::Open(open)));
+        loop {
+            match next {
+                Ok(Some(message)) => {
+                    let message = Some(message);
+                    let request = v1::ImportSourceRequest { message };
+                    // Nobody takes it when the call has ended; its outcome says why.
+                    if parts.send(request).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    let _ = broken.send(error);
+                    // Keeps `parts` open until the call is dropped.
+                    return std::future::pending().await;
+                }
+            }
+            next = read_part(&mut file).await;
+        }
+    };
+    let mut client = session.sources();
+    let call = async move {
+        let (answer, ()) =
+            tokio::join!(client.import_source(ReceiverStream::new(received)), reader);
+        answer
+    };
+    tokio::select! {
+        biased;
+        Ok(error) = read_error => Err(error.into()),
+        answer = call => Ok(answer?.into_inner()),
+    }
+}
+
+async fn read_part(file: &mut File) -> io::Result<Option<Message>> {
+    let mut part = Vec::with_capacity(PART_BYTES);
+    file.take(PART_BYTES as u64).read_to_end(&mut part).await?;
+    Ok((!part.is_empty()).then_some(Message::DocumentPart(part)))
+}
+
+fn tell(session: &Session, answer: &v1::ImportSourceResponse) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct Answer {
+        source: view::Source,
+        change: view::Change,
+        jobs: Vec<view::Job>,
+        warnings: Vec<view::Warning>,
+    }
+
+    let source = answer.source.clone().unwrap_or_default();
+    let change = answer.change.unwrap_or_default();
+    if session.json {
+        return Ok(output::json(&Answer {
+            source: (&source).into(),
+            change: (&change).into(),
+            jobs: view::all(&answer.jobs),
+            warnings: view::all(&answer.warnings),
+        })?);
+    }
+    output::line(format!(
+        "{}/{} is at revision {}, for {}: {}.",
+        source.namespace,
+        source.name,
+        source.revision,
+        printable(&source.model),
+        describe(&change, answer.jobs.len())
+    ))?;
+    for line in warn(&answer.warnings) {
+        output::line(line)?;
+    }
+    Ok(())
+}
+
+fn describe(change: &v1::SourceChange, jobs: usize) -> String {
+    let mut parts = vec![count(
+        change.items_added + change.items_changed + change.items_unchanged,
+        "item",
+    )];
+    for (number, what) in [
+        (change.items_added, "new"),
+        (change.items_changed, "changed"),
+        (change.items_deleted, "deleted"),
+    ] {
+        if number > 0 {
+            parts.push(format!("{number} {what}"));
+        }
+    }
+    if parts.len() == 1 {
+        parts.push("none changed".to_owned());
+    }
+    parts.push(match change.chunks_pending {
+        0 => "nothing to embed".to_owned(),
+        pending => format!(
+            "{} to embed in {}",
+            count(pending, "chunk"),
+            count(jobs as i64, "job")
+        ),
+    });
+    if change.jobs_superseded > 0 {
+        parts.push(format!(
+            "{} superseded",
+            count(change.jobs_superseded, "job")
+        ));
+    }
+    parts.join(", ")
+}
+
+fn warn(warnings: &[v1::ContentWarning]) -> Vec<String> {
+    let mut lines: Vec<String> = warnings
+        .iter()
+        .take(WARNINGS_SHOWN)
+        .map(|warning| {
+            format!(
+                "warning: {}: {}",
+                printable(&warning.item_id),
+                printable(&warning.message)
+            )
+        })
+        .collect();
+    if warnings.len() > WARNINGS_SHOWN {
+        lines.push(format!(
+            "… {} warnings in all; --json lists them",
+            warnings.len()
+        ));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_changed_is_told_in_one_line() {
+        let mut change = v1::SourceChange {
+            items_added: 12,
+            items_changed: 3,
+            items_unchanged: 1,
+            chunks_pending: 15,
+            jobs_superseded: 1,
+            ..v1::SourceChange::default()
+        };
+        assert_eq!(
+            describe(&change, 2),
+            "16 items, 12 new, 3 changed, 15 chunks to embed in 2 jobs, 1 job superseded"
+        );
+        change = v1::SourceChange {
+            items_unchanged: 1,
+            ..v1::SourceChange::default()
+        };
+        assert_eq!(
+            describe(&change, 0),
+            "1 item, none changed, nothing to embed"
+        );
+    }
+
+    #[test]
+    fn warnings_are_cut_and_counted() {
+        let warning = v1::ContentWarning {
+            item_id: "a\nb".into(),
+            message: "odd".into(),
+        };
+        assert_eq!(warn(std::slice::from_ref(&warning)), ["warning: a b: odd"]);
+        assert_eq!(warn(&vec![warning.clone(); 10]).len(), 10);
+        let lines = warn(&vec![warning; 25]);
+        assert_eq!(lines.len(), 11);
+        assert!(lines[10].contains("25 warnings"), "{}", lines[10]);
+    }
+
+    #[test]
+    fn a_named_format_beats_the_guess() {
+        let path = Path::new("a.md");
+        assert_eq!(Format::Text.resolve(path, b""), DocumentFormat::Text);
+        assert_eq!(Format::Auto.resolve(path, b""), DocumentFormat::Markdown);
+    }
+}

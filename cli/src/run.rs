@@ -1,0 +1,72 @@
+//! From the command line to its command.
+
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use anyhow::Context as _;
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    args::{Cli, Command},
+    connect::Session,
+    failure::Failure,
+    jobs, put, search, sources, up, watch,
+};
+
+/// Runs the command line of this process and returns its exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::from_process();
+    let outcome = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime.block_on(run(cli)),
+        Err(error) => Err(error.into()),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => report(&failure),
+    }
+}
+
+async fn run(cli: Cli) -> Result<(), Failure> {
+    init_log(&cli.global.log)?;
+    // TLS takes the provider that the process installs first.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let global = &cli.global;
+    let connect = || Session::connect(global);
+    match cli.command {
+        Command::Up(args) => up::up(args).await,
+        Command::Put(args) => put::put(&connect().await?, args).await,
+        Command::Get(args) => sources::get(&connect().await?, args).await,
+        Command::Ls(args) => sources::ls(&connect().await?, args).await,
+        Command::Watch(args) => watch::watch(&connect().await?, args).await,
+        Command::Jobs(args) => jobs::jobs(&connect().await?, args).await,
+        Command::Search(args) => search::search(&connect().await?, args).await,
+        Command::Rm(args) => sources::rm(&connect().await?, args).await,
+    }
+}
+
+/// Tells a failure on stderr and returns its exit code.
+fn report(failure: &Failure) -> ExitCode {
+    if failure.is_broken_pipe() {
+        return ExitCode::SUCCESS;
+    }
+    // There is nobody to tell when stderr is gone.
+    let _ = writeln!(io::stderr().lock(), "weir: {failure}");
+    failure.exit_code()
+}
+
+fn init_log(filter: &str) -> Result<(), Failure> {
+    let filter = EnvFilter::try_new(filter).map_err(|error| {
+        Failure::Usage(format!(
+            "--log (WEIR_LOG) {filter:?} cannot be read: {error}"
+        ))
+    })?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .try_init()
+        .map_err(|error| anyhow::anyhow!(error))
+        .context("cannot start logging")?;
+    Ok(())
+}
