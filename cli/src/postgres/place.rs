@@ -153,7 +153,7 @@ fn create_kept(dir: &Path) -> Result<()> {
         .keep();
     open_to_pass(&real)?;
     symlink(&real, dir).with_context(|| format!("cannot create {}", dir.display()))?;
-    tracing::info!(
+    tracing::warn!(
         data_dir = %dir.display(),
         real_dir = %real.display(),
         "The data is kept where the user that Postgres runs as can reach it."

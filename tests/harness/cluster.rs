@@ -1,0 +1,272 @@
+//! The real processes: started, listened to, and ended by signal.
+
+use std::{
+    env,
+    io::{BufRead as _, BufReader, PipeReader},
+    net::SocketAddr,
+    path::PathBuf,
+    process::{self, ExitStatus, Output, Stdio},
+    thread,
+};
+
+use serde_json::Value;
+use tokio::{process::Child, sync::watch, time};
+use tonic::transport::{Channel, Endpoint};
+use weir_cli::child::{Signal, die_with_parent};
+
+use crate::PATIENCE;
+
+/// The model that coordinators and workers of tests have unless told
+/// otherwise.
+pub const MODEL: &str = "fake";
+
+/// Finds a binary of this workspace, which cargo puts beside the tests.
+pub fn binary(name: &str) -> PathBuf {
+    let test = env::current_exe().expect("a process knows its program");
+    let profile = test
+        .ancestors()
+        .nth(2)
+        .expect("tests are in target/<profile>/deps");
+    let binary = profile.join(name);
+    assert!(
+        binary.is_file(),
+        "{} is missing: run `make test`, which begins with `cargo build --workspace --bins`",
+        binary.display()
+    );
+    binary
+}
+
+/// A running process, whose stderr is kept. It is killed with this value, and
+/// when the thread that started it ends.
+#[derive(Debug)]
+pub struct Process {
+    name: &'static str,
+    child: Child,
+    lines: watch::Receiver<Vec<String>>,
+}
+
+impl Process {
+    /// Starts a binary of this workspace. It inherits no `WEIR_…` variable.
+    pub fn spawn(name: &'static str, args: &[&str], environment: &[(&str, &str)]) -> Self {
+        let (reader, writer) = std::io::pipe().expect("a pipe can be made");
+        let mut command = command(name, args, environment);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(writer);
+        die_with_parent(&mut command, Signal::KILL);
+        let child = tokio::process::Command::from(command)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
+        let (sender, lines) = watch::channel(Vec::new());
+        thread::spawn(move || collect(reader, &sender));
+        Self { name, child, lines }
+    }
+
+    /// The process's id. Panics when it has been waited for.
+    pub fn pid(&self) -> u32 {
+        self.child
+            .id()
+            .unwrap_or_else(|| panic!("{} has ended", self.name))
+    }
+
+    /// Sends a signal. Panics when the process has been waited for.
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.pid())
+            .ok()
+            .and_then(rustix::process::Pid::from_raw);
+        rustix::process::kill_process(pid.expect("a child has an id"), signal)
+            .unwrap_or_else(|error| panic!("cannot signal {}: {error}", self.name));
+    }
+
+    /// Kills the process, as a node that loses power does, and waits until it
+    /// is gone.
+    pub async fn sigkill(&mut self) {
+        self.signal(Signal::KILL);
+        self.wait().await;
+    }
+
+    /// Asks the process to end.
+    pub fn sigterm(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Stops the process where it is; its sockets stay open.
+    pub fn sigstop(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Lets a stopped process go on.
+    pub fn sigcont(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// Waits for the process to end.
+    pub async fn wait(&mut self) -> ExitStatus {
+        let name = self.name;
+        time::timeout(PATIENCE, self.child.wait())
+            .await
+            .unwrap_or_else(|_| panic!("{name} did not end"))
+            .expect("a child can be waited for")
+    }
+
+    /// What it wrote to stderr so far, by line.
+    pub fn log(&self) -> Vec<String> {
+        self.lines.borrow().clone()
+    }
+
+    /// Waits for a line on stderr, from its start on, for which `find` returns
+    /// something, and returns that.
+    pub async fn wait_for_line<T>(&self, find: impl Fn(&str) -> Option<T>) -> T {
+        let mut lines = self.lines.clone();
+        let found = lines.wait_for(|lines| lines.iter().any(|line| find(line).is_some()));
+        let found = match time::timeout(PATIENCE, found).await {
+            Ok(Ok(lines)) => lines.iter().find_map(|line| find(line)),
+            Ok(Err(_)) => panic!("{} ended without the line that was waited for", self.name),
+            Err(elapsed) => panic!(
+                "{} did not write the line that was waited for: {elapsed}",
+                self.name
+            ),
+        };
+        found.expect("the line was found a moment ago")
+    }
+
+    /// Waits for an event in its JSON log with this message.
+    pub async fn wait_for_event(&self, message: &str) -> Value {
+        self.wait_for_line(|line| {
+            let event: Value = serde_json::from_str(line).ok()?;
+            // Fields are flattened or not, as the process likes.
+            let fields = if event["fields"].is_object() {
+                &event["fields"]
+            } else {
+                &event
+            };
+            (fields["message"] == message).then(|| fields.clone())
+        })
+        .await
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let lines = self.lines.borrow();
+            eprintln!(
+                "--- {} said on stderr:\n{}\n---",
+                self.name,
+                lines.join("\n")
+            );
+        }
+    }
+}
+
+fn command(name: &str, args: &[&str], environment: &[(&str, &str)]) -> process::Command {
+    let mut command = process::Command::new(binary(name));
+    for (variable, _) in env::vars_os() {
+        if variable.as_encoded_bytes().starts_with(b"WEIR_") {
+            command.env_remove(variable);
+        }
+    }
+    command.args(args).envs(environment.iter().copied());
+    command
+}
+
+fn collect(reader: PipeReader, lines: &watch::Sender<Vec<String>>) {
+    for line in BufReader::new(reader).split(b'\n') {
+        let Ok(line) = line else { return };
+        let line = String::from_utf8_lossy(&line).into_owned();
+        lines.send_modify(|lines| lines.push(line));
+    }
+}
+
+/// A running coordinator.
+#[derive(Debug)]
+pub struct Coordinator {
+    /// Its process.
+    pub process: Process,
+    address: SocketAddr,
+}
+
+impl Coordinator {
+    /// Starts one on a database and waits until it listens, on a free port of
+    /// this machine. `environment` adds variables and overrides what is set
+    /// here: `WEIR_LISTEN`, `WEIR_MODELS` ([`MODEL`]) and the log's.
+    pub async fn spawn(database_url: &str, environment: &[(&str, &str)]) -> Self {
+        let mut all = vec![
+            ("WEIR_DATABASE_URL", database_url),
+            ("WEIR_LISTEN", "127.0.0.1:0"),
+            ("WEIR_MODELS", MODEL),
+            ("WEIR_LOG_FORMAT", "json"),
+            ("WEIR_LOG", "info"),
+        ];
+        all.extend_from_slice(environment);
+        let process = Process::spawn("weir-coordinator", &[], &all);
+        let event = process.wait_for_event("listening").await;
+        let address = event["address"]
+            .as_str()
+            .and_then(|address| address.parse().ok());
+        let address = address.unwrap_or_else(|| panic!("no address in {event}"));
+        Self { process, address }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// A connection to it, for any of its clients.
+    pub async fn connect(&self) -> Channel {
+        let endpoint = Endpoint::from_shared(self.url()).expect("the URL is ours");
+        endpoint
+            .connect()
+            .await
+            .expect("a coordinator that listens takes connections")
+    }
+}
+
+/// A running worker.
+#[derive(Debug)]
+pub struct Worker {
+    /// Its process.
+    pub process: Process,
+}
+
+impl Worker {
+    /// Starts one for a coordinator and an Ollama-like embedder, given by
+    /// their URLs. `environment` adds variables and overrides what is set
+    /// here, `WEIR_MODEL` ([`MODEL`]) among it.
+    pub fn spawn(coordinator: &str, embedder: &str, environment: &[(&str, &str)]) -> Self {
+        let mut all = vec![
+            ("WEIR_COORDINATOR", coordinator),
+            ("WEIR_EMBEDDER", "ollama"),
+            ("WEIR_EMBEDDER_URL", embedder),
+            ("WEIR_MODEL", MODEL),
+            ("WEIR_LOG_FORMAT", "json"),
+            ("WEIR_LOG", "info"),
+        ];
+        all.extend_from_slice(environment);
+        Self {
+            process: Process::spawn("weir-worker", &[], &all),
+        }
+    }
+}
+
+/// Runs the command `weir` to its end.
+pub async fn weir(coordinator: &str, args: &[&str]) -> Output {
+    let mut command = command("weir", args, &[("WEIR_COORDINATOR", coordinator)]);
+    command.stdin(Stdio::null());
+    die_with_parent(&mut command, Signal::KILL);
+    let run = tokio::process::Command::from(command)
+        .kill_on_drop(true)
+        .output();
+    time::timeout(PATIENCE, run)
+        .await
+        .unwrap_or_else(|_| panic!("weir {args:?} did not end"))
+        .expect("weir can be started")
+}
