@@ -206,8 +206,8 @@ mod tests {
         assert_eq!(progress.figures(now), "5.0 chunks/s  8 s left");
         assert_eq!(progress.position(), (60, 100));
 
-        // A new revision starts afresh.
-        let mut changed = state(10, 0, running());
+        // A new revision starts afresh, even with more of it done.
+        let mut changed = state(70, 0, running());
         changed.source.as_mut().unwrap().revision = 2;
         progress.update(changed, now);
         assert_eq!(progress.figures(now), "");
