@@ -7,13 +7,13 @@ use std::{
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
+use futures::stream;
 use serde::Serialize;
 use tokio::{
     fs::File,
-    io::{AsyncReadExt as _, AsyncSeekExt as _},
-    sync::{mpsc, oneshot},
+    io::{AsyncRead, AsyncReadExt as _, AsyncSeekExt as _},
+    sync::mpsc,
 };
-use tokio_stream::wrappers::ReceiverStream;
 use weir_proto::v1::{self, DocumentFormat, import_source_request::Message};
 
 use crate::{
@@ -163,51 +163,47 @@ async fn put_whole(
     })
 }
 
-/// Streams a file. Closing the stream stores what was sent, so when reading
-/// fails the call is cut off instead, and nothing is stored.
+/// Streams a file. The coordinator stores what it has when the stream is
+/// closed, so that happens only at the end of the file: when reading fails, the
+/// call is cancelled with the stream still open, and nothing is stored.
 async fn import(
     session: &Session,
     open: v1::ImportOpen,
-    mut file: File,
+    mut file: impl AsyncRead + Unpin,
 ) -> Result<v1::ImportSourceResponse, Failure> {
     let (parts, received) = mpsc::channel(2);
-    let (broken, read_error) = oneshot::channel();
     let reader = async move {
-        let mut next = Ok(Some(Message::Open(open)));
+        let mut next = Some(Message::Open(open));
         loop {
-            match next {
-                Ok(Some(message)) => {
-                    let message = Some(message);
-                    let request = v1::ImportSourceRequest { message };
-                    // Nobody takes it when the call has ended; its outcome says why.
-                    if parts.send(request).await.is_err() {
-                        return;
-                    }
-                }
-                Ok(None) => return,
-                Err(error) => {
-                    let _ = broken.send(error);
-                    // Keeps `parts` open until the call is dropped.
-                    return std::future::pending().await;
-                }
+            let last = next.is_none();
+            // Nobody takes it when the call has ended; its outcome says why.
+            if parts.send(next).await.is_err() || last {
+                return Ok(());
             }
-            next = read_part(&mut file).await;
+            next = read_part(&mut file).await?;
         }
     };
+    let requests = stream::unfold(received, |mut received| async {
+        match received.recv().await {
+            Some(Some(message)) => {
+                let message = Some(message);
+                Some((v1::ImportSourceRequest { message }, received))
+            }
+            Some(None) => None,
+            // The reader failed, and the call is about to be cancelled. Until
+            // it is, this must not look like the end.
+            None => std::future::pending().await,
+        }
+    });
     let mut client = session.sources();
-    let call = async move {
-        let (answer, ()) =
-            tokio::join!(client.import_source(ReceiverStream::new(received)), reader);
-        answer
-    };
     tokio::select! {
-        biased;
-        Ok(error) = read_error => Err(error.into()),
-        answer = call => Ok(answer?.into_inner()),
+        Err(error) = reader => Err(io::Error::into(error)),
+        answer = client.import_source(requests) => Ok(answer?.into_inner()),
     }
 }
 
-async fn read_part(file: &mut File) -> io::Result<Option<Message>> {
+/// Reads the next part; nothing at the end of the file.
+async fn read_part(file: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Message>> {
     let mut part = Vec::with_capacity(PART_BYTES);
     file.take(PART_BYTES as u64).read_to_end(&mut part).await?;
     Ok((!part.is_empty()).then_some(Message::DocumentPart(part)))
@@ -302,50 +298,4 @@ fn warn(warnings: &[v1::ContentWarning]) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_changed_is_told_in_one_line() {
-        let mut change = v1::SourceChange {
-            items_added: 12,
-            items_changed: 3,
-            items_unchanged: 1,
-            chunks_pending: 15,
-            jobs_superseded: 1,
-            ..v1::SourceChange::default()
-        };
-        assert_eq!(
-            describe(&change, 2),
-            "16 items, 12 new, 3 changed, 15 chunks to embed in 2 jobs, 1 job superseded"
-        );
-        change = v1::SourceChange {
-            items_unchanged: 1,
-            ..v1::SourceChange::default()
-        };
-        assert_eq!(
-            describe(&change, 0),
-            "1 item, none changed, nothing to embed"
-        );
-    }
-
-    #[test]
-    fn warnings_are_cut_and_counted() {
-        let warning = v1::ContentWarning {
-            item_id: "a\nb".into(),
-            message: "odd".into(),
-        };
-        assert_eq!(warn(std::slice::from_ref(&warning)), ["warning: a b: odd"]);
-        assert_eq!(warn(&vec![warning.clone(); 10]).len(), 10);
-        let lines = warn(&vec![warning; 25]);
-        assert_eq!(lines.len(), 11);
-        assert!(lines[10].contains("25 warnings"), "{}", lines[10]);
-    }
-
-    #[test]
-    fn a_named_format_beats_the_guess() {
-        let path = Path::new("a.md");
-        assert_eq!(Format::Text.resolve(path, b""), DocumentFormat::Text);
-        assert_eq!(Format::Auto.resolve(path, b""), DocumentFormat::Markdown);
-    }
-}
+mod tests;
