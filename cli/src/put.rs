@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::{Args, ValueEnum};
-use futures::stream;
+use futures::{Stream, stream};
 use serde::Serialize;
 use tokio::{
     fs::File,
@@ -183,23 +183,26 @@ async fn import(
             next = read_part(&mut file).await?;
         }
     };
-    let requests = stream::unfold(received, |mut received| async {
-        match received.recv().await {
-            Some(Some(message)) => {
-                let message = Some(message);
-                Some((v1::ImportSourceRequest { message }, received))
-            }
-            Some(None) => None,
-            // The reader failed, and the call is about to be cancelled. Until
-            // it is, this must not look like the end.
-            None => std::future::pending().await,
-        }
-    });
     let mut client = session.sources();
     tokio::select! {
         Err(error) = reader => Err(io::Error::into(error)),
-        answer = client.import_source(requests) => Ok(answer?.into_inner()),
+        answer = client.import_source(until_last(received)) => Ok(answer?.into_inner()),
     }
+}
+
+/// The messages up to the `None` that marks the end. A sender that goes away
+/// without one has failed, and the call is about to be cancelled: until it is,
+/// this must not look like the end.
+fn until_last(
+    received: mpsc::Receiver<Option<Message>>,
+) -> impl Stream<Item = v1::ImportSourceRequest> + Send + 'static {
+    stream::unfold(received, |mut received| async {
+        let Some(next) = received.recv().await else {
+            return std::future::pending().await;
+        };
+        let message = Some(next?);
+        Some((v1::ImportSourceRequest { message }, received))
+    })
 }
 
 /// Reads the next part; nothing at the end of the file.

@@ -1,6 +1,6 @@
 //! The harness itself: tests that lean on it must be able to trust it.
 
-use std::{io::Read as _, time::Duration};
+use std::io::Read as _;
 
 use serde_json::{Value, json};
 use weir_tests::{
@@ -83,7 +83,6 @@ async fn it_is_as_rude_as_it_is_told() {
 #[tokio::test]
 async fn the_gate_holds_calls_that_have_started() {
     let embedder = FakeEmbedder::start().await;
-    embedder.set_delay(Duration::from_millis(1), Duration::from_millis(1));
     embedder.close_gate();
     let mut call = Box::pin(embed(&embedder, &["a"]));
     tokio::select! {

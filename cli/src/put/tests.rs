@@ -1,6 +1,6 @@
 use std::sync::Mutex;
 
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use tokio::{net::TcpListener, sync::oneshot};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::io::StreamReader;
@@ -187,4 +187,24 @@ async fn a_file_that_breaks_off_is_not_stored() {
     .await;
     assert!(answer.unwrap_err().to_string().contains("the disk is gone"));
     assert_eq!(stored, None);
+}
+
+#[test]
+fn only_the_mark_ends_the_messages() {
+    let (sender, received) = mpsc::channel(2);
+    let mut messages = Box::pin(until_last(received));
+    sender
+        .try_send(Some(Message::DocumentPart(vec![1])))
+        .unwrap();
+    assert!(messages.next().now_or_never().flatten().is_some());
+    drop(sender);
+    assert!(
+        messages.next().now_or_never().is_none(),
+        "it ended without the mark"
+    );
+
+    let (sender, received) = mpsc::channel(2);
+    let mut messages = Box::pin(until_last(received));
+    sender.try_send(None).unwrap();
+    assert_eq!(messages.next().now_or_never(), Some(None));
 }
