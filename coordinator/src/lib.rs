@@ -1,1 +1,5 @@
-//! The coordinator.
+//! The coordinator of Weir: owns the queue in Postgres and every lease.
+
+pub mod config;
+pub mod job;
+pub mod store;

@@ -5,8 +5,9 @@ pub mod limits;
 
 /// Package `weir.v1`. The `.proto` files document every message and field.
 #[expect(
-    missing_docs,
+    unused_qualifications,
     clippy::pedantic,
+    clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
     reason = "generated code"
 )]

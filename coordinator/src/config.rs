@@ -1,0 +1,252 @@
+//! The coordinator's settings: flags and environment variables, validated once.
+
+use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::job::{
+    chunk::{Chunker, ChunkerError},
+    retry::RetryPolicy,
+};
+
+/// The coordinator of Weir: owns the queue in Postgres and every lease.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "weir-coordinator", version)]
+pub struct Config {
+    /// What to do; serves when left out.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The database.
+    #[command(flatten)]
+    pub database: DatabaseConfig,
+    /// What the servers are told.
+    #[command(flatten)]
+    pub serve: ServeConfig,
+    /// What is logged, and how.
+    #[command(flatten)]
+    pub log: LogConfig,
+}
+
+/// What the program is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Serve gRPC until told to stop (the default).
+    Serve,
+    /// Bring the database up to this version's schema, and exit.
+    Migrate,
+}
+
+/// Which database, and how many connections to it.
+#[derive(Debug, Clone, Args)]
+pub struct DatabaseConfig {
+    /// The Postgres to keep everything in, as postgres://user:password@host/database. Connect
+    /// directly or through a session pooler: a transaction pooler cannot carry LISTEN.
+    #[arg(long, env = "WEIR_DATABASE_URL", hide_env_values = true, global = true)]
+    pub database_url: Option<String>,
+    /// Most connections to the database, besides the one that listens for wake-ups.
+    #[arg(long, env = "WEIR_DATABASE_CONNECTIONS", default_value = "16", global = true)]
+    pub database_connections: NonZeroU32,
+    /// How long a call waits for a free connection before it answers UNAVAILABLE.
+    #[arg(long, env = "WEIR_DATABASE_TIMEOUT", default_value = "5s", value_parser = positive_duration, global = true)]
+    pub database_timeout: Duration,
+}
+
+/// How the coordinator serves.
+#[derive(Debug, Clone, Args)]
+pub struct ServeConfig {
+    /// Address to serve gRPC and HTTP on. Port 0 takes any free one.
+    #[arg(long, env = "WEIR_LISTEN", default_value = "127.0.0.1:7400")]
+    pub listen: SocketAddr,
+    /// The embedding models that sources may use, separated by commas; the first is the default.
+    #[arg(long, env = "WEIR_MODELS", value_delimiter = ',')]
+    pub models: Vec<String>,
+    /// Whether serving begins with bringing the database up to date.
+    #[arg(long, env = "WEIR_MIGRATE", default_value = "true", action = clap::ArgAction::Set)]
+    pub migrate: bool,
+    /// How long a lease lasts from each renewal. Longer than the embedder ever takes for a batch.
+    #[arg(long, env = "WEIR_LEASE_DURATION", default_value = "10m", value_parser = positive_duration)]
+    pub lease_duration: Duration,
+    /// How long a job may hold its lease without persisting anything.
+    #[arg(long, env = "WEIR_PROGRESS_DEADLINE", default_value = "1h", value_parser = positive_duration)]
+    pub progress_deadline: Duration,
+    /// Tries after which a job fails.
+    #[arg(long, env = "WEIR_MAX_ATTEMPTS", default_value = "5", value_parser = clap::value_parser!(i16).range(1..=1000))]
+    pub max_attempts: i16,
+    /// Longest wait after the first failed try; doubles with each.
+    #[arg(long, env = "WEIR_BACKOFF_BASE", default_value = "5s", value_parser = positive_duration)]
+    pub backoff_base: Duration,
+    /// No wait between tries is longer than this.
+    #[arg(long, env = "WEIR_BACKOFF_CAP", default_value = "15m", value_parser = positive_duration)]
+    pub backoff_cap: Duration,
+    /// Longest chunk, in characters; longer texts are split.
+    #[arg(long, env = "WEIR_CHUNK_SIZE", default_value = "1000")]
+    pub chunk_size: usize,
+    /// Characters that neighbouring chunks of a text share.
+    #[arg(long, env = "WEIR_CHUNK_OVERLAP", default_value = "100")]
+    pub chunk_overlap: usize,
+    /// Most pending chunks in one job; a source with more is cut into several.
+    #[arg(long, env = "WEIR_MAX_CHUNKS_PER_JOB", default_value = "1000", value_parser = clap::value_parser!(i32).range(1..=1_000_000))]
+    pub max_chunks_per_job: i32,
+    /// Most chunks in one batch, whatever a worker asks for.
+    #[arg(long, env = "WEIR_MAX_BATCH_SIZE", default_value = "256", value_parser = clap::value_parser!(i32).range(1..=10_000))]
+    pub max_batch_size: i32,
+    /// How often the database is asked for due and expired jobs, should a wake-up be missed.
+    #[arg(long, env = "WEIR_POLL_INTERVAL", default_value = "1s", value_parser = positive_duration)]
+    pub poll_interval: Duration,
+    /// How long calls under way may take to end after a signal to stop.
+    #[arg(long, env = "WEIR_DRAIN_TIMEOUT", default_value = "10s", value_parser = positive_duration)]
+    pub drain_timeout: Duration,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone, Args)]
+pub struct LogConfig {
+    /// What to log, as tracing directives: a level, or target=level, separated by commas.
+    #[arg(long, env = "WEIR_LOG", default_value = "info", global = true)]
+    pub log: String,
+    /// How to log.
+    #[arg(long, env = "WEIR_LOG_FORMAT", default_value = "human", global = true)]
+    pub log_format: LogFormat,
+}
+
+/// How lines of the log look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A setting that cannot be served with.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// No database was named.
+    #[error(
+        "--database-url (WEIR_DATABASE_URL) is not set: give the Postgres to keep the queue in, \
+         as postgres://user:password@host/database"
+    )]
+    NoDatabase,
+    /// No model was named.
+    #[error(
+        "--models (WEIR_MODELS) is not set: name the embedding models that sources may use, \
+         separated by commas; the first is the default"
+    )]
+    NoModels,
+    /// A model's name is blank, too long or there twice.
+    #[error("--models (WEIR_MODELS): {0}")]
+    BadModel(String),
+    /// The chunker cannot work with its settings.
+    #[error(transparent)]
+    Chunker(#[from] ChunkerError),
+    /// The backoff's cap is below its base.
+    #[error("--backoff-cap (WEIR_BACKOFF_CAP) must not be shorter than --backoff-base (WEIR_BACKOFF_BASE)")]
+    BackoffCap,
+}
+
+impl DatabaseConfig {
+    /// The URL, which every subcommand needs.
+    pub fn url(&self) -> Result<&str, ConfigError> {
+        self.database_url.as_deref().ok_or(ConfigError::NoDatabase)
+    }
+}
+
+impl ServeConfig {
+    /// Checks what the flags' own types cannot, and builds the chunker.
+    pub fn validate(&self) -> Result<Chunker, ConfigError> {
+        if self.models.is_empty() {
+            return Err(ConfigError::NoModels);
+        }
+        for (index, model) in self.models.iter().enumerate() {
+            if model.trim() != model || model.is_empty() {
+                return Err(ConfigError::BadModel(format!(
+                    "entry {} is blank or has white space around it",
+                    index + 1
+                )));
+            }
+            if model.chars().count() > weir_proto::limits::MAX_MODEL_CHARS {
+                return Err(ConfigError::BadModel(format!(
+                    "entry {} is longer than {} characters",
+                    index + 1,
+                    weir_proto::limits::MAX_MODEL_CHARS
+                )));
+            }
+            if self.models[..index].contains(model) {
+                return Err(ConfigError::BadModel(format!("{model:?} is named twice")));
+            }
+        }
+        if self.backoff_cap < self.backoff_base {
+            return Err(ConfigError::BackoffCap);
+        }
+        Ok(Chunker::new(self.chunk_size, self.chunk_overlap)?)
+    }
+
+    /// How failed tries are retried.
+    pub fn retry_policy(&self) -> RetryPolicy {
+        RetryPolicy {
+            max_attempts: self.max_attempts,
+            backoff_base: self.backoff_base,
+            backoff_cap: self.backoff_cap,
+        }
+    }
+}
+
+/// Reads a duration such as "10m" or "1h 30m" that is more than nothing.
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if duration.is_zero() {
+        return Err("must be more than zero".to_owned());
+    }
+    if duration > Duration::from_secs(366 * 24 * 3600) {
+        return Err("must be at most a year".to_owned());
+    }
+    Ok(duration)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Config, clap::Error> {
+        Config::try_parse_from([&["weir-coordinator"], args].concat())
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_documentation() {
+        let config = parse(&["--models", "m"]).unwrap();
+        config.serve.validate().unwrap();
+        assert_eq!(config.serve.lease_duration, Duration::from_secs(600));
+        assert_eq!(config.serve.retry_policy(), RetryPolicy::default());
+        assert_eq!(config.serve.max_chunks_per_job, 1000);
+        assert!(config.serve.migrate);
+    }
+
+    #[test]
+    fn bad_settings_are_refused_by_name() {
+        for (args, setting) in [
+            (&["--lease-duration", "0s"][..], "--lease-duration"),
+            (&["--lease-duration", "soon"], "--lease-duration"),
+            (&["--max-attempts", "0"], "--max-attempts"),
+            (&["--max-batch-size", "0"], "--max-batch-size"),
+            (&["--listen", "here"], "--listen"),
+            (&["--log-format", "xml"], "--log-format"),
+            (&["--database-connections", "0"], "--database-connections"),
+        ] {
+            let error = parse(args).unwrap_err().to_string();
+            assert!(error.contains(setting), "{args:?}: {error}");
+        }
+        for (args, setting) in [
+            (&[][..], "--models"),
+            (&["--models", "a,,b"], "--models"),
+            (&["--models", "a,a"], "--models"),
+            (&["--models", "a", "--chunk-size", "0"], "chunk_size"),
+            (&["--models", "a", "--chunk-overlap", "1000"], "chunk_overlap"),
+            (&["--models", "a", "--backoff-cap", "1s"], "--backoff-cap"),
+        ] {
+            let error = parse(args).unwrap().serve.validate().err().unwrap();
+            assert!(error.to_string().contains(setting), "{args:?}: {error}");
+        }
+        let error = parse(&[]).unwrap().database.url().unwrap_err();
+        assert!(error.to_string().contains("WEIR_DATABASE_URL"));
+    }
+}

@@ -1,0 +1,7 @@
+//! The pure rules of jobs: states, retries, planning. No runtime, no database,
+//! no wire; time and randomness come in as arguments.
+
+pub mod chunk;
+pub mod plan;
+pub mod retry;
+pub mod state;

@@ -1,0 +1,372 @@
+//! Planning: what a write changes, and how the pending chunks are cut into
+//! jobs and batches.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use weir_proto::limits::MAX_ITEM_ID_BYTES;
+
+use super::chunk::Chunk;
+
+/// SHA-256 of a chunk's text.
+pub type TextHash = [u8; 32];
+
+/// A span of item ids in bytewise order, both ends included.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ItemRange {
+    /// The first item.
+    pub first: String,
+    /// The last item, not before the first.
+    pub last: String,
+}
+
+impl ItemRange {
+    /// The range of one item.
+    pub fn one(item_id: &str) -> Self {
+        Self {
+            first: item_id.to_owned(),
+            last: item_id.to_owned(),
+        }
+    }
+
+    /// The range of every item there can be: no id is longer than
+    /// [`MAX_ITEM_ID_BYTES`], and no character sorts behind U+10FFFF.
+    pub fn everything() -> Self {
+        Self {
+            first: String::new(),
+            last: "\u{10FFFF}".repeat(MAX_ITEM_ID_BYTES / 4 + 1),
+        }
+    }
+}
+
+/// Sorts ranges and joins those that overlap, so that no item is in two.
+pub fn merge_ranges(mut ranges: Vec<ItemRange>) -> Vec<ItemRange> {
+    ranges.sort();
+    ranges.dedup_by(|next, kept| {
+        let overlap = next.first <= kept.last;
+        if overlap && next.last > kept.last {
+            kept.last = std::mem::take(&mut next.last);
+        }
+        overlap
+    });
+    ranges
+}
+
+/// A job to queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlannedJob {
+    /// The items it covers.
+    pub range: ItemRange,
+    /// The pending chunks in that range.
+    pub chunks: i32,
+}
+
+/// Cuts pending items into jobs as they come, in order of item id.
+///
+/// A job ends before the item that would take it over `max_chunks`; an item
+/// that alone has more is a job of its own, for an item is never divided.
+#[derive(Debug)]
+pub struct JobCutter {
+    max_chunks: i32,
+    jobs: Vec<PlannedJob>,
+}
+
+impl JobCutter {
+    /// Cuts jobs of up to `max_chunks` chunks.
+    pub fn new(max_chunks: i32) -> Self {
+        Self {
+            max_chunks,
+            jobs: Vec::new(),
+        }
+    }
+
+    /// Takes the next item, which has `pending` (> 0) chunks to embed.
+    pub fn push(&mut self, item_id: String, pending: i32) {
+        match self.jobs.last_mut() {
+            Some(job) if job.chunks.saturating_add(pending) <= self.max_chunks => {
+                job.chunks += pending;
+                job.range.last = item_id;
+            }
+            _ => self.jobs.push(PlannedJob {
+                range: ItemRange {
+                    first: item_id.clone(),
+                    last: item_id,
+                },
+                chunks: pending,
+            }),
+        }
+    }
+
+    /// The jobs, in order, no two overlapping.
+    pub fn finish(self) -> Vec<PlannedJob> {
+        self.jobs
+    }
+}
+
+/// An item of new content, split into its chunks.
+#[derive(Debug, Clone)]
+pub struct PlannedItem {
+    /// The item's id.
+    pub item_id: String,
+    /// What the client wants back, as JSON text.
+    pub metadata: Option<String>,
+    /// Its chunks, by index.
+    pub chunks: Vec<Chunk>,
+}
+
+/// Which of an item's chunks differ from what is stored.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct ItemDiff {
+    /// Indexes whose text is new or other than the stored one.
+    pub changed: Vec<usize>,
+    /// Of these, how many are new indexes.
+    pub added: usize,
+    /// Stored chunks from this index on are gone; `None` when all remain.
+    pub removed_from: Option<usize>,
+    /// How many stored chunks are gone.
+    pub removed: usize,
+}
+
+/// Compares an item's chunks with the hashes stored for it, by index.
+pub fn diff_item(chunks: &[Chunk], stored: &BTreeMap<usize, TextHash>) -> ItemDiff {
+    let changed: Vec<usize> = (0..chunks.len())
+        .filter(|index| stored.get(index) != Some(&chunks[*index].text_hash))
+        .collect();
+    let added = changed
+        .iter()
+        .filter(|index| !stored.contains_key(index))
+        .count();
+    let removed = stored.range(chunks.len()..).count();
+    ItemDiff {
+        changed,
+        added,
+        removed_from: (removed > 0).then_some(chunks.len()),
+        removed,
+    }
+}
+
+/// The ranges that cover the changed ones among `ids`, which are in order:
+/// neighbours in `ids` share a range where `dense` says that nothing of the
+/// source lies between them.
+pub fn changed_ranges(ids: &[&str], changed: &HashSet<&str>, dense: bool) -> Vec<ItemRange> {
+    let mut ranges: Vec<ItemRange> = Vec::new();
+    let mut adjoining = false;
+    for id in ids {
+        if changed.contains(id) {
+            match ranges.last_mut() {
+                Some(range) if adjoining && dense => (*id).clone_into(&mut range.last),
+                _ => ranges.push(ItemRange::one(id)),
+            }
+            adjoining = true;
+        } else {
+            adjoining = false;
+        }
+    }
+    ranges
+}
+
+/// A pending chunk without its text.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PendingChunk {
+    /// The item.
+    pub item_id: String,
+    /// The place in the item.
+    pub chunk_index: i32,
+    /// Length of the text in bytes.
+    pub text_bytes: i32,
+}
+
+/// How many of `pending` go into the next batch: at most `max_chunks`, and at
+/// most `max_bytes` of text, but always one.
+pub fn next_batch_len<'a>(
+    pending: impl IntoIterator<Item = &'a PendingChunk>,
+    max_chunks: usize,
+    max_bytes: usize,
+) -> usize {
+    let mut bytes = 0_usize;
+    pending
+        .into_iter()
+        .take(max_chunks)
+        .enumerate()
+        .take_while(|(index, chunk)| {
+            bytes += chunk.text_bytes.unsigned_abs() as usize;
+            *index == 0 || bytes <= max_bytes
+        })
+        .count()
+}
+
+/// Sorts items by id, as every plan wants them; fails with an id that occurs
+/// twice.
+pub fn sort_items(items: &mut [PlannedItem]) -> Result<(), String> {
+    items.sort_by(|a, b| a.item_id.cmp(&b.item_id));
+    match items
+        .windows(2)
+        .find(|pair| pair[0].item_id == pair[1].item_id)
+    {
+        Some(pair) => Err(pair[0].item_id.clone()),
+        None => Ok(()),
+    }
+}
+
+/// Stored hashes of some items, by item and index.
+pub type StoredHashes = HashMap<String, BTreeMap<usize, TextHash>>;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn chunk(text: &str) -> Chunk {
+        Chunk::new(text.to_owned())
+    }
+
+    fn range(first: &str, last: &str) -> ItemRange {
+        ItemRange {
+            first: first.to_owned(),
+            last: last.to_owned(),
+        }
+    }
+
+    #[test]
+    fn the_same_chunks_differ_in_nothing() {
+        let chunks = [chunk("one"), chunk("two")];
+        let stored = BTreeMap::from([(0, chunks[0].text_hash), (1, chunks[1].text_hash)]);
+        assert_eq!(diff_item(&chunks, &stored), ItemDiff::default());
+    }
+
+    #[test]
+    fn a_diff_tells_changed_added_and_removed() {
+        let stored = BTreeMap::from([
+            (0, chunk("one").text_hash),
+            (1, chunk("two").text_hash),
+            (2, chunk("three").text_hash),
+        ]);
+        assert_eq!(
+            diff_item(&[chunk("one"), chunk("zwei")], &stored),
+            ItemDiff {
+                changed: vec![1],
+                added: 0,
+                removed_from: Some(2),
+                removed: 1
+            }
+        );
+        assert_eq!(
+            diff_item(&[chunk("one")], &BTreeMap::new()),
+            ItemDiff {
+                changed: vec![0],
+                added: 1,
+                removed_from: None,
+                removed: 0
+            }
+        );
+    }
+
+    #[test]
+    fn neighbours_share_a_range_only_where_nothing_lies_between() {
+        let ids = ["a", "b", "c", "d"];
+        let changed = HashSet::from(["a", "b", "d"]);
+        assert_eq!(
+            changed_ranges(&ids, &changed, true),
+            [range("a", "b"), range("d", "d")]
+        );
+        assert_eq!(
+            changed_ranges(&ids, &changed, false),
+            [range("a", "a"), range("b", "b"), range("d", "d")]
+        );
+    }
+
+    #[test]
+    fn an_item_over_the_limit_is_a_job_of_its_own() {
+        let mut cutter = JobCutter::new(10);
+        for (id, pending) in [("a", 4), ("b", 6), ("c", 25), ("d", 1)] {
+            cutter.push(id.to_owned(), pending);
+        }
+        let jobs: Vec<_> = cutter
+            .finish()
+            .into_iter()
+            .map(|job| (job.range, job.chunks))
+            .collect();
+        assert_eq!(
+            jobs,
+            [(range("a", "b"), 10), (range("c", "c"), 25), (range("d", "d"), 1)]
+        );
+    }
+
+    fn ids() -> impl Strategy<Value = String> {
+        "[a-f]{1,3}"
+    }
+
+    proptest! {
+        #[test]
+        fn merged_ranges_cover_the_same_items_once(
+            pairs in prop::collection::vec((ids(), ids()), 0..20), probe in ids()
+        ) {
+            let ranges: Vec<ItemRange> = pairs
+                .into_iter()
+                .map(|(a, b)| if a <= b { range(&a, &b) } else { range(&b, &a) })
+                .collect();
+            let covers = |ranges: &[ItemRange]| {
+                ranges.iter().filter(|r| r.first <= probe && probe <= r.last).count()
+            };
+            let merged = merge_ranges(ranges.clone());
+            prop_assert_eq!(covers(&merged), usize::from(covers(&ranges) > 0));
+            prop_assert!(merged.windows(2).all(|pair| pair[0].last < pair[1].first));
+        }
+
+        #[test]
+        fn cut_jobs_cover_every_item_once_in_order(
+            counts in prop::collection::vec(1..40_i32, 0..60), max in 1..50_i32
+        ) {
+            let mut cutter = JobCutter::new(max);
+            for (index, count) in counts.iter().enumerate() {
+                cutter.push(format!("{index:04}"), *count);
+            }
+            let jobs = cutter.finish();
+            prop_assert_eq!(jobs.iter().map(|job| job.chunks).sum::<i32>(), counts.iter().sum::<i32>());
+            prop_assert!(jobs.windows(2).all(|pair| pair[0].range.last < pair[1].range.first));
+            for job in &jobs {
+                prop_assert!(job.chunks <= max || job.range.first == job.range.last);
+            }
+            // No two neighbours would have fitted into one.
+            prop_assert!(jobs.windows(2).all(|pair| {
+                let first = pair[1].range.first.parse::<usize>().map_or(0, |index| counts[index]);
+                pair[0].chunks + first > max
+            }));
+        }
+
+        #[test]
+        fn a_batch_keeps_both_bounds_but_is_never_empty(
+            lengths in prop::collection::vec(0..500_i32, 1..50), max_chunks in 1..20_usize, max_bytes in 1..2000_usize
+        ) {
+            let pending: Vec<PendingChunk> = lengths
+                .iter()
+                .map(|length| PendingChunk { item_id: "i".to_owned(), chunk_index: 0, text_bytes: *length })
+                .collect();
+            let len = next_batch_len(&pending, max_chunks, max_bytes);
+            prop_assert!((1..=max_chunks).contains(&len));
+            let bytes: i32 = lengths[..len].iter().sum();
+            prop_assert!(len == 1 || bytes as usize <= max_bytes);
+        }
+
+        #[test]
+        fn a_diff_applied_gives_the_new_chunks(
+            old in prop::collection::vec("[a-c]{1,2}", 0..6), new in prop::collection::vec("[a-c]{1,2}", 0..6)
+        ) {
+            let stored: BTreeMap<usize, TextHash> =
+                old.iter().enumerate().map(|(index, text)| (index, chunk(text).text_hash)).collect();
+            let chunks: Vec<Chunk> = new.iter().map(|text| chunk(text)).collect();
+            let diff = diff_item(&chunks, &stored);
+            let mut applied = stored.clone();
+            if let Some(from) = diff.removed_from {
+                applied.retain(|index, _| *index < from);
+            }
+            for index in &diff.changed {
+                applied.insert(*index, chunks[*index].text_hash);
+            }
+            let wanted: BTreeMap<usize, TextHash> =
+                chunks.iter().enumerate().map(|(index, chunk)| (index, chunk.text_hash)).collect();
+            prop_assert_eq!(&applied, &wanted);
+            prop_assert_eq!(stored.len() + diff.added - diff.removed, wanted.len());
+        }
+    }
+}

@@ -1,0 +1,512 @@
+//! Writing content: the diff against what is stored, and the jobs that embed
+//! the difference, in one transaction.
+
+use std::collections::HashSet;
+
+use sqlx::{Postgres, Transaction};
+
+use super::{
+    CHANGE_CHANNEL, QUEUE_CHANNEL, Store, StoreError,
+    rows::SourceKey,
+    sources::{
+        LockedSource, SourceState, UnsettledJob, cancel_open_jobs, lock_source,
+        lock_unsettled_jobs, notify, source_in,
+    },
+};
+use crate::job::{
+    plan::{
+        ItemRange, JobCutter, PlannedItem, PlannedJob, StoredHashes, TextHash, changed_ranges,
+        diff_item, merge_ranges,
+    },
+    state::{RevokeReason, Trigger},
+};
+
+/// Items that are compared and written by one set of statements.
+pub(super) const PAGE_ITEMS: usize = 1_000;
+
+/// What a write is about, besides its content.
+#[derive(Debug, Clone)]
+pub struct SourceWrite {
+    /// The source.
+    pub key: SourceKey,
+    /// The model wanted; `None` keeps that of an existing source.
+    pub model: Option<String>,
+    /// The model of a new source where `model` is `None`.
+    pub default_model: String,
+    /// Priority of the jobs it queues.
+    pub priority: i16,
+    /// Most pending chunks in one of these.
+    pub max_chunks_per_job: i32,
+    /// W3C trace context of the caller.
+    pub traceparent: Option<String>,
+}
+
+/// What a write changed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Items that are new.
+    pub items_added: i64,
+    /// Items whose text or metadata changed.
+    pub items_changed: i64,
+    /// Items gone.
+    pub items_deleted: i64,
+    /// Items that were there already, the same.
+    pub items_unchanged: i64,
+    /// Open jobs ended because the content changed under them.
+    pub jobs_superseded: i64,
+}
+
+/// A write that is done: what it changed, and how the source stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Written {
+    /// What changed.
+    pub change: Change,
+    /// The source now.
+    pub state: SourceState,
+}
+
+impl Store {
+    /// Replaces the whole content of a source, creating it if it is new.
+    /// `items` are in order of id, each once.
+    pub async fn put_source(
+        &self,
+        write: &SourceWrite,
+        items: &[PlannedItem],
+    ) -> Result<Written, StoreError> {
+        let mut content = ContentWrite::begin(self, write, true).await?;
+        let mut after: Option<&str> = None;
+        for page in items.chunks(PAGE_ITEMS) {
+            let upto = page.last().map(|item| item.item_id.as_str());
+            content.delete_between(after, upto, page).await?;
+            content.write_items(page, true).await?;
+            after = upto;
+        }
+        content.delete_between(after, None, &[]).await?;
+        content.finish().await
+    }
+
+    /// Changes some items of an existing source. `upsert` is in order of id,
+    /// each once, and none of them is in `delete`.
+    pub async fn patch_source(
+        &self,
+        write: &SourceWrite,
+        upsert: &[PlannedItem],
+        delete: &[String],
+    ) -> Result<Written, StoreError> {
+        let mut content = ContentWrite::begin(self, write, false).await?;
+        content.delete_items(delete).await?;
+        for page in upsert.chunks(PAGE_ITEMS) {
+            content.write_items(page, false).await?;
+        }
+        content.finish().await
+    }
+}
+
+/// One write of a source's content, from the locks it takes to its commit.
+pub(super) struct ContentWrite<'a> {
+    tx: Transaction<'static, Postgres>,
+    write: &'a SourceWrite,
+    source: LockedSource,
+    unsettled: Vec<UnsettledJob>,
+    change: Change,
+    /// Chunks added less chunks gone.
+    chunks_delta: i64,
+    /// Whether any chunk is not what it was.
+    chunks_touched: bool,
+    /// Where chunks may be pending that no open job covers.
+    dirty: Vec<ItemRange>,
+}
+
+impl<'a> ContentWrite<'a> {
+    /// Takes the locks of the source and of its unsettled jobs. Creates the
+    /// source where `create` says so; otherwise it must be there.
+    pub(super) async fn begin(
+        store: &Store,
+        write: &'a SourceWrite,
+        create: bool,
+    ) -> Result<Self, StoreError> {
+        let mut tx = store.pool.begin().await?;
+        if create {
+            sqlx::query(
+                "-- store::content::begin
+                 INSERT INTO weir.sources (namespace, name, model)
+                 SELECT $1, $2, $3
+                 WHERE NOT EXISTS (SELECT FROM weir.sources WHERE namespace = $1 AND name = $2)
+                 ON CONFLICT (namespace, name) DO NOTHING",
+            )
+            .bind(&write.key.namespace)
+            .bind(&write.key.name)
+            .bind(write.model.as_ref().unwrap_or(&write.default_model))
+            .execute(&mut *tx)
+            .await?;
+        }
+        let source = lock_source(&mut tx, &write.key)
+            .await?
+            .ok_or_else(|| write.key.not_found())?;
+        let unsettled = lock_unsettled_jobs(&mut tx, source.id).await?;
+        Ok(Self {
+            tx,
+            write,
+            source,
+            unsettled,
+            change: Change::default(),
+            chunks_delta: 0,
+            chunks_touched: false,
+            dirty: Vec::new(),
+        })
+    }
+
+    /// The open transaction, for reading staged content.
+    pub(super) fn transaction(&mut self) -> &mut Transaction<'static, Postgres> {
+        &mut self.tx
+    }
+
+    /// Deletes the items after `after`, up to and with `upto`, that are not in
+    /// `keep`; an open end is the end of the source.
+    pub(super) async fn delete_between(
+        &mut self,
+        after: Option<&str>,
+        upto: Option<&str>,
+        keep: &[PlannedItem],
+    ) -> Result<(), StoreError> {
+        let keep: Vec<&str> = keep.iter().map(|item| item.item_id.as_str()).collect();
+        let gone = sqlx::query_as(
+            "-- store::content::delete_between
+             WITH items AS (
+                 DELETE FROM weir.items
+                 WHERE source_id = $1 AND ($2::text IS NULL OR item_id > $2) AND ($3::text IS NULL OR item_id <= $3)
+                   AND item_id <> ALL($4)
+                 RETURNING item_id
+             ), chunks AS (
+                 DELETE FROM weir.chunks c USING items i WHERE c.source_id = $1 AND c.item_id = i.item_id RETURNING 1
+             ), embeddings AS (
+                 DELETE FROM weir.embeddings e USING items i WHERE e.source_id = $1 AND e.item_id = i.item_id
+             ), rejections AS (
+                 DELETE FROM weir.rejections r USING items i WHERE r.source_id = $1 AND r.item_id = i.item_id
+             )
+             SELECT (SELECT count(*) FROM items), (SELECT count(*) FROM chunks)",
+        )
+        .bind(self.source.id)
+        .bind(after)
+        .bind(upto)
+        .bind(&keep)
+        .fetch_one(&mut *self.tx)
+        .await?;
+        self.count_deleted(gone);
+        Ok(())
+    }
+
+    /// Deletes these items, where the source has them.
+    async fn delete_items(&mut self, item_ids: &[String]) -> Result<(), StoreError> {
+        let gone = sqlx::query_as(
+            "-- store::content::delete_items
+             WITH items AS (
+                 DELETE FROM weir.items WHERE source_id = $1 AND item_id = ANY($2) RETURNING item_id
+             ), chunks AS (
+                 DELETE FROM weir.chunks c USING items i WHERE c.source_id = $1 AND c.item_id = i.item_id RETURNING 1
+             ), embeddings AS (
+                 DELETE FROM weir.embeddings e USING items i WHERE e.source_id = $1 AND e.item_id = i.item_id
+             ), rejections AS (
+                 DELETE FROM weir.rejections r USING items i WHERE r.source_id = $1 AND r.item_id = i.item_id
+             )
+             SELECT (SELECT count(*) FROM items), (SELECT count(*) FROM chunks)",
+        )
+        .bind(self.source.id)
+        .bind(item_ids)
+        .fetch_one(&mut *self.tx)
+        .await?;
+        self.count_deleted(gone);
+        Ok(())
+    }
+
+    fn count_deleted(&mut self, (items, chunks): (i64, i64)) {
+        self.change.items_deleted += items;
+        self.chunks_delta -= chunks;
+        self.chunks_touched |= chunks > 0;
+    }
+
+    /// Writes a page of items, in order of id. `dense` says that the source has
+    /// no other item between them.
+    pub(super) async fn write_items(
+        &mut self,
+        items: &[PlannedItem],
+        dense: bool,
+    ) -> Result<(), StoreError> {
+        let ids: Vec<&str> = items.iter().map(|item| item.item_id.as_str()).collect();
+        let metadata: Vec<Option<&str>> =
+            items.iter().map(|item| item.metadata.as_deref()).collect();
+        let written: Vec<(String, bool)> = sqlx::query_as(
+            "-- store::content::write_items
+             INSERT INTO weir.items (source_id, item_id, metadata)
+             SELECT $1, item_id, metadata::jsonb FROM unnest($2::text[], $3::text[]) AS new(item_id, metadata)
+             ON CONFLICT (source_id, item_id) DO UPDATE SET metadata = EXCLUDED.metadata
+             WHERE items.metadata IS DISTINCT FROM EXCLUDED.metadata
+             RETURNING item_id, xmax = 0",
+        )
+        .bind(self.source.id)
+        .bind(&ids)
+        .bind(&metadata)
+        .fetch_all(&mut *self.tx)
+        .await?;
+        let added: HashSet<String> = written
+            .iter()
+            .filter(|(_, added)| *added)
+            .map(|(item_id, _)| item_id.clone())
+            .collect();
+        let mut touched: HashSet<&str> = written.iter().map(|(id, _)| id.as_str()).collect();
+
+        let stored = self.stored_hashes(&ids, &added).await?;
+        let mut rows = ChunkRows::default();
+        let mut pending: HashSet<&str> = HashSet::new();
+        for item in items {
+            let none = Default::default();
+            let diff = diff_item(&item.chunks, stored.get(&item.item_id).unwrap_or(&none));
+            self.chunks_delta += diff.added as i64 - diff.removed as i64;
+            if let Some(from) = diff.removed_from {
+                rows.removed_ids.push(&item.item_id);
+                rows.removed_from.push(from as i32);
+                touched.insert(&item.item_id);
+            }
+            if !diff.changed.is_empty() {
+                pending.insert(&item.item_id);
+                touched.insert(&item.item_id);
+            }
+            for index in diff.changed {
+                let chunk = &item.chunks[index];
+                rows.ids.push(&item.item_id);
+                rows.indexes.push(index as i32);
+                rows.hashes.push(&chunk.text_hash);
+                rows.texts.push(&chunk.text);
+            }
+        }
+        self.change.items_added += added.len() as i64;
+        self.change.items_changed += (touched.len() - added.len()) as i64;
+        self.change.items_unchanged += (items.len() - touched.len()) as i64;
+        self.dirty.extend(changed_ranges(&ids, &pending, dense));
+        self.write_chunks(&rows).await
+    }
+
+    /// The hashes stored for those of `ids` that are not new.
+    async fn stored_hashes(
+        &mut self,
+        ids: &[&str],
+        added: &HashSet<String>,
+    ) -> Result<StoredHashes, StoreError> {
+        let known: Vec<&str> = ids.iter().filter(|id| !added.contains(**id)).copied().collect();
+        let mut stored = StoredHashes::new();
+        if known.is_empty() {
+            return Ok(stored);
+        }
+        let rows: Vec<(String, i32, Vec<u8>)> = sqlx::query_as(
+            "-- store::content::stored_hashes
+             SELECT item_id, chunk_index, text_hash FROM weir.chunks WHERE source_id = $1 AND item_id = ANY($2)",
+        )
+        .bind(self.source.id)
+        .bind(&known)
+        .fetch_all(&mut *self.tx)
+        .await?;
+        for (item_id, index, hash) in rows {
+            let hash = TextHash::try_from(hash.as_slice()).map_err(StoreError::corrupt)?;
+            stored.entry(item_id).or_default().insert(index as usize, hash);
+        }
+        Ok(stored)
+    }
+
+    /// Writes changed chunks and removes those an item has no more, with the
+    /// vectors and rejections that belonged to the old texts.
+    async fn write_chunks(&mut self, rows: &ChunkRows<'_>) -> Result<(), StoreError> {
+        if !rows.removed_ids.is_empty() {
+            self.chunks_touched = true;
+            sqlx::query(
+                "-- store::content::write_chunks
+                 WITH gone AS (SELECT * FROM unnest($2::text[], $3::int[]) AS gone(item_id, first)),
+                 embeddings AS (
+                     DELETE FROM weir.embeddings e USING gone g
+                     WHERE e.source_id = $1 AND e.item_id = g.item_id AND e.chunk_index >= g.first
+                 ), rejections AS (
+                     DELETE FROM weir.rejections r USING gone g
+                     WHERE r.source_id = $1 AND r.item_id = g.item_id AND r.chunk_index >= g.first
+                 )
+                 DELETE FROM weir.chunks c USING gone g
+                 WHERE c.source_id = $1 AND c.item_id = g.item_id AND c.chunk_index >= g.first",
+            )
+            .bind(self.source.id)
+            .bind(&rows.removed_ids)
+            .bind(&rows.removed_from)
+            .execute(&mut *self.tx)
+            .await?;
+        }
+        if !rows.ids.is_empty() {
+            self.chunks_touched = true;
+            sqlx::query(
+                "-- store::content::write_chunks
+                 WITH changed AS (
+                     SELECT * FROM unnest($2::text[], $3::int[], $4::bytea[], $5::text[])
+                         AS changed(item_id, chunk_index, text_hash, text)
+                 ), embeddings AS (
+                     DELETE FROM weir.embeddings e USING changed n
+                     WHERE e.source_id = $1 AND e.item_id = n.item_id AND e.chunk_index = n.chunk_index
+                 ), rejections AS (
+                     DELETE FROM weir.rejections r USING changed n
+                     WHERE r.source_id = $1 AND r.item_id = n.item_id AND r.chunk_index = n.chunk_index
+                 )
+                 INSERT INTO weir.chunks (source_id, item_id, chunk_index, text_hash, text)
+                 SELECT $1, item_id, chunk_index, text_hash, text FROM changed
+                 ON CONFLICT (source_id, item_id, chunk_index)
+                 DO UPDATE SET text_hash = EXCLUDED.text_hash, text = EXCLUDED.text",
+            )
+            .bind(self.source.id)
+            .bind(&rows.ids)
+            .bind(&rows.indexes)
+            .bind(&rows.hashes)
+            .bind(&rows.texts)
+            .execute(&mut *self.tx)
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Ends what runs on the old content, queues what is pending now, and
+    /// commits.
+    pub(super) async fn finish(mut self) -> Result<Written, StoreError> {
+        let model = self.write.model.clone().unwrap_or_else(|| self.source.model.clone());
+        let new_model = model != self.source.model;
+        let new_revision = self.source.revision == 0
+            || new_model
+            || self.change.items_added + self.change.items_changed + self.change.items_deleted > 0;
+        if new_revision {
+            self.source.revision += 1;
+            self.update_source(&model).await?;
+        }
+        if new_model {
+            self.dirty = vec![ItemRange::everything()];
+        }
+        // Work under way goes on where it still stands for the content. Where it does not, and
+        // where earlier work gave up, this write takes over what is left.
+        let open = self.unsettled.iter().any(|job| job.open);
+        let touched = self.chunks_touched || new_model;
+        if touched || (!open && !self.unsettled.is_empty()) {
+            self.take_over().await?;
+            let jobs = self.plan(&model).await?;
+            self.queue(&model, &jobs).await?;
+        }
+        if new_revision || touched {
+            notify(&mut self.tx, CHANGE_CHANNEL, self.source.id).await?;
+        }
+        let state = source_in(&mut self.tx, &self.write.key).await?;
+        self.tx.commit().await?;
+        Ok(Written {
+            change: self.change,
+            state,
+        })
+    }
+
+    async fn update_source(&mut self, model: &str) -> Result<(), StoreError> {
+        sqlx::query(
+            "-- store::content::update_source
+             WITH stale AS (
+                 DELETE FROM weir.rejections WHERE source_id = $1 AND model <> $2
+             )
+             UPDATE weir.sources
+             SET model = $2, revision = $3, items_total = items_total + $4, chunks_total = chunks_total + $5,
+                 updated_at = now()
+             WHERE id = $1",
+        )
+        .bind(self.source.id)
+        .bind(model)
+        .bind(self.source.revision)
+        .bind(self.change.items_added - self.change.items_deleted)
+        .bind(self.chunks_delta)
+        .execute(&mut *self.tx)
+        .await?;
+        Ok(())
+    }
+
+    /// Ends the open jobs; their ranges, and those of jobs that had failed, are
+    /// planned anew.
+    async fn take_over(&mut self) -> Result<(), StoreError> {
+        let why = format!("superseded by revision {} of the source", self.source.revision);
+        self.change.jobs_superseded =
+            cancel_open_jobs(&mut self.tx, self.source.id, RevokeReason::Superseded, &why).await?;
+        self.dirty.extend(self.unsettled.drain(..).map(|job| ItemRange {
+            first: job.first_item_id,
+            last: job.last_item_id,
+        }));
+        Ok(())
+    }
+
+    /// Cuts the chunks that are pending in the dirty ranges into jobs.
+    async fn plan(&mut self, model: &str) -> Result<Vec<PlannedJob>, StoreError> {
+        let ranges = merge_ranges(std::mem::take(&mut self.dirty));
+        let first: Vec<&str> = ranges.iter().map(|range| range.first.as_str()).collect();
+        let last: Vec<&str> = ranges.iter().map(|range| range.last.as_str()).collect();
+        let mut cutter = JobCutter::new(self.write.max_chunks_per_job);
+        let mut rows = sqlx::query_as::<_, (String, i64)>(
+            "-- store::content::plan
+             SELECT c.item_id, count(*)
+             FROM unnest($2::text[], $3::text[]) AS dirty(first, last)
+             JOIN weir.chunks c ON c.source_id = $1 AND c.item_id BETWEEN dirty.first AND dirty.last
+             WHERE NOT EXISTS (
+                 SELECT FROM weir.embeddings e
+                 WHERE e.source_id = c.source_id AND e.item_id = c.item_id AND e.chunk_index = c.chunk_index
+                   AND e.model = $4 AND e.text_hash = c.text_hash)
+               AND NOT EXISTS (
+                 SELECT FROM weir.rejections r
+                 WHERE r.source_id = c.source_id AND r.item_id = c.item_id AND r.chunk_index = c.chunk_index
+                   AND r.model = $4 AND r.text_hash = c.text_hash)
+             GROUP BY c.item_id ORDER BY c.item_id",
+        )
+        .bind(self.source.id)
+        .bind(&first)
+        .bind(&last)
+        .bind(model)
+        .fetch(&mut *self.tx);
+        while let Some((item_id, pending)) =
+            futures::TryStreamExt::try_next(&mut rows).await?
+        {
+            cutter.push(item_id, i32::try_from(pending).map_err(StoreError::corrupt)?);
+        }
+        Ok(cutter.finish())
+    }
+
+    async fn queue(&mut self, model: &str, jobs: &[PlannedJob]) -> Result<(), StoreError> {
+        if jobs.is_empty() {
+            return Ok(());
+        }
+        let first: Vec<&str> = jobs.iter().map(|job| job.range.first.as_str()).collect();
+        let last: Vec<&str> = jobs.iter().map(|job| job.range.last.as_str()).collect();
+        let chunks: Vec<i32> = jobs.iter().map(|job| job.chunks).collect();
+        sqlx::query(
+            "-- store::content::queue
+             INSERT INTO weir.jobs (source_id, namespace, source, model, revision, trigger, priority, traceparent,
+                                    first_item_id, last_item_id, chunks_total)
+             SELECT $1, $2, $3, $4, $5, $6, $7, $8, first, last, chunks
+             FROM unnest($9::text[], $10::text[], $11::int[]) AS job(first, last, chunks)",
+        )
+        .bind(self.source.id)
+        .bind(&self.write.key.namespace)
+        .bind(&self.write.key.name)
+        .bind(model)
+        .bind(self.source.revision)
+        .bind(Trigger::Write.as_str())
+        .bind(self.write.priority)
+        .bind(&self.write.traceparent)
+        .bind(&first)
+        .bind(&last)
+        .bind(&chunks)
+        .execute(&mut *self.tx)
+        .await?;
+        notify(&mut self.tx, QUEUE_CHANNEL, self.source.id).await
+    }
+}
+
+/// The chunks of a page that change, as columns.
+#[derive(Default)]
+struct ChunkRows<'a> {
+    ids: Vec<&'a str>,
+    indexes: Vec<i32>,
+    hashes: Vec<&'a [u8]>,
+    texts: Vec<&'a str>,
+    removed_ids: Vec<&'a str>,
+    removed_from: Vec<i32>,
+}

@@ -1,0 +1,86 @@
+//! What a store method can fail with.
+
+use crate::job::state::RevokeReason;
+
+/// A fault in what the caller asked for: which field, and what is wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// The path of the field, such as `embedded[3].vector`.
+    pub field: String,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+impl Violation {
+    /// Names a field and its fault.
+    pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            field: field.into(),
+            message: message.into(),
+        }
+    }
+}
+
+/// Why a store method changed nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// There is no such thing.
+    #[error("{0}")]
+    NotFound(String),
+    /// The lease named is not, or no longer, held.
+    #[error("lease lost: {why}")]
+    LeaseLost {
+        /// Why it was taken away.
+        reason: RevokeReason,
+        /// The same in words for a person.
+        why: String,
+    },
+    /// The thing is in the wrong state for this.
+    #[error("{0}")]
+    Precondition(String),
+    /// The input does not fit what is stored.
+    #[error("{}", .0.iter().map(|v| format!("{}: {}", v.field, v.message)).collect::<Vec<_>>().join("; "))]
+    Invalid(Vec<Violation>),
+    /// The database is away, overloaded or restarting; trying again helps.
+    #[error("the database is unavailable")]
+    Unavailable(#[source] sqlx::Error),
+    /// A fault of ours.
+    #[error("internal error")]
+    Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl StoreError {
+    /// One field's fault.
+    pub fn invalid(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Invalid(vec![Violation::new(field, message)])
+    }
+
+    /// A row that does not read as it was written.
+    pub fn corrupt(error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::Internal(Box::new(error))
+    }
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        use sqlx::Error as E;
+        let passing = match &error {
+            E::Io(_) | E::Tls(_) | E::PoolTimedOut | E::PoolClosed | E::WorkerCrashed => true,
+            // Of a server: connection trouble (08), too many connections and out of memory (53),
+            // shutting down or starting (57P), a deadlock or serialization failure (40), a
+            // statement cut off by a failover to a standby (25006).
+            // https://www.postgresql.org/docs/current/errcodes-appendix.html
+            E::Database(database) => database.code().is_some_and(|code| {
+                ["08", "53", "57P", "40", "25006"]
+                    .iter()
+                    .any(|class| code.starts_with(class))
+            }),
+            _ => false,
+        };
+        if passing {
+            Self::Unavailable(error)
+        } else {
+            Self::Internal(Box::new(error))
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! Leases: claim, renew, and the ways a worker hands a job back. Everything
+//! here but the claim is fenced by job and epoch (law 3), and every time is the
+//! database's (law 2).
+
+use std::time::Duration;
+
+use sqlx::postgres::types::PgInterval;
+
+use super::{
+    QUEUE_CHANNEL, Store, StoreError,
+    rows::{Job, LeaseKey, job_columns},
+    sources::notify,
+};
+use crate::job::{
+    retry::{Decision, RetryPolicy},
+    state::{JobState, RevokeReason},
+};
+
+/// What a worker wants to claim.
+#[derive(Debug, Clone)]
+pub struct Claim<'a> {
+    /// Who claims.
+    pub worker_id: &'a str,
+    /// Models it embeds with.
+    pub models: &'a [String],
+    /// Most jobs it takes.
+    pub max_jobs: i64,
+    /// How long each lease lasts from now.
+    pub lease_duration: Duration,
+}
+
+/// Whether a lease is held.
+#[derive(Debug, Clone, PartialEq)]
+pub enum LeaseState {
+    /// It is; here is its job.
+    Held(Box<Job>),
+    /// The job succeeded under this lease.
+    Finished(Box<Job>),
+}
+
+/// What a charged try led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Failed {
+    /// The job's source.
+    pub source_id: i64,
+    /// Retried or failed.
+    pub decision: Decision,
+}
+
+/// A `Duration` as Postgres has it.
+pub(super) fn interval(duration: Duration) -> PgInterval {
+    PgInterval {
+        months: 0,
+        days: 0,
+        microseconds: i64::try_from(duration.as_micros()).unwrap_or(i64::MAX),
+    }
+}
+
+impl Store {
+    /// Takes queued jobs that are due, highest priority first, then the longest
+    /// waiting, and leases them to a worker.
+    pub async fn claim(&self, claim: &Claim<'_>) -> Result<Vec<Job>, StoreError> {
+        Ok(sqlx::query_as(concat!(
+            "-- store::lease::claim
+             WITH due AS (
+                 SELECT id FROM weir.jobs
+                 WHERE state = 'queued' AND model = ANY($2) AND run_at <= now()
+                 ORDER BY priority DESC, run_at, id LIMIT $3
+                 FOR UPDATE SKIP LOCKED
+             )
+             UPDATE weir.jobs j
+             SET state = 'running', epoch = j.epoch + 1, worker_id = $1, claimed_at = now(), progressed_at = NULL,
+                 lease_expires_at = now() + $4, started_at = coalesce(j.started_at, now())
+             FROM due WHERE j.id = due.id
+             RETURNING ",
+            job_columns!()
+        ))
+        .bind(claim.worker_id)
+        .bind(claim.models)
+        .bind(claim.max_jobs)
+        .bind(interval(claim.lease_duration))
+        .fetch_all(&self.pool)
+        .await?)
+    }
+
+    /// Extends a lease and returns its job. A job that succeeded under this
+    /// lease is not an error, so that an answer lost on the way can be asked
+    /// for again.
+    pub async fn renew(
+        &self,
+        lease: LeaseKey,
+        lease_duration: Duration,
+    ) -> Result<LeaseState, StoreError> {
+        let job: Option<Job> = sqlx::query_as(concat!(
+            "-- store::lease::renew
+             UPDATE weir.jobs j SET lease_expires_at = now() + $3
+             WHERE j.id = $1 AND j.epoch = $2 AND j.state = 'running'
+             RETURNING ",
+            job_columns!()
+        ))
+        .bind(lease.job_id)
+        .bind(lease.epoch)
+        .bind(interval(lease_duration))
+        .fetch_optional(&self.pool)
+        .await?;
+        match job {
+            Some(job) => Ok(LeaseState::Held(Box::new(job))),
+            None => Ok(LeaseState::Finished(Box::new(self.not_held(lease).await?))),
+        }
+    }
+
+    /// Looks whether a lease is held, without renewing it.
+    pub async fn lease(&self, lease: LeaseKey) -> Result<LeaseState, StoreError> {
+        let job = self.job(lease.job_id).await?;
+        if job.state == JobState::Running && job.epoch == lease.epoch {
+            return Ok(LeaseState::Held(Box::new(job)));
+        }
+        Ok(LeaseState::Finished(Box::new(self.not_held(lease).await?)))
+    }
+
+    /// Ends a job as succeeded when nothing of it is pending.
+    pub async fn complete(&self, lease: LeaseKey) -> Result<Job, StoreError> {
+        let job: Option<Job> = sqlx::query_as(concat!(
+            "-- store::lease::complete
+             UPDATE weir.jobs j
+             SET state = 'succeeded', settled = true, finished_at = now(), attempt = 0,
+                 chunks_done = j.chunks_total - j.chunks_rejected,
+                 worker_id = NULL, lease_expires_at = NULL, claimed_at = NULL
+             WHERE j.id = $1 AND j.epoch = $2 AND j.state = 'running'
+               AND (j.chunks_done + j.chunks_rejected = j.chunks_total
+                    -- The counts are of what this job wrote; somebody else may have written the rest.
+                    OR NOT EXISTS (
+                        SELECT FROM weir.chunks c
+                        WHERE c.source_id = j.source_id AND c.item_id BETWEEN j.first_item_id AND j.last_item_id
+                          AND NOT EXISTS (
+                              SELECT FROM weir.embeddings e
+                              WHERE e.source_id = c.source_id AND e.item_id = c.item_id
+                                AND e.chunk_index = c.chunk_index AND e.model = j.model AND e.text_hash = c.text_hash)
+                          AND NOT EXISTS (
+                              SELECT FROM weir.rejections r
+                              WHERE r.source_id = c.source_id AND r.item_id = c.item_id
+                                AND r.chunk_index = c.chunk_index AND r.model = j.model AND r.text_hash = c.text_hash)))
+             RETURNING ",
+            job_columns!()
+        ))
+        .bind(lease.job_id)
+        .bind(lease.epoch)
+        .fetch_optional(&self.pool)
+        .await?;
+        if let Some(job) = job {
+            return Ok(job);
+        }
+        match self.lease(lease).await? {
+            LeaseState::Finished(job) => Ok(*job),
+            LeaseState::Held(job) => Err(StoreError::Precondition(format!(
+                "job {} cannot be completed: {} of its {} chunks are still pending",
+                job.id,
+                job.chunks_pending(),
+                job.chunks_total
+            ))),
+        }
+    }
+
+    /// Takes a job back, charged with one try. `random` is in 0..1.
+    pub async fn fail(
+        &self,
+        lease: LeaseKey,
+        reason: &str,
+        policy: &RetryPolicy,
+        random: f64,
+    ) -> Result<Failed, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        let held: Option<(i64, i16)> = sqlx::query_as(
+            "-- store::lease::fail
+             SELECT source_id, attempt FROM weir.jobs
+             WHERE id = $1 AND epoch = $2 AND state = 'running' FOR UPDATE",
+        )
+        .bind(lease.job_id)
+        .bind(lease.epoch)
+        .fetch_optional(&mut *tx)
+        .await?;
+        let Some((source_id, attempt)) = held else {
+            drop(tx);
+            return Err(self.not_fallible(lease).await);
+        };
+        let decision = policy.charge(attempt, random);
+        let (state, attempt, delay) = match decision {
+            Decision::Retry { attempt, delay } => (JobState::Queued, attempt, delay),
+            Decision::Fail { attempt } => (JobState::Failed, attempt, Duration::ZERO),
+        };
+        sqlx::query(
+            "-- store::lease::fail
+             UPDATE weir.jobs
+             SET state = $2, attempt = $3, last_error = $4, worker_id = NULL, lease_expires_at = NULL,
+                 claimed_at = NULL, run_at = now() + $5,
+                 finished_at = CASE WHEN $2 = 'failed' THEN now() END
+             WHERE id = $1",
+        )
+        .bind(lease.job_id)
+        .bind(state.as_str())
+        .bind(attempt)
+        .bind(reason)
+        .bind(interval(delay))
+        .execute(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(Failed {
+            source_id,
+            decision,
+        })
+    }
+
+    /// Takes a job back, uncharged, and queues it at once. Returns its source.
+    pub async fn release(&self, lease: LeaseKey, reason: &str) -> Result<i64, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        let source_id: Option<i64> = sqlx::query_scalar(
+            "-- store::lease::release
+             UPDATE weir.jobs
+             SET state = 'queued', last_error = $3, run_at = now(), worker_id = NULL, lease_expires_at = NULL,
+                 claimed_at = NULL
+             WHERE id = $1 AND epoch = $2 AND state = 'running'
+             RETURNING source_id",
+        )
+        .bind(lease.job_id)
+        .bind(lease.epoch)
+        .bind(reason)
+        .fetch_optional(&mut *tx)
+        .await?;
+        let Some(source_id) = source_id else {
+            drop(tx);
+            return Err(self.not_fallible(lease).await);
+        };
+        notify(&mut tx, QUEUE_CHANNEL, source_id).await?;
+        tx.commit().await?;
+        Ok(source_id)
+    }
+
+    /// The error for a lease that is not held, told apart by what became of it:
+    /// the job itself when it succeeded under that very lease.
+    pub(super) async fn not_held(&self, lease: LeaseKey) -> Result<Job, StoreError> {
+        let job = self.job(lease.job_id).await?;
+        if job.state == JobState::Succeeded && job.epoch == lease.epoch {
+            return Ok(job);
+        }
+        let revoked: Option<String> = sqlx::query_scalar(
+            "-- store::lease::not_held
+             SELECT revoke_reason FROM weir.jobs WHERE id = $1 AND epoch = $2 + 1 AND state <> 'running'",
+        )
+        .bind(lease.job_id)
+        .bind(lease.epoch)
+        .fetch_optional(&self.pool)
+        .await?
+        .flatten();
+        let reason = revoked
+            .map_or(Ok(RevokeReason::LeaseLost), RevokeReason::try_from)
+            .map_err(StoreError::corrupt)?;
+        Err(StoreError::LeaseLost {
+            reason,
+            why: format!(
+                "job {} is {} at epoch {}, not running at epoch {}",
+                job.id, job.state, job.epoch, lease.epoch
+            ),
+        })
+    }
+
+    /// As [`Self::not_held`], where having succeeded is an error as well.
+    async fn not_fallible(&self, lease: LeaseKey) -> StoreError {
+        match self.not_held(lease).await {
+            Ok(job) => StoreError::Precondition(format!("job {} has already succeeded", job.id)),
+            Err(error) => error,
+        }
+    }
+}

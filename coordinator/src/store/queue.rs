@@ -1,0 +1,74 @@
+//! The queue as a whole: whether anything is due, how much waits, and the
+//! word that something changed.
+
+use super::{CHANGE_CHANNEL, Store, StoreError};
+
+/// How much work one namespace and model has open.
+#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
+pub struct QueueStats {
+    /// The namespace.
+    pub namespace: String,
+    /// The model.
+    pub model: String,
+    /// Jobs that could be claimed now.
+    pub jobs_ready: i64,
+    /// Queued jobs that wait for their time.
+    pub jobs_delayed: i64,
+    /// Jobs held by workers.
+    pub jobs_running: i64,
+    /// Chunks these have still to embed.
+    pub chunks_pending: i64,
+    /// Age of the oldest ready job, in seconds.
+    pub oldest_ready_age_seconds: f64,
+}
+
+impl Store {
+    /// Whether a queued job may run by now.
+    pub async fn any_due(&self) -> Result<bool, StoreError> {
+        Ok(sqlx::query_scalar(
+            "-- store::queue::any_due
+             SELECT EXISTS (SELECT FROM weir.jobs WHERE state = 'queued' AND run_at <= now())",
+        )
+        .fetch_one(&self.pool)
+        .await?)
+    }
+
+    /// Sums up the open jobs by namespace and model.
+    pub async fn queue_stats(
+        &self,
+        namespace: Option<&str>,
+        model: Option<&str>,
+    ) -> Result<Vec<QueueStats>, StoreError> {
+        Ok(sqlx::query_as(
+            "-- store::queue::queue_stats
+             SELECT namespace, model,
+                    count(*) FILTER (WHERE state = 'queued' AND run_at <= now()) AS jobs_ready,
+                    count(*) FILTER (WHERE state = 'queued' AND run_at > now()) AS jobs_delayed,
+                    count(*) FILTER (WHERE state = 'running') AS jobs_running,
+                    sum(chunks_total - chunks_done - chunks_rejected)::bigint AS chunks_pending,
+                    coalesce(extract(epoch FROM now() - min(run_at) FILTER (WHERE state = 'queued' AND run_at <= now())),
+                             0)::float8 AS oldest_ready_age_seconds
+             FROM weir.jobs
+             WHERE state IN ('queued', 'running') AND NOT settled
+               AND ($1::text IS NULL OR namespace = $1) AND ($2::text IS NULL OR model = $2)
+             GROUP BY namespace, model ORDER BY namespace, model",
+        )
+        .bind(namespace)
+        .bind(model)
+        .fetch_all(&self.pool)
+        .await?)
+    }
+
+    /// Tells every replica's watchers that these sources changed.
+    pub async fn announce_changes(&self, source_ids: &[i64]) -> Result<(), StoreError> {
+        sqlx::query(
+            "-- store::queue::announce_changes
+             SELECT pg_notify($1, id::text) FROM unnest($2::bigint[]) AS changed(id)",
+        )
+        .bind(CHANGE_CHANNEL)
+        .bind(source_ids)
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+}

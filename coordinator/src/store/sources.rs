@@ -1,0 +1,265 @@
+//! Reading and deleting sources.
+
+use sqlx::{Postgres, Transaction};
+
+use super::{
+    CHANGE_CHANNEL, REVOKE_CHANNEL, Store, StoreError,
+    rows::{Job, Source, SourceKey, job_columns, source_columns},
+};
+use crate::job::state::RevokeReason;
+
+/// Most jobs that ride along with a source.
+pub const MAX_JOBS_WITH_SOURCE: i64 = 1_000;
+
+/// A source and its unsettled jobs, newest first.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SourceState {
+    /// The source.
+    pub source: Source,
+    /// Its open jobs, and those that left chunks pending.
+    pub jobs: Vec<Job>,
+}
+
+/// What a deletion took away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deleted {
+    /// The source's row.
+    pub source_id: i64,
+    /// Items gone.
+    pub items: i64,
+    /// Vectors gone.
+    pub embeddings: i64,
+    /// Open jobs cancelled.
+    pub jobs: i64,
+}
+
+impl SourceKey {
+    pub(super) fn not_found(&self) -> StoreError {
+        StoreError::NotFound(format!(
+            "there is no source {:?} in namespace {:?}",
+            self.name, self.namespace
+        ))
+    }
+}
+
+impl Store {
+    /// Returns a source with its unsettled jobs, both as of one moment.
+    pub async fn source(&self, key: &SourceKey) -> Result<SourceState, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        sqlx::query("-- store::sources::source\nSET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            .execute(&mut *tx)
+            .await?;
+        let state = source_in(&mut tx, key).await?;
+        tx.commit().await?;
+        Ok(state)
+    }
+
+    /// Returns up to `limit` sources after `after`, by namespace and name, each
+    /// with its most telling unsettled job.
+    pub async fn sources(
+        &self,
+        namespace: Option<&str>,
+        after: Option<&SourceKey>,
+        limit: i64,
+    ) -> Result<Vec<(Source, Option<Job>)>, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        sqlx::query("-- store::sources::sources\nSET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            .execute(&mut *tx)
+            .await?;
+        let sources: Vec<Source> = sqlx::query_as(concat!(
+            "-- store::sources::sources\nSELECT ",
+            source_columns!(),
+            " FROM weir.sources s
+             WHERE (s.namespace, s.name) > ($2, $3) AND ($1::text IS NULL OR s.namespace = $1)
+             ORDER BY s.namespace, s.name LIMIT $4"
+        ))
+        .bind(namespace)
+        .bind(after.map_or("", |key| &key.namespace))
+        .bind(after.map_or("", |key| &key.name))
+        .bind(limit)
+        .fetch_all(&mut *tx)
+        .await?;
+        let ids: Vec<i64> = sources.iter().map(|source| source.id).collect();
+        let jobs: Vec<Job> = sqlx::query_as(concat!(
+            "-- store::sources::sources\nSELECT ",
+            job_columns!(),
+            " FROM unnest($1::bigint[]) AS wanted(source_id)
+             CROSS JOIN LATERAL (
+                 SELECT * FROM weir.jobs u WHERE u.source_id = wanted.source_id AND NOT u.settled
+                 ORDER BY array_position('{failed,running,queued,cancelled}'::text[], u.state), u.attempt DESC, u.id DESC
+                 LIMIT 1) j"
+        ))
+        .bind(&ids)
+        .fetch_all(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(sources
+            .into_iter()
+            .map(|source| {
+                let job = jobs.iter().find(|job| job.source_id == source.id).cloned();
+                (source, job)
+            })
+            .collect())
+    }
+
+    /// Deletes a source with all that belongs to it and cancels its open jobs.
+    pub async fn delete_source(&self, key: &SourceKey) -> Result<Deleted, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        let source_id = lock_source(&mut tx, key)
+            .await?
+            .ok_or_else(|| key.not_found())?
+            .id;
+        lock_unsettled_jobs(&mut tx, source_id).await?;
+        let jobs = cancel_open_jobs(
+            &mut tx,
+            source_id,
+            RevokeReason::SourceDeleted,
+            "the source was deleted",
+        )
+        .await?;
+        let (items, embeddings): (i64, i64) = sqlx::query_as(
+            "-- store::sources::delete_source
+             WITH items AS (DELETE FROM weir.items WHERE source_id = $1 RETURNING 1),
+                  chunks AS (DELETE FROM weir.chunks WHERE source_id = $1),
+                  embeddings AS (DELETE FROM weir.embeddings WHERE source_id = $1 RETURNING 1),
+                  rejections AS (DELETE FROM weir.rejections WHERE source_id = $1),
+                  source AS (DELETE FROM weir.sources WHERE id = $1)
+             SELECT (SELECT count(*) FROM items), (SELECT count(*) FROM embeddings)",
+        )
+        .bind(source_id)
+        .fetch_one(&mut *tx)
+        .await?;
+        notify(&mut tx, CHANGE_CHANNEL, source_id).await?;
+        tx.commit().await?;
+        Ok(Deleted {
+            source_id,
+            items,
+            embeddings,
+            jobs,
+        })
+    }
+}
+
+/// What a write must know of a source before it changes it.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct LockedSource {
+    pub(super) id: i64,
+    pub(super) model: String,
+    pub(super) revision: i64,
+}
+
+/// Takes the row lock of a source: the right to change its content.
+pub(super) async fn lock_source(
+    tx: &mut Transaction<'_, Postgres>,
+    key: &SourceKey,
+) -> Result<Option<LockedSource>, StoreError> {
+    Ok(sqlx::query_as(
+        "-- store::sources::lock_source
+         SELECT id, model, revision FROM weir.sources WHERE namespace = $1 AND name = $2 FOR UPDATE",
+    )
+    .bind(&key.namespace)
+    .bind(&key.name)
+    .fetch_optional(&mut **tx)
+    .await?)
+}
+
+/// An unsettled job as a write sees it.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct UnsettledJob {
+    pub(super) first_item_id: String,
+    pub(super) last_item_id: String,
+    pub(super) open: bool,
+}
+
+/// Takes the row locks of a source's unsettled jobs, in order of id: from here
+/// on no worker persists anything for them until the transaction ends. After
+/// the lock of the source, before any change of its chunks (law 7).
+pub(super) async fn lock_unsettled_jobs(
+    tx: &mut Transaction<'_, Postgres>,
+    source_id: i64,
+) -> Result<Vec<UnsettledJob>, StoreError> {
+    Ok(sqlx::query_as(
+        "-- store::sources::lock_unsettled_jobs
+         SELECT first_item_id, last_item_id, state IN ('queued', 'running') AS open
+         FROM weir.jobs WHERE source_id = $1 AND NOT settled ORDER BY id FOR UPDATE",
+    )
+    .bind(source_id)
+    .fetch_all(&mut **tx)
+    .await?)
+}
+
+/// Ends a source's open jobs, moving their epoch, and settles those that had
+/// failed: whatever they left pending is the caller's from now on.
+pub(super) async fn cancel_open_jobs(
+    tx: &mut Transaction<'_, Postgres>,
+    source_id: i64,
+    reason: RevokeReason,
+    why: &str,
+) -> Result<i64, StoreError> {
+    let (cancelled, revoked): (i64, i64) = sqlx::query_as(
+        "-- store::sources::cancel_open_jobs
+         WITH open AS (
+             SELECT id, state FROM weir.jobs WHERE source_id = $1 AND state IN ('queued', 'running') AND NOT settled
+         ), cancelled AS (
+             UPDATE weir.jobs j
+             SET state = 'cancelled', settled = true, epoch = j.epoch + 1, revoke_reason = $2, last_error = $3,
+                 worker_id = NULL, lease_expires_at = NULL, claimed_at = NULL, finished_at = now()
+             FROM open WHERE j.id = open.id
+             RETURNING open.state AS was
+         ), settled AS (
+             UPDATE weir.jobs SET settled = true
+             WHERE source_id = $1 AND NOT settled AND state IN ('failed', 'cancelled')
+         )
+         SELECT count(*), count(*) FILTER (WHERE was = 'running') FROM cancelled",
+    )
+    .bind(source_id)
+    .bind(reason.as_str())
+    .bind(why)
+    .fetch_one(&mut **tx)
+    .await?;
+    if revoked > 0 {
+        notify(tx, REVOKE_CHANNEL, source_id).await?;
+    }
+    Ok(cancelled)
+}
+
+/// Reads a source with its unsettled jobs.
+pub(super) async fn source_in(
+    tx: &mut Transaction<'_, Postgres>,
+    key: &SourceKey,
+) -> Result<SourceState, StoreError> {
+    let source: Source = sqlx::query_as(concat!(
+        "-- store::sources::source_in\nSELECT ",
+        source_columns!(),
+        " FROM weir.sources s WHERE s.namespace = $1 AND s.name = $2"
+    ))
+    .bind(&key.namespace)
+    .bind(&key.name)
+    .fetch_optional(&mut **tx)
+    .await?
+    .ok_or_else(|| key.not_found())?;
+    let jobs = sqlx::query_as(concat!(
+        "-- store::sources::source_in\nSELECT ",
+        job_columns!(),
+        " FROM weir.jobs j WHERE j.source_id = $1 AND NOT j.settled ORDER BY j.id DESC LIMIT $2"
+    ))
+    .bind(source.id)
+    .bind(MAX_JOBS_WITH_SOURCE)
+    .fetch_all(&mut **tx)
+    .await?;
+    Ok(SourceState { source, jobs })
+}
+
+/// Sends a notification with a source's id when the transaction commits.
+pub(super) async fn notify(
+    tx: &mut Transaction<'_, Postgres>,
+    channel: &'static str,
+    source_id: i64,
+) -> Result<(), StoreError> {
+    sqlx::query("-- store::sources::notify\nSELECT pg_notify($1, $2::bigint::text)")
+        .bind(channel)
+        .bind(source_id)
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
