@@ -1,1 +1,4 @@
 //! The coordinator.
+
+pub mod ingest;
+pub mod job;
