@@ -1,0 +1,194 @@
+//! JSON or YAML → one tree of values, in bounded memory.
+
+use std::{cell::Cell, fmt};
+
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+
+use super::{IngestError, cut};
+
+/// Most values a document may hold, aliases written out: some 200 MB of memory
+/// at worst. The largest public API descriptions stay under half of it.
+const MAX_NODES: usize = 2_000_000;
+
+/// Most text all strings and keys of a document may hold, aliases written out.
+const MAX_STRING_BYTES: usize = 128 << 20;
+
+/// Deepest nesting; what `serde_json` allows by itself.
+const MAX_DEPTH: usize = 128;
+
+/// Parses JSON when the text begins as a JSON object does, else YAML.
+pub(super) fn parse(text: &str) -> Result<Value, IngestError> {
+    if text.trim().is_empty() {
+        return Err(IngestError::Blank);
+    }
+    let bounds = Bounds {
+        nodes: Cell::new(MAX_NODES),
+        string_bytes: Cell::new(MAX_STRING_BYTES),
+    };
+    if text.trim_start().starts_with('{') {
+        parse_json(text, &bounds)
+    } else {
+        parse_yaml(text, &bounds)
+    }
+}
+
+fn parse_json(text: &str, bounds: &Bounds) -> Result<Value, IngestError> {
+    let mut deserializer = serde_json::Deserializer::from_str(text);
+    Node(bounds)
+        .deserialize(&mut deserializer)
+        .and_then(|value| deserializer.end().map(|()| value))
+        .map_err(|error| {
+            let what = json_message(&error);
+            IngestError::Syntax {
+                language: "JSON",
+                message: format!("{what} (line {}, column {})", error.line(), error.column()),
+            }
+        })
+}
+
+fn parse_yaml(text: &str, bounds: &Bounds) -> Result<Value, IngestError> {
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_depth: MAX_DEPTH,
+            // One anchor with many aliases is how shared parts are written;
+            // what they unfold to is bounded by `Bounds` and by the number of
+            // replayed events.
+            enforce_alias_anchor_ratio: false,
+            max_nodes: MAX_NODES,
+            max_events: 3 * MAX_NODES,
+            max_total_scalar_bytes: MAX_STRING_BYTES,
+            max_documents: 1,
+        },
+        // YAML 1.2: `on`, `no` and `y` are strings.
+        strict_booleans: true,
+        non_finite_float_policy: serde_saphyr::NonFiniteFloatPolicy::AsString,
+        // Snippets would echo the document.
+        with_snippet: false,
+    };
+    serde_saphyr::with_deserializer_from_str_with_options(text, options, |deserializer| {
+        Node(bounds).deserialize(deserializer)
+    })
+    .map_err(|error| IngestError::Syntax {
+        language: "YAML",
+        message: excerpt(&error.to_string()),
+    })
+}
+
+/// What `serde_json` found wrong, without the place, for that is told in the
+/// terms of the document.
+pub(super) fn json_message(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    excerpt(message.strip_suffix(&place).unwrap_or(&message))
+}
+
+/// A parser's message on one line, cut where it quotes the document at length.
+fn excerpt(message: &str) -> String {
+    let words: Vec<&str> = message.split_whitespace().collect();
+    cut(&words.join(" "), 300)
+}
+
+/// What may still be built.
+struct Bounds {
+    nodes: Cell<usize>,
+    string_bytes: Cell<usize>,
+}
+
+impl Bounds {
+    fn take_node<E: Error>(&self) -> Result<(), E> {
+        take(&self.nodes, 1)
+            .ok_or_else(|| E::custom(format!("the document holds more than {MAX_NODES} values")))
+    }
+
+    fn take_string<E: Error>(&self, text: &str) -> Result<(), E> {
+        take(&self.string_bytes, text.len()).ok_or_else(|| {
+            E::custom(format!(
+                "the document holds more than {MAX_STRING_BYTES} bytes of text"
+            ))
+        })
+    }
+}
+
+fn take(left: &Cell<usize>, amount: usize) -> Option<()> {
+    left.set(left.get().checked_sub(amount)?);
+    Some(())
+}
+
+/// Builds one value within the bounds.
+#[derive(Clone, Copy)]
+struct Node<'a>(&'a Bounds);
+
+impl<'de> DeserializeSeed<'de> for Node<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        self.0.take_node()?;
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Node<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::Number(value.into()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::Number(value.into()))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Number::from_f64(value).map_or(Value::Null, Value::Number))
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<Value, E> {
+        self.0.take_string(value)?;
+        Ok(Value::String(value.to_owned()))
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut values = Vec::new();
+        while let Some(value) = seq.next_element_seed(self)? {
+            values.push(value);
+        }
+        Ok(Value::Array(values))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        let mut map = Map::new();
+        while let Some(key) = access.next_key::<String>()? {
+            self.0.take_string(&key)?;
+            if map.contains_key(&key) {
+                // Which of the two was meant is not ours to guess.
+                return Err(A::Error::custom(format!(
+                    "the key {:?} occurs twice in one object",
+                    cut(&key, 80)
+                )));
+            }
+            map.insert(key, access.next_value_seed(self)?);
+        }
+        Ok(Value::Object(map))
+    }
+}
