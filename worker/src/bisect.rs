@@ -39,7 +39,8 @@ pub(crate) async fn embed(embedder: &dyn Embedder, batch: &Batch, limit: Duratio
         ..BatchResult::default()
     };
     // Ranges still to embed, the next one last.
-    let mut ranges: Vec<Range<usize>> = vec![0..batch.chunks.len()];
+    let mut ranges: Vec<Range<usize>> = Vec::new();
+    ranges.push(0..batch.chunks.len());
     while let Some(range) = ranges.pop() {
         let chunks = &batch.chunks[range.clone()];
         match call(embedder, chunks, limit).await {
@@ -87,15 +88,12 @@ async fn call(
     limit: Duration,
 ) -> Result<Vec<Bytes>, EmbedError> {
     let texts: Vec<&str> = chunks.iter().map(|chunk| chunk.text.as_str()).collect();
-    let vectors = match timeout(limit, embedder.embed(&texts)).await {
-        Ok(vectors) => vectors?,
-        Err(_) => {
-            let limit = humantime::format_duration(limit);
-            return Err(EmbedError::Transient {
-                reason: format!("the embedder took longer than embed_timeout ({limit})"),
-            });
-        }
-    };
+    let answer = timeout(limit, embedder.embed(&texts)).await;
+    let vectors = answer.unwrap_or_else(|_| {
+        let limit = humantime::format_duration(limit);
+        let reason = format!("the embedder took longer than embed_timeout ({limit})");
+        Err(EmbedError::Transient { reason })
+    })?;
     // A vector must never meet another's chunk, whatever an embedder does.
     if vectors.len() != texts.len() {
         let (got, sent) = (vectors.len(), texts.len());

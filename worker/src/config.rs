@@ -139,7 +139,7 @@ mod tests {
         );
         assert_eq!(config.drain_timeout, Duration::from_secs(30));
         assert_eq!(config.claim_wait, Duration::from_secs(20));
-        assert_eq!(config.embedder.embed_timeout, Duration::from_secs(300));
+        assert_eq!(config.embedder.embed_timeout, Duration::from_mins(5));
         assert_eq!(config.log_format, LogFormat::Human);
         assert_eq!(config.log, "info");
     }

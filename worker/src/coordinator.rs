@@ -39,7 +39,7 @@ pub(crate) struct Lease {
     /// `namespace/name`, for logs.
     pub(crate) source: String,
     /// How long the lease lasts from each renewal; more than zero.
-    pub(crate) lease_duration: Duration,
+    pub(crate) duration: Duration,
     /// Most chunks that a batch of this job may have; at least 1.
     pub(crate) max_batch_size: u32,
     /// How many chunks are still to be embedded.
@@ -219,7 +219,12 @@ impl BatchStream {
     /// Waits for what the coordinator says next. `None` when it ended the
     /// stream. Loses nothing when it is dropped.
     pub(crate) async fn next(&mut self) -> Result<Option<Event>, CallError> {
-        while let Some(message) = self.events.message().await.map_err(sort)? {
+        while let Some(message) = self
+            .events
+            .message()
+            .await
+            .map_err(|status| sort(&status))?
+        {
             // A message of a kind that this version does not know carries
             // nothing that it could act on.
             if let Some(message) = message.message {
@@ -236,14 +241,14 @@ async fn call<T>(
 ) -> Result<T, CallError> {
     match timeout(limit, reply).await {
         Ok(Ok(reply)) => Ok(reply.into_inner()),
-        Ok(Err(status)) => Err(sort(status)),
+        Ok(Err(status)) => Err(sort(&status)),
         Err(_) => Err(CallError::Unavailable(format!(
             "the coordinator did not answer within {limit:?}"
         ))),
     }
 }
 
-fn sort(status: Status) -> CallError {
+fn sort(status: &Status) -> CallError {
     // A status with a source was made here, of a broken transport, whatever
     // its code.
     if let Some(source) = status.source() {

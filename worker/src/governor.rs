@@ -2,24 +2,27 @@
 //! nothing, whoever found out.
 
 use std::{
+    convert::Infallible,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
-use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use backon::{BackoffBuilder as _, ExponentialBackoff};
 use tokio::{
     sync::watch,
     time::{sleep, timeout},
 };
 use tracing::{debug, info, warn};
 
-use crate::embedder::{EmbedError, Embedder};
+use crate::{
+    backoff,
+    embedder::{EmbedError, Embedder},
+};
 
-/// Jitter adds up to as much again.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 /// However long an embedder asks to be left alone, it is asked again by then.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(600);
+const LONGEST_RETRY_AFTER: Duration = Duration::from_mins(10);
 
 /// What is known of the embedder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,7 +109,7 @@ impl Governor {
 
     /// Probes the embedder until it answers, now and after every failure.
     /// Never returns.
-    pub(crate) async fn run(&self, embedder: &dyn Embedder, limit: Duration) {
+    pub(crate) async fn run(&self, embedder: &dyn Embedder, limit: Duration) -> Infallible {
         let mut waits = waits();
         let mut told = None;
         loop {
@@ -180,12 +183,7 @@ async fn changed(health: &mut watch::Receiver<Health>) {
 }
 
 fn waits() -> ExponentialBackoff {
-    ExponentialBuilder::new()
-        .with_min_delay(FIRST_WAIT)
-        .with_max_delay(LONGEST_WAIT)
-        .without_max_times()
-        .with_jitter()
-        .build()
+    backoff::waits(FIRST_WAIT, LONGEST_WAIT).build()
 }
 
 async fn wait(waits: &mut ExponentialBackoff, retry_after: Option<Duration>) {

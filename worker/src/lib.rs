@@ -6,6 +6,7 @@ pub mod config;
 pub mod embedder;
 pub mod telemetry;
 
+mod backoff;
 mod bisect;
 mod coordinator;
 mod governor;

@@ -3,7 +3,7 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use backon::{BackoffBuilder as _, ExponentialBackoff};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep},
@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::{
+    backoff,
     config::Config,
     coordinator::{CallError, Coordinator, Lease},
     embedder::Embedder,
@@ -19,7 +20,6 @@ use crate::{
     session::{self, Context},
 };
 
-/// Jitter adds up to as much again.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
 /// An empty answer that came sooner than this was not a long poll; the next
@@ -56,7 +56,7 @@ pub async fn run(
     let mut probe = pin!(context.governor.run(embedder, limit));
     tokio::select! {
         () = claim_and_drain(&context) => {}
-        () = &mut probe => {}
+        never = &mut probe => match never {},
     }
     info!("The worker has drained.");
     Ok(())
@@ -162,13 +162,13 @@ impl Claimer {
     /// The worker learns the lease duration with its first lease.
     fn warn_of_short_lease(&mut self, lease: &Lease) {
         let embed_timeout = self.context.config.embedder.embed_timeout;
-        if self.warned_of_lease || embed_timeout < lease.lease_duration {
+        if self.warned_of_lease || embed_timeout < lease.duration {
             return;
         }
         self.warned_of_lease = true;
         warn!(
             embed_timeout_ms = embed_timeout.as_millis(),
-            lease_ms = lease.lease_duration.as_millis(),
+            lease_ms = lease.duration.as_millis(),
             "The worker's embed_timeout (WEIR_EMBED_TIMEOUT) is not below the coordinator's \
              lease_duration (WEIR_LEASE_DURATION): if heartbeats fail during one long call, \
              its job is given to another worker. Lower the first or raise the second."
@@ -195,12 +195,7 @@ impl Claimer {
 }
 
 fn waits() -> ExponentialBackoff {
-    ExponentialBuilder::new()
-        .with_min_delay(FIRST_WAIT)
-        .with_max_delay(LONGEST_WAIT)
-        .without_max_times()
-        .with_jitter()
-        .build()
+    backoff::waits(FIRST_WAIT, LONGEST_WAIT).build()
 }
 
 #[cfg(test)]

@@ -1,14 +1,14 @@
 //! One lease: receives batches, embeds them one after the other, sends the
 //! results while the next is being embedded, until the job or the lease ends.
 
+mod hand_back;
 mod link;
 
 use std::{future::pending, sync::Arc, time::Duration};
 
-use backon::{ExponentialBuilder, Retryable as _};
 use tokio::{
     task::JoinError,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{debug, info, instrument, warn};
@@ -16,18 +16,17 @@ use tracing::{debug, info, instrument, warn};
 use crate::{
     bisect::{self, Failure, Outcome},
     config::Config,
-    coordinator::{CallError, Coordinator, Event, HandBack, Lease},
+    coordinator::{Coordinator, Event, HandBack, Lease},
     embedder::Embedder,
     governor::Governor,
     plan::{self, Batch, Held},
 };
+use hand_back::hand_back;
 use link::{Closed, Link};
 
 /// How long a session that cannot go on waits for the acks of what it has
 /// embedded, and for a call that is still under way.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
-/// How long it is tried to hand a job back. After that its lease runs out.
-const HAND_BACK_LIMIT: Duration = Duration::from_secs(5);
 
 /// What all sessions of a worker share.
 pub(crate) struct Context {
@@ -61,7 +60,7 @@ pub(crate) async fn work(context: Arc<Context>, lease: Lease, dimension: usize) 
     info!(
         chunks = lease.chunks_pending,
         attempt = lease.attempt,
-        lease_ms = lease.lease_duration.as_millis(),
+        lease_ms = lease.duration.as_millis(),
         "The job started."
     );
     let mut session = Session::new(&context, &lease, dimension);
@@ -77,45 +76,19 @@ pub(crate) async fn work(context: Arc<Context>, lease: Lease, dimension: usize) 
     match &end {
         End::Finished => info!(chunks, elapsed_ms, "The job finished."),
         End::Lost(reason) => warn!(chunks, elapsed_ms, reason, "The lease ended; job dropped."),
-        End::HandBack { how, reason } => {
-            let charged = *how == HandBack::Fail;
-            warn!(
+        End::HandBack { how, reason } => match how {
+            HandBack::Fail => warn!(
                 chunks,
-                elapsed_ms, charged, reason, "The job was handed back."
-            );
-        }
+                elapsed_ms, reason, "The job failed and was handed back."
+            ),
+            HandBack::Release => info!(chunks, elapsed_ms, reason, "The job was released."),
+        },
         End::Unreachable(error) => warn!(
             chunks,
             elapsed_ms, error, "The coordinator was unreachable for too long; job dropped."
         ),
     }
     end
-}
-
-/// Hands a job back, and says when that did not work: then its lease runs out.
-async fn hand_back(coordinator: &Coordinator, lease: &Lease, how: HandBack, reason: &str) {
-    let retry = ExponentialBuilder::new()
-        .with_min_delay(Duration::from_millis(100))
-        .with_max_delay(Duration::from_secs(1))
-        .without_max_times()
-        .with_jitter();
-    let attempts = (|| coordinator.hand_back(lease, how, reason))
-        .retry(retry)
-        .when(|error| matches!(error, CallError::Unavailable(_)));
-    match timeout(HAND_BACK_LIMIT, attempts).await {
-        Ok(Ok(())) => {}
-        // It ended, or an attempt whose answer was lost went through.
-        Ok(Err(CallError::LeaseLost(reason))) => {
-            debug!(
-                reason,
-                "The lease had ended before the job was handed back."
-            );
-        }
-        Ok(Err(error)) => {
-            warn!(%error, "The job could not be handed back; its lease will run out.");
-        }
-        Err(_) => warn!("The job could not be handed back in time; its lease will run out."),
-    }
 }
 
 struct Session<'a> {
@@ -260,9 +233,10 @@ impl<'a> Session<'a> {
                 }
             }
             Event::Ack { seq, done, total } => {
-                match self.held.acknowledge(seq) {
-                    Some(chunks) => self.chunks_persisted += chunks,
-                    None => debug!(seq, "An ack came for a batch that is not held."),
+                if let Some(chunks) = self.held.acknowledge(seq) {
+                    self.chunks_persisted += chunks;
+                } else {
+                    debug!(seq, "An ack came for a batch that is not held.");
                 }
                 self.complete = done >= total;
                 debug!(seq, done, total, "A batch is persisted.");

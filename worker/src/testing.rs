@@ -1,7 +1,12 @@
 //! What the tests of several rooms share: an embedder whose every call the test
 //! answers, and waits that end.
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use clap::Parser as _;
@@ -10,6 +15,7 @@ use tokio::{
     time::timeout,
 };
 use tonic::transport::Uri;
+use tracing::subscriber::DefaultGuard;
 
 use crate::{
     config::Config,
@@ -78,7 +84,7 @@ impl Embedder for FakeEmbedder {
         let (answer, answered) = oneshot::channel();
         let texts = texts.iter().map(|&text| text.to_owned()).collect();
         let gone = "the test has ended";
-        self.0.send(EmbedCall { texts, answer }).ok().expect(gone);
+        assert!(self.0.send(EmbedCall { texts, answer }).is_ok(), "{gone}");
         answered.await.expect(gone)
     }
 }
@@ -141,5 +147,47 @@ impl EmbedCall {
     /// Waits until the caller gives the call up.
     pub(crate) async fn cancelled(mut self) {
         soon(self.answer.closed()).await;
+    }
+}
+
+/// What this thread logs at info and above while this lives. The tasks of a
+/// `tokio::test` run on its thread.
+pub(crate) struct Logs {
+    buffer: Buffer,
+    _guard: DefaultGuard,
+}
+
+#[derive(Clone, Default)]
+struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+impl Logs {
+    pub(crate) fn capture() -> Self {
+        let buffer = Buffer::default();
+        let writer = buffer.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        Self {
+            buffer,
+            _guard: tracing::subscriber::set_default(subscriber),
+        }
+    }
+
+    pub(crate) fn text(&self) -> String {
+        let bytes = self.buffer.0.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8(bytes.clone()).unwrap()
+    }
+}
+
+impl io::Write for Buffer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut buffer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        buffer.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

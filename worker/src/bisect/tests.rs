@@ -77,7 +77,7 @@ fn batch(texts: &[&str]) -> Batch {
 }
 
 async fn run(embedder: &dyn Embedder, texts: &[&str]) -> Outcome {
-    embed(embedder, &batch(texts), Duration::from_secs(60)).await
+    embed(embedder, &batch(texts), Duration::from_mins(1)).await
 }
 
 #[tokio::test]
@@ -155,7 +155,7 @@ async fn too_few_vectors_are_never_paired_with_texts() {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_takes_too_long_names_the_setting() {
-    let outcome = embed(&Stuck, &batch(&["a"]), Duration::from_secs(300)).await;
+    let outcome = embed(&Stuck, &batch(&["a"]), Duration::from_mins(5)).await;
     let reason = "the embedder took longer than embed_timeout (5m)".to_owned();
     assert_eq!(outcome.failure, Some(Failure::Job { reason }));
 }

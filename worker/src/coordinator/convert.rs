@@ -14,7 +14,7 @@ impl TryFrom<v1::Lease> for Lease {
     type Error = CallError;
 
     fn try_from(lease: v1::Lease) -> Result<Self, CallError> {
-        let lease_duration = lease
+        let duration = lease
             .lease_duration
             .and_then(|duration| Duration::try_from(duration).ok())
             .filter(|duration| !duration.is_zero())
@@ -28,7 +28,7 @@ impl TryFrom<v1::Lease> for Lease {
             job_id: lease.job_id,
             epoch: lease.epoch,
             source: format!("{}/{}", lease.namespace, lease.source),
-            lease_duration,
+            duration,
             max_batch_size: u32::try_from(lease.max_batch_size).unwrap_or(0).max(1),
             chunks_pending: lease.chunks_pending,
             attempt: lease.attempt,

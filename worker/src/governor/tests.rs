@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{convert::Infallible, sync::Arc};
 
 use tokio::{sync::mpsc, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
@@ -6,12 +6,12 @@ use tokio_util::task::AbortOnDropHandle;
 use super::*;
 use crate::testing::{EmbedCalls, FakeEmbedder, soon};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 /// These tests run on a paused clock, on which an hour passes at once.
-const HOUR: Duration = Duration::from_secs(3_600);
+const HOUR: Duration = Duration::from_hours(1);
 
 /// A governor whose probe runs, and the calls of that probe.
-fn start() -> (Arc<Governor>, EmbedCalls, AbortOnDropHandle<()>) {
+fn start() -> (Arc<Governor>, EmbedCalls, AbortOnDropHandle<Infallible>) {
     let governor = Arc::new(Governor::new());
     let (embedder, calls) = FakeEmbedder::new();
     let probing = Arc::clone(&governor);

@@ -8,10 +8,10 @@ use crate::{
         HandBack,
         fake::{FakeCoordinator, FakeStream, lease},
     },
-    testing::{EmbedCalls, FakeEmbedder, config, soon},
+    testing::{EmbedCalls, FakeEmbedder, Logs, config, soon},
 };
 
-const LONG: Duration = Duration::from_secs(600);
+const LONG: Duration = Duration::from_mins(10);
 
 /// A whole worker, with the coordinator and the embedder in the test's hands.
 struct Scene {
@@ -183,4 +183,34 @@ async fn a_whole_job_runs_and_the_next_is_claimed() {
     }
     stream.finish().await;
     scene.coordinator.claim().await;
+}
+
+#[tokio::test]
+async fn a_lease_too_short_for_the_embedder_is_warned_of_once() {
+    let logs = Logs::capture();
+    for (embed_timeout, warnings) in [("9m", 0), ("10m", 1)] {
+        let embed_timeout = format!("--embed-timeout={embed_timeout}");
+        let mut scene = Scene::start_fit(&["--concurrency=2", &embed_timeout]).await;
+        scene.lease(&[1, 2]).await;
+        let logs = logs.text();
+        let lines = logs.lines().filter(|line| {
+            line.contains("WEIR_EMBED_TIMEOUT") && line.contains("WEIR_LEASE_DURATION")
+        });
+        assert_eq!(lines.count(), warnings, "{logs}");
+    }
+}
+
+#[tokio::test]
+async fn an_outage_of_the_coordinator_is_said_once_and_so_is_its_end() {
+    let logs = Logs::capture();
+    let mut scene = Scene::start_fit(&[]).await;
+    for _ in 0..3 {
+        let claim = scene.coordinator.claim().await;
+        claim.fail(Status::unavailable("the database is away"));
+    }
+    scene.coordinator.claim().await.answer(Vec::new());
+    scene.coordinator.claim().await;
+    let logs = logs.text();
+    assert_eq!(logs.matches("the database is away").count(), 1, "{logs}");
+    assert_eq!(logs.matches("answers again").count(), 1, "{logs}");
 }

@@ -3,17 +3,17 @@
 
 use std::time::Duration;
 
-use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
+use backon::{BackoffBuilder as _, ExponentialBackoff};
 use futures::future::BoxFuture;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{debug, info, warn};
 
 use crate::{
+    backoff,
     coordinator::{BatchStream, CallError, Coordinator, Event, Lease},
     plan::{BatchResult, Held},
 };
 
-/// Jitter adds up to as much again.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// A stream that lived this long was a working one, even if it had nothing to
@@ -52,7 +52,10 @@ pub(super) struct Link {
 
 enum State {
     Opening(BoxFuture<'static, Result<BatchStream, CallError>>),
-    Open { stream: BatchStream, since: Instant },
+    Open {
+        stream: Box<BatchStream>,
+        since: Instant,
+    },
 }
 
 impl Link {
@@ -134,6 +137,7 @@ impl Link {
         }
         let since = Instant::now();
         self.heartbeat_at = since + heartbeat_interval(&self.lease);
+        let stream = Box::new(stream);
         self.state = State::Open { stream, since };
     }
 
@@ -154,7 +158,7 @@ impl Link {
             self.heard();
         }
         match self.broken_since {
-            Some(since) if since.elapsed() >= self.lease.lease_duration * GIVE_UP_LEASES => {
+            Some(since) if since.elapsed() >= self.lease.duration * GIVE_UP_LEASES => {
                 return Err(Closed::Unreachable(error));
             }
             Some(_) => debug!(error, "The stream could not be reopened yet."),
@@ -177,7 +181,7 @@ impl Link {
 
 /// A heartbeat comes a third into the lease, so that two may be late.
 fn heartbeat_interval(lease: &Lease) -> Duration {
-    lease.lease_duration / 3
+    lease.duration / 3
 }
 
 fn open(
@@ -195,10 +199,5 @@ fn open(
 }
 
 fn waits() -> ExponentialBackoff {
-    ExponentialBuilder::new()
-        .with_min_delay(FIRST_WAIT)
-        .with_max_delay(LONGEST_WAIT)
-        .without_max_times()
-        .with_jitter()
-        .build()
+    backoff::waits(FIRST_WAIT, LONGEST_WAIT).build()
 }

@@ -8,7 +8,7 @@ use crate::{
     testing::{EmbedCalls, FakeEmbedder, config, packed, soon},
 };
 
-const LONG: Duration = Duration::from_secs(600);
+const LONG: Duration = Duration::from_mins(10);
 
 /// A session on a lease, with the coordinator and the embedder in the test's
 /// hands. The embedder was found fit.
@@ -23,10 +23,10 @@ impl Scene {
     async fn start(lease_duration: Duration, settings: &[&str]) -> Self {
         let coordinator = FakeCoordinator::start().await;
         let uri = coordinator.uri.clone();
-        Self::start_at(&uri, coordinator, lease_duration, settings).await
+        Self::start_at(&uri, coordinator, lease_duration, settings)
     }
 
-    async fn start_at(
+    fn start_at(
         uri: &tonic::transport::Uri,
         coordinator: FakeCoordinator,
         lease_duration: Duration,
@@ -289,7 +289,7 @@ async fn a_coordinator_that_stays_away_is_given_up() {
     drop(listener);
     let fake = FakeCoordinator::start().await;
     let lease = Duration::from_millis(50);
-    let mut scene = Scene::start_at(&uri.parse().unwrap(), fake, lease, &[]).await;
+    let mut scene = Scene::start_at(&uri.parse().unwrap(), fake, lease, &[]);
     let end = scene.end().await;
     assert!(matches!(end, End::Unreachable(_)), "{end:?}");
 }
@@ -358,9 +358,10 @@ async fn only_the_poison_text_is_rejected() {
     for texts in [vec!["a"], vec!["poison", "c"], vec!["poison"], vec!["c"]] {
         let call = scene.embedder.next().await;
         assert_eq!(call.texts, texts);
-        match call.texts.contains(&"poison".to_owned()) {
-            true => call.refuse("too long"),
-            false => call.succeed(),
+        if texts.contains(&"poison") {
+            call.refuse("too long");
+        } else {
+            call.succeed();
         }
     }
     let mut expected = result_of(1, &["a", "c"]);
