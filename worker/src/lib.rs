@@ -1,1 +1,20 @@
-//! The worker.
+//! The worker of Weir: claims jobs from the coordinator, embeds their chunks and
+//! streams the vectors back. It holds nothing that matters: whatever it loses
+//! is claimed again by another.
+
+pub mod config;
+pub mod embedder;
+pub mod telemetry;
+
+mod backoff;
+mod bisect;
+mod coordinator;
+mod governor;
+mod plan;
+mod run;
+mod session;
+#[cfg(test)]
+mod testing;
+
+pub use config::Config;
+pub use run::run;

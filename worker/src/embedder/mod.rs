@@ -1,7 +1,7 @@
 //! The contract between the worker and whatever embeds: one call, one sorted
 //! error.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 
@@ -13,6 +13,27 @@ pub trait Embedder: Send + Sync + 'static {
     /// server answers and return [`EmbedError::Transient`] where it breaks
     /// this.
     async fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError>;
+
+    /// Embeds one short text and returns the dimension of its vector: the
+    /// embedder is up and has the model.
+    async fn probe(&self) -> Result<usize, EmbedError> {
+        let vectors = self.embed(&["probe"]).await?;
+        Ok(vectors.first().map_or(0, Vec::len))
+    }
+}
+
+/// Where and how to embed.
+#[derive(Debug, Clone, clap::Args)]
+pub struct EmbedderConfig {
+    /// Longest that one call to the embedder may take.
+    #[arg(long, env = "WEIR_EMBED_TIMEOUT", default_value = "5m", value_parser = humantime::parse_duration)]
+    pub embed_timeout: Duration,
+}
+
+/// Builds the embedder of `model`.
+#[expect(clippy::unused_async, reason = "the real one waits")]
+pub async fn build(_config: &EmbedderConfig, _model: &str) -> anyhow::Result<Arc<dyn Embedder>> {
+    anyhow::bail!("no embedder")
 }
 
 /// Why a call failed, sorted by who is to blame, for that decides what happens

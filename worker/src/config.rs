@@ -1,0 +1,187 @@
+//! The settings: command line, then environment, checked once.
+
+use std::{process, time::Duration};
+
+use clap::Parser;
+use rand::distr::{Alphanumeric, SampleString as _};
+use tonic::transport::Uri;
+use weir_proto::limits;
+
+use crate::{embedder::EmbedderConfig, telemetry::LogFormat};
+
+/// Claims embedding jobs, embeds their chunks and streams the vectors back.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "weir-worker", version)]
+pub struct Config {
+    /// The coordinator, as `http://host:port` or `https://host:port`. One
+    /// address; for several replicas, that of the balancer before them.
+    #[arg(long, env = "WEIR_COORDINATOR", default_value = "http://127.0.0.1:7400", value_parser = coordinator)]
+    pub coordinator: Uri,
+
+    /// The model whose jobs are claimed.
+    #[arg(long, env = "WEIR_MODEL", value_parser = model)]
+    pub model: String,
+
+    /// Who this worker is, unique among live workers: up to 200 visible ASCII
+    /// characters. By default host, process and a random ending.
+    #[arg(long, env = "WEIR_WORKER_ID", default_value_t = generated_worker_id(), hide_default_value = true, value_parser = worker_id)]
+    pub worker_id: String,
+
+    /// How many jobs are worked on at the same time.
+    #[arg(long, env = "WEIR_CONCURRENCY", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub concurrency: u32,
+
+    /// Most chunks in one call to the embedder.
+    #[arg(long, env = "WEIR_BATCH_SIZE", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::MAX_BATCH_SIZE)))]
+    pub batch_size: u32,
+
+    /// Most batches of a job that are received and not yet persisted. Two keep
+    /// the embedder busy while the last result is written.
+    #[arg(long, env = "WEIR_WINDOW", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::MAX_WINDOW)))]
+    pub window: u32,
+
+    /// How long a stopping worker may go on with the batches it has, before it
+    /// hands its jobs back.
+    #[arg(long, env = "WEIR_DRAIN_TIMEOUT", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub drain_timeout: Duration,
+
+    /// How long one request for work waits at the coordinator when nothing is
+    /// queued; at most 60s.
+    #[arg(long, env = "WEIR_CLAIM_WAIT", default_value = "20s", value_parser = claim_wait)]
+    pub claim_wait: Duration,
+
+    /// Where and how to embed.
+    #[command(flatten)]
+    pub embedder: EmbedderConfig,
+
+    /// How logs are written.
+    #[arg(long, env = "WEIR_LOG_FORMAT", default_value = "human")]
+    pub log_format: LogFormat,
+
+    /// What is logged: `info`, or by target, `info,weir_worker=debug`.
+    #[arg(long, env = "WEIR_LOG", default_value = "info")]
+    pub log: String,
+}
+
+fn coordinator(text: &str) -> Result<Uri, String> {
+    let uri: Uri = text
+        .parse()
+        .map_err(|error| format!("not a URL: {error}"))?;
+    if !matches!(uri.scheme_str(), Some("http" | "https")) {
+        return Err("it must start with http:// or https://".to_owned());
+    }
+    if uri.path() != "/" || uri.query().is_some() {
+        return Err("it must end after host and port".to_owned());
+    }
+    Ok(uri)
+}
+
+fn model(text: &str) -> Result<String, String> {
+    let chars = text.chars().count();
+    if text.trim().is_empty() || chars > limits::MAX_MODEL_CHARS {
+        return Err(format!(
+            "a model's name has 1 to {} characters",
+            limits::MAX_MODEL_CHARS
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+fn worker_id(text: &str) -> Result<String, String> {
+    let visible = text.chars().all(|c| c.is_ascii_graphic());
+    if text.is_empty() || !visible || text.len() > limits::MAX_WORKER_ID_CHARS {
+        return Err(format!(
+            "a worker's id has 1 to {} visible ASCII characters",
+            limits::MAX_WORKER_ID_CHARS
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+fn claim_wait(text: &str) -> Result<Duration, String> {
+    let wait = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if wait > Duration::from_secs(limits::MAX_CLAIM_WAIT_SECONDS.unsigned_abs()) {
+        return Err(format!("it is at most {}s", limits::MAX_CLAIM_WAIT_SECONDS));
+    }
+    Ok(wait)
+}
+
+/// `host-pid-random`. The random ending keeps containers apart that share a
+/// host name and have the same process id.
+fn generated_worker_id() -> String {
+    let node = rustix::system::uname();
+    let host: String = node
+        .nodename()
+        .to_string_lossy()
+        .chars()
+        .filter(char::is_ascii_graphic)
+        .take(100)
+        .collect();
+    let ending = Alphanumeric.sample_string(&mut rand::rng(), 6);
+    format!("{host}-{}-{ending}", process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Config, clap::Error> {
+        Config::try_parse_from(["weir-worker", "--model", "m"].iter().chain(args))
+    }
+
+    #[test]
+    fn defaults_are_the_documented_ones() {
+        let config = parse(&[]).unwrap();
+        assert_eq!(config.coordinator, "http://127.0.0.1:7400/");
+        assert_eq!(
+            (config.concurrency, config.batch_size, config.window),
+            (4, 32, 2)
+        );
+        assert_eq!(config.drain_timeout, Duration::from_secs(30));
+        assert_eq!(config.claim_wait, Duration::from_secs(20));
+        assert_eq!(config.embedder.embed_timeout, Duration::from_mins(5));
+        assert_eq!(config.log_format, LogFormat::Human);
+        assert_eq!(config.log, "info");
+    }
+
+    #[test]
+    fn the_default_worker_id_is_valid_and_differs_each_time() {
+        let (one, two) = (generated_worker_id(), generated_worker_id());
+        assert_eq!(worker_id(&one), Ok(one.clone()));
+        assert_ne!(one, two);
+    }
+
+    #[test]
+    fn a_bad_setting_is_refused_by_name() {
+        let long = "m".repeat(201);
+        for (name, value) in [
+            ("--coordinator", "127.0.0.1:7400"),
+            ("--coordinator", "ftp://host"),
+            ("--coordinator", "http://host:1/path"),
+            ("--coordinator", "http://a:1,http://b:1"),
+            ("--worker-id", ""),
+            ("--worker-id", "a b"),
+            ("--worker-id", &long),
+            ("--concurrency", "0"),
+            ("--concurrency", "1001"),
+            ("--batch-size", "0"),
+            ("--batch-size", "10001"),
+            ("--window", "0"),
+            ("--window", "65"),
+            ("--claim-wait", "61s"),
+            ("--claim-wait", "soon"),
+            ("--drain-timeout", "-1s"),
+            ("--log-format", "xml"),
+        ] {
+            let error = parse(&[&format!("{name}={value}")]).unwrap_err();
+            assert!(
+                error.to_string().contains(name),
+                "{name}={value} gave: {error}"
+            );
+        }
+        for model in ["", " ", &long] {
+            let error = Config::try_parse_from(["weir-worker", "--model", model]).unwrap_err();
+            assert!(error.to_string().contains("--model"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Generated types ↔ the worker's own. What comes from outside is checked
+//! here, once.
+
+use std::time::Duration;
+
+use weir_proto::v1::{
+    self, RevokeReason, stream_batches_request as request, stream_batches_response as response,
+};
+
+use super::{CallError, Event, Lease};
+use crate::plan::{Batch, BatchResult, Chunk, ChunkKey};
+
+impl TryFrom<v1::Lease> for Lease {
+    type Error = CallError;
+
+    fn try_from(lease: v1::Lease) -> Result<Self, CallError> {
+        let duration = lease
+            .lease_duration
+            .and_then(|duration| Duration::try_from(duration).ok())
+            .filter(|duration| !duration.is_zero())
+            .ok_or_else(|| {
+                CallError::Refused(format!(
+                    "the coordinator leased job {} without a lease duration; are its version and the worker's the same?",
+                    lease.job_id
+                ))
+            })?;
+        Ok(Self {
+            job_id: lease.job_id,
+            epoch: lease.epoch,
+            source: format!("{}/{}", lease.namespace, lease.source),
+            duration,
+            max_batch_size: u32::try_from(lease.max_batch_size).unwrap_or(0).max(1),
+            chunks_pending: lease.chunks_pending,
+            attempt: lease.attempt,
+        })
+    }
+}
+
+pub(super) fn open(
+    lease: &Lease,
+    window: u32,
+    batch_size: u32,
+    held: Vec<(i64, Vec<ChunkKey>)>,
+) -> request::Message {
+    let held = held.into_iter().map(|(seq, keys)| v1::HeldBatch {
+        seq,
+        chunks: keys.into_iter().map(key).collect(),
+    });
+    request::Message::Open(v1::StreamOpen {
+        job_id: lease.job_id,
+        epoch: lease.epoch,
+        window: window.cast_signed(),
+        batch_size: batch_size.cast_signed(),
+        held: held.collect(),
+    })
+}
+
+pub(super) fn heartbeat() -> request::Message {
+    request::Message::Heartbeat(v1::Heartbeat {})
+}
+
+pub(super) fn result(result: &BatchResult) -> request::Message {
+    let embedded = result.embedded.iter().map(|(key, vector)| {
+        let key = key.clone();
+        v1::EmbeddedChunk {
+            item_id: key.item_id,
+            chunk_index: key.chunk_index,
+            text_hash: key.text_hash,
+            vector: vector.clone(),
+        }
+    });
+    let rejected = result.rejected.iter().map(|(key, reason)| {
+        let key = key.clone();
+        v1::RejectedChunk {
+            item_id: key.item_id,
+            chunk_index: key.chunk_index,
+            text_hash: key.text_hash,
+            reason: reason.clone(),
+        }
+    });
+    request::Message::Result(v1::BatchResult {
+        seq: result.seq,
+        embedded: embedded.collect(),
+        rejected: rejected.collect(),
+    })
+}
+
+pub(super) fn event(message: response::Message) -> Result<Event, CallError> {
+    Ok(match message {
+        response::Message::Batch(batch) => Event::Batch(self::batch(batch)?),
+        response::Message::Ack(ack) => Event::Ack {
+            seq: ack.seq,
+            done: ack.done,
+            total: ack.total,
+        },
+        response::Message::Finished(_) => Event::Finished,
+        response::Message::Revoked(revoked) => Event::Revoked(match revoked.reason() {
+            RevokeReason::Unspecified => "the coordinator gave no reason this version knows",
+            RevokeReason::LeaseLost => "the lease expired and was given to another",
+            RevokeReason::Cancelled => "a client cancelled the job",
+            RevokeReason::Superseded => "the source has changed; newer jobs cover it",
+            RevokeReason::SourceDeleted => "the source was deleted",
+            RevokeReason::NoProgress => "nothing was persisted for the progress deadline",
+        }),
+    })
+}
+
+fn batch(batch: v1::Batch) -> Result<Batch, CallError> {
+    if batch.chunks.is_empty() {
+        return Err(CallError::Refused(format!(
+            "the coordinator sent batch {} without chunks",
+            batch.seq
+        )));
+    }
+    let chunks = batch.chunks.into_iter().map(|chunk| Chunk {
+        key: ChunkKey {
+            item_id: chunk.item_id,
+            chunk_index: chunk.chunk_index,
+            text_hash: chunk.text_hash,
+        },
+        text: chunk.text,
+    });
+    Ok(Batch {
+        seq: batch.seq,
+        chunks: chunks.collect(),
+    })
+}
+
+fn key(key: ChunkKey) -> v1::ChunkKey {
+    v1::ChunkKey {
+        item_id: key.item_id,
+        chunk_index: key.chunk_index,
+        text_hash: key.text_hash,
+    }
+}

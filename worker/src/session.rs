@@ -1,0 +1,303 @@
+//! One lease: receives batches, embeds them one after the other, sends the
+//! results while the next is being embedded, until the job or the lease ends.
+
+mod hand_back;
+mod link;
+
+use std::{future::pending, sync::Arc, time::Duration};
+
+use tokio::{
+    task::JoinError,
+    time::{Instant, sleep_until},
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tracing::{debug, info, instrument, warn};
+
+use crate::{
+    bisect::{self, Failure, Outcome},
+    config::Config,
+    coordinator::{Coordinator, Event, HandBack, Lease},
+    embedder::Embedder,
+    governor::Governor,
+    plan::{self, Batch, Held},
+};
+use hand_back::hand_back;
+use link::{Closed, Link};
+
+/// How long a session that cannot go on waits for the acks of what it has
+/// embedded, and for a call that is still under way.
+const SETTLE_LIMIT: Duration = Duration::from_secs(5);
+
+/// What all sessions of a worker share.
+pub(crate) struct Context {
+    pub(crate) config: Config,
+    pub(crate) coordinator: Coordinator,
+    pub(crate) embedder: Arc<dyn Embedder>,
+    pub(crate) governor: Governor,
+    /// Cancelled when the worker is to drain.
+    pub(crate) shutdown: CancellationToken,
+}
+
+/// How work on a lease ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The job has succeeded.
+    Finished,
+    /// The lease is gone; nothing of it is wanted any more.
+    Lost(String),
+    /// The job goes back to the queue.
+    HandBack { how: HandBack, reason: String },
+    /// The coordinator could not be reached for so long that the job was
+    /// dropped.
+    Unreachable(String),
+}
+
+/// Works on a lease until it ends. `dimension` is that of the embedder's
+/// vectors.
+#[instrument(name = "lease", skip_all, fields(job_id = lease.job_id, epoch = lease.epoch, source = lease.source))]
+pub(crate) async fn work(context: Arc<Context>, lease: Lease, dimension: usize) -> End {
+    let started = Instant::now();
+    info!(
+        chunks = lease.chunks_pending,
+        attempt = lease.attempt,
+        lease_ms = lease.duration.as_millis(),
+        "The job started."
+    );
+    let mut session = Session::new(&context, &lease, dimension);
+    let end = session.drive().await;
+    let chunks = session.chunks_persisted;
+    // Ends the stream and whatever the embedder still does, before the job is
+    // handed back.
+    drop(session);
+    if let End::HandBack { how, reason } = &end {
+        hand_back(&context.coordinator, &lease, *how, reason).await;
+    }
+    let elapsed_ms = started.elapsed().as_millis();
+    match &end {
+        End::Finished => info!(chunks, elapsed_ms, "The job finished."),
+        End::Lost(reason) => warn!(chunks, elapsed_ms, reason, "The lease ended; job dropped."),
+        End::HandBack { how, reason } => match how {
+            HandBack::Fail => warn!(
+                chunks,
+                elapsed_ms, reason, "The job failed and was handed back."
+            ),
+            HandBack::Release => info!(chunks, elapsed_ms, reason, "The job was released."),
+        },
+        End::Unreachable(error) => warn!(
+            chunks,
+            elapsed_ms, error, "The coordinator was unreachable for too long; job dropped."
+        ),
+    }
+    end
+}
+
+struct Session<'a> {
+    context: &'a Context,
+    held: Held,
+    link: Link,
+    /// The call in flight. Its own task, so that no heartbeat waits for it.
+    embedding: Option<AbortOnDropHandle<Outcome>>,
+    ending: Option<Ending>,
+    /// Chunks whose outcome was acknowledged on this lease.
+    chunks_persisted: usize,
+    /// The last ack said that nothing is pending, so that `finished` follows.
+    complete: bool,
+}
+
+/// The session takes no further batches and ends when it holds none, or at the
+/// deadline.
+struct Ending {
+    how: HandBack,
+    reason: String,
+    deadline: Instant,
+    /// The batches held are still embedded.
+    draining: bool,
+}
+
+impl<'a> Session<'a> {
+    fn new(context: &'a Context, lease: &Lease, dimension: usize) -> Self {
+        let config = &context.config;
+        let batch_size = plan::batch_size(
+            config.batch_size,
+            lease.max_batch_size,
+            config.window,
+            dimension,
+        );
+        Self {
+            context,
+            held: Held::new(config.window),
+            link: Link::new(
+                context.coordinator.clone(),
+                lease.clone(),
+                config.window,
+                batch_size,
+            ),
+            embedding: None,
+            ending: None,
+            chunks_persisted: 0,
+            complete: false,
+        }
+    }
+
+    async fn drive(&mut self) -> End {
+        let context = self.context;
+        loop {
+            self.embed_next();
+            if let Some(end) = self.settled() {
+                return end;
+            }
+            let deadline = self.ending.as_ref().map(|ending| ending.deadline);
+            let may_drain = self.ending.is_none();
+            let may_pause = self.ending.as_ref().is_none_or(|ending| ending.draining);
+            // In this order, so that a stream with much to say cannot keep the
+            // rest waiting.
+            tokio::select! {
+                biased;
+                () = context.shutdown.cancelled(), if may_drain => self.drain(),
+                reason = context.governor.down(), if may_pause => {
+                    self.stop(HandBack::Release, reason);
+                }
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                    if let Some(end) = self.handed_back() {
+                        return end;
+                    }
+                }
+                outcome = joined(self.embedding.as_mut()) => {
+                    self.embedding = None;
+                    self.embedded(outcome);
+                }
+                event = self.link.next(&self.held) => match event {
+                    Ok(event) => if let Some(end) = self.heard(event) {
+                        return end;
+                    },
+                    Err(Closed::Lost(reason)) => return End::Lost(reason),
+                    Err(Closed::Refused(reason)) => {
+                        return End::HandBack { how: HandBack::Fail, reason };
+                    }
+                    Err(Closed::Unreachable(error)) => return End::Unreachable(error),
+                },
+            }
+        }
+    }
+    fn embed_next(&mut self) {
+        if self.embedding.is_some() {
+            return;
+        }
+        if let Some(batch) = self.held.start_next() {
+            let embedder = Arc::clone(&self.context.embedder);
+            let limit = self.context.config.embedder.embed_timeout;
+            let call = embed(embedder, batch, limit);
+            self.embedding = Some(AbortOnDropHandle::new(tokio::spawn(call)));
+        }
+    }
+
+    /// Takes in what became of the batch in the embedder.
+    fn embedded(&mut self, outcome: Result<Outcome, JoinError>) {
+        let outcome = outcome.unwrap_or_else(|_| Outcome {
+            result: plan::BatchResult::default(),
+            failure: Some(Failure::Job {
+                reason: "the embedder panicked; its worker's log has the message".to_owned(),
+            }),
+        });
+        // What a failing call did embed is not lost.
+        if outcome.result.is_empty() {
+            self.held.forget_embedding();
+        } else {
+            self.link.send(&outcome.result);
+            self.held.embedded(outcome.result);
+        }
+        match outcome.failure {
+            None => self.context.governor.worked(),
+            Some(Failure::Embedder {
+                reason,
+                retry_after,
+            }) => {
+                self.context.governor.failed(&reason, retry_after);
+                self.stop(HandBack::Release, reason);
+            }
+            Some(Failure::Job { reason }) => self.stop(HandBack::Fail, reason),
+        }
+    }
+
+    fn heard(&mut self, event: Event) -> Option<End> {
+        match event {
+            // It would not be embedded; it stays pending.
+            Event::Batch(batch) if self.ending.is_some() => {
+                debug!(seq = batch.seq, "A batch came too late and is left.");
+            }
+            Event::Batch(batch) => {
+                if let Err(breach) = self.held.receive(batch) {
+                    let how = HandBack::Fail;
+                    let reason = breach.to_string();
+                    return Some(End::HandBack { how, reason });
+                }
+            }
+            Event::Ack { seq, done, total } => {
+                if let Some(chunks) = self.held.acknowledge(seq) {
+                    self.chunks_persisted += chunks;
+                } else {
+                    debug!(seq, "An ack came for a batch that is not held.");
+                }
+                self.complete = done >= total;
+                debug!(seq, done, total, "A batch is persisted.");
+            }
+            Event::Finished => return Some(End::Finished),
+            Event::Revoked(reason) => return Some(End::Lost(reason.to_owned())),
+        }
+        None
+    }
+
+    /// Finishes the batches that are here and takes no further ones.
+    fn drain(&mut self) {
+        self.ending = Some(Ending {
+            how: HandBack::Release,
+            reason: "the worker is draining".to_owned(),
+            deadline: Instant::now() + self.context.config.drain_timeout,
+            draining: true,
+        });
+    }
+
+    /// Embeds nothing further: waits for the acks of what is embedded, and for
+    /// the call in flight. The first reason stands.
+    fn stop(&mut self, how: HandBack, reason: String) {
+        let deadline = Instant::now() + SETTLE_LIMIT;
+        let deadline = match &self.ending {
+            Some(ending) if !ending.draining => return,
+            Some(ending) => ending.deadline.min(deadline),
+            None => deadline,
+        };
+        self.held.forget_queued();
+        self.ending = Some(Ending {
+            how,
+            reason,
+            deadline,
+            draining: false,
+        });
+    }
+
+    /// The end of a session that is ending and has nothing left to wait for.
+    fn settled(&mut self) -> Option<End> {
+        let settled = self.ending.is_some() && self.held.is_empty() && !self.complete;
+        settled.then(|| self.handed_back()).flatten()
+    }
+
+    fn handed_back(&mut self) -> Option<End> {
+        let Ending { how, reason, .. } = self.ending.take()?;
+        Some(End::HandBack { how, reason })
+    }
+}
+
+async fn embed(embedder: Arc<dyn Embedder>, batch: Batch, limit: Duration) -> Outcome {
+    bisect::embed(&*embedder, &batch, limit).await
+}
+
+/// Waits for the call in flight, forever when there is none.
+async fn joined(call: Option<&mut AbortOnDropHandle<Outcome>>) -> Result<Outcome, JoinError> {
+    match call {
+        Some(call) => call.await,
+        None => pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,193 @@
+//! What the tests of several rooms share: an embedder whose every call the test
+//! answers, and waits that end.
+
+use std::{
+    future::Future,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use clap::Parser as _;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::timeout,
+};
+use tonic::transport::Uri;
+use tracing::subscriber::DefaultGuard;
+
+use crate::{
+    config::Config,
+    embedder::{EmbedError, Embedder},
+};
+
+type Answer = Result<Vec<Vec<f32>>, EmbedError>;
+
+/// Long enough for any machine; reached only by a test that fails.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Awaits an event that must come.
+pub(crate) async fn soon<T>(event: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, event)
+        .await
+        .expect("what the test waits for did not happen")
+}
+
+pub(crate) fn config(coordinator: &Uri, settings: &[&str]) -> Config {
+    let coordinator = coordinator.to_string();
+    let args = [
+        "weir-worker",
+        "--coordinator",
+        &coordinator,
+        "--model",
+        "model",
+        "--worker-id",
+        "worker",
+    ];
+    Config::try_parse_from(args.iter().chain(settings)).unwrap()
+}
+
+/// The vector of a text, made of nothing but the text.
+pub(crate) fn vector(text: &str) -> Vec<f32> {
+    let sum: u32 = text.bytes().map(u32::from).sum();
+    vec![text.len() as f32, sum as f32]
+}
+
+/// The same, as it goes over the wire.
+pub(crate) fn packed(text: &str) -> Vec<u8> {
+    vector(text).iter().flat_map(|n| n.to_le_bytes()).collect()
+}
+
+/// An embedder that hands each call to the test and waits for its answer.
+pub(crate) struct FakeEmbedder(mpsc::UnboundedSender<EmbedCall>);
+
+/// A call that waits for its answer.
+pub(crate) struct EmbedCall {
+    pub(crate) texts: Vec<String>,
+    answer: oneshot::Sender<Answer>,
+}
+
+/// The calls as they come.
+pub(crate) struct EmbedCalls(mpsc::UnboundedReceiver<EmbedCall>);
+
+impl FakeEmbedder {
+    pub(crate) fn new() -> (Self, EmbedCalls) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        (Self(sender), EmbedCalls(receiver))
+    }
+}
+
+#[async_trait]
+impl Embedder for FakeEmbedder {
+    async fn embed(&self, texts: &[&str]) -> Answer {
+        let (answer, answered) = oneshot::channel();
+        let texts = texts.iter().map(|&text| text.to_owned()).collect();
+        let gone = "the test has ended";
+        assert!(self.0.send(EmbedCall { texts, answer }).is_ok(), "{gone}");
+        answered.await.expect(gone)
+    }
+}
+
+impl EmbedCalls {
+    pub(crate) async fn next(&mut self) -> EmbedCall {
+        self.next_within(PATIENCE).await
+    }
+
+    pub(crate) async fn next_within(&mut self, patience: Duration) -> EmbedCall {
+        let call = timeout(patience, self.0.recv()).await;
+        call.expect("the embedder was not called")
+            .expect("the embedder is gone")
+    }
+
+    /// Whether no call came that was not taken.
+    pub(crate) fn none(&mut self) -> bool {
+        self.0.try_recv().is_err()
+    }
+
+    /// Answers every call from now on with the vectors of its texts.
+    pub(crate) fn answer_all(mut self) {
+        tokio::spawn(async move {
+            while let Some(call) = self.0.recv().await {
+                call.succeed();
+            }
+        });
+    }
+}
+
+impl EmbedCall {
+    pub(crate) fn succeed(self) {
+        let vectors = self.texts.iter().map(|text| vector(text)).collect();
+        self.answer(Ok(vectors));
+    }
+
+    pub(crate) fn refuse(self, reason: &str) {
+        let reason = reason.to_owned();
+        self.answer(Err(EmbedError::Input { reason }));
+    }
+
+    pub(crate) fn break_down(self, reason: &str) {
+        let reason = reason.to_owned();
+        self.answer(Err(EmbedError::Embedder {
+            reason,
+            retry_after: None,
+        }));
+    }
+
+    pub(crate) fn fail(self, reason: &str) {
+        let reason = reason.to_owned();
+        self.answer(Err(EmbedError::Transient { reason }));
+    }
+
+    pub(crate) fn answer(self, answer: Answer) {
+        // A caller that was cancelled takes no answer.
+        self.answer.send(answer).ok();
+    }
+
+    /// Waits until the caller gives the call up.
+    pub(crate) async fn cancelled(mut self) {
+        soon(self.answer.closed()).await;
+    }
+}
+
+/// What this thread logs at info and above while this lives. The tasks of a
+/// `tokio::test` run on its thread.
+pub(crate) struct Logs {
+    buffer: Buffer,
+    _guard: DefaultGuard,
+}
+
+#[derive(Clone, Default)]
+struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+impl Logs {
+    pub(crate) fn capture() -> Self {
+        let buffer = Buffer::default();
+        let writer = buffer.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        Self {
+            buffer,
+            _guard: tracing::subscriber::set_default(subscriber),
+        }
+    }
+
+    pub(crate) fn text(&self) -> String {
+        let bytes = self.buffer.0.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8(bytes.clone()).unwrap()
+    }
+}
+
+impl io::Write for Buffer {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut buffer = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        buffer.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
