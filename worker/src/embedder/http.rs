@@ -1,5 +1,6 @@
 //! Calls an embedding server over HTTP, bounded in time and size.
 
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
@@ -50,7 +51,12 @@ impl Server {
         // Without a process-wide provider reqwest cannot build a client. An
         // error means that there is one already.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = Client::builder()
+        let mut builder = Client::builder();
+        if is_loopback(&endpoint) {
+            // A proxy of the environment could not reach it.
+            builder = builder.no_proxy();
+        }
+        let client = builder
             .timeout(timeout)
             // Less than the whole, so that a server that cannot be reached is
             // told from one that is slow.
@@ -174,6 +180,14 @@ impl Server {
     }
 }
 
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost"
+        || host
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
+}
+
 async fn refusal_body(mut response: Response) -> Vec<u8> {
     let mut body = Vec::new();
     // A refusal that breaks off is still a refusal.
@@ -193,4 +207,20 @@ fn innermost(error: &reqwest::Error) -> String {
         cause = deeper;
     }
     cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_machine_is_loopback() {
+        let is_loopback = |url| super::is_loopback(&Url::parse(url).unwrap());
+        assert!(is_loopback("http://localhost:11434"));
+        assert!(is_loopback("http://127.0.0.1:11434"));
+        assert!(is_loopback("http://[::1]:11434"));
+        assert!(!is_loopback("http://ollama:11434"));
+        assert!(!is_loopback("http://10.0.0.1"));
+        assert!(!is_loopback("http://[2001:db8::1]"));
+    }
 }

@@ -21,7 +21,15 @@ fn config(flags: &[&str]) -> EmbedderConfig {
 /// An Ollama or OpenAI embedder that talks to a server giving this answer.
 async fn embedder(kind: &str, answer: Answer) -> (Arc<dyn Embedder>, RudeServer) {
     let server = RudeServer::start(answer).await;
-    let config = config(&["--embedder", kind, "--embedder-url", &server.url]);
+    let flags = [
+        "--embedder",
+        kind,
+        "--embedder-url",
+        &server.url,
+        "--embed-timeout",
+        "20s",
+    ];
+    let config = config(&flags);
     (build(&config, "minilm").await.unwrap(), server)
 }
 
