@@ -215,12 +215,12 @@ mod tests {
 
     #[test]
     fn only_this_machine_is_loopback() {
-        let is_loopback = |url| super::is_loopback(&Url::parse(url).unwrap());
-        assert!(is_loopback("http://localhost:11434"));
-        assert!(is_loopback("http://127.0.0.1:11434"));
-        assert!(is_loopback("http://[::1]:11434"));
-        assert!(!is_loopback("http://ollama:11434"));
-        assert!(!is_loopback("http://10.0.0.1"));
-        assert!(!is_loopback("http://[2001:db8::1]"));
+        let local = |url| is_loopback(&Url::parse(url).unwrap());
+        assert!(local("http://localhost:11434"));
+        assert!(local("http://127.0.0.1:11434"));
+        assert!(local("http://[::1]:11434"));
+        assert!(!local("http://ollama:11434"));
+        assert!(!local("http://10.0.0.1"));
+        assert!(!local("http://[2001:db8::1]"));
     }
 }
