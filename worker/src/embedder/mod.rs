@@ -1,9 +1,24 @@
 //! The contract between the worker and whatever embeds: one call, one sorted
 //! error.
 
-use std::{sync::Arc, time::Duration};
+mod config;
+mod http;
+#[cfg(feature = "local-model")]
+mod local;
+mod ollama;
+mod openai;
+mod refusal;
+#[cfg(test)]
+mod rude_server;
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
 use async_trait::async_trait;
+use weir_proto::limits::MAX_DIMENSION;
+
+pub use self::config::{EmbedderConfig, EmbedderKind};
 
 /// Turns texts into vectors with one model.
 #[async_trait]
@@ -14,26 +29,17 @@ pub trait Embedder: Send + Sync + 'static {
     /// this.
     async fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError>;
 
-    /// Embeds one short text and returns the dimension of its vector: the
-    /// embedder is up and has the model.
+    /// Embeds one short text and returns the dimension of its vector: shows at
+    /// start that the embedder works, and after an outage that it works again.
     async fn probe(&self) -> Result<usize, EmbedError> {
         let vectors = self.embed(&["probe"]).await?;
-        Ok(vectors.first().map_or(0, Vec::len))
+        vectors
+            .first()
+            .map(Vec::len)
+            .ok_or_else(|| EmbedError::Transient {
+                reason: "the embedder returned no vector for the probe".to_owned(),
+            })
     }
-}
-
-/// Where and how to embed.
-#[derive(Debug, Clone, clap::Args)]
-pub struct EmbedderConfig {
-    /// Longest that one call to the embedder may take.
-    #[arg(long, env = "WEIR_EMBED_TIMEOUT", default_value = "5m", value_parser = humantime::parse_duration)]
-    pub embed_timeout: Duration,
-}
-
-/// Builds the embedder of `model`.
-#[expect(clippy::unused_async, reason = "the real one waits")]
-pub async fn build(_config: &EmbedderConfig, _model: &str) -> anyhow::Result<Arc<dyn Embedder>> {
-    anyhow::bail!("no embedder")
 }
 
 /// Why a call failed, sorted by who is to blame, for that decides what happens
@@ -64,3 +70,63 @@ pub enum EmbedError {
         reason: String,
     },
 }
+
+/// Makes the configured embedder for one model. Reads the key file or loads the
+/// local model, but does not call a server: [`Embedder::probe`] does.
+///
+/// Fails, naming the setting, when the configuration contradicts itself or what
+/// it points at cannot be used.
+pub async fn build(config: &EmbedderConfig, model: &str) -> anyhow::Result<Arc<dyn Embedder>> {
+    config.check()?;
+    Ok(match config.embedder {
+        EmbedderKind::Ollama => Arc::new(ollama::Ollama::new(config, model)?),
+        EmbedderKind::Openai => Arc::new(openai::OpenAi::new(config, model)?),
+        EmbedderKind::Local => open_local(config)
+            .await
+            .context("the local model cannot be used")?,
+    })
+}
+
+#[cfg(feature = "local-model")]
+async fn open_local(config: &EmbedderConfig) -> anyhow::Result<Arc<dyn Embedder>> {
+    Ok(Arc::new(local::Local::open(config).await?))
+}
+
+#[cfg(not(feature = "local-model"))]
+fn open_local(_config: &EmbedderConfig) -> std::future::Ready<anyhow::Result<Arc<dyn Embedder>>> {
+    let reason = "this worker was built without the cargo feature local-model";
+    std::future::ready(Err(anyhow::anyhow!(reason)))
+}
+
+/// Checks what an embedder returned for `count` texts against the contract of
+/// [`Embedder::embed`].
+fn check_vectors(vectors: &[Vec<f32>], count: usize) -> Result<(), String> {
+    if vectors.len() != count {
+        return Err(format!(
+            "returned {} vectors for {count} texts",
+            vectors.len()
+        ));
+    }
+    let dimension = vectors.first().map_or(0, Vec::len);
+    for vector in vectors {
+        if vector.len() != dimension {
+            return Err(format!(
+                "returned vectors of {dimension} and of {} numbers",
+                vector.len()
+            ));
+        }
+        if vector.is_empty() || vector.len() > MAX_DIMENSION {
+            return Err(format!(
+                "returned a vector of {} numbers; 1 to {MAX_DIMENSION} are possible",
+                vector.len()
+            ));
+        }
+        if !vector.iter().all(|number| number.is_finite()) {
+            return Err("returned a vector that holds NaN or infinity".to_owned());
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,80 @@
+//! A model in this process.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use async_trait::async_trait;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+use weir_bert::{EmbedFailure, SentenceModel};
+
+use super::{EmbedError, Embedder, EmbedderConfig, check_vectors};
+
+/// A sentence-transformers model, computed on the cores of this machine. Calls
+/// at the same time share one thread a core.
+pub(super) struct Local {
+    model: Arc<SentenceModel>,
+    timeout: Duration,
+}
+
+/// Ends the work of a call that nobody waits for any more: it timed out, or its
+/// lease is gone.
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Local {
+    pub(super) async fn open(config: &EmbedderConfig) -> anyhow::Result<Self> {
+        const SETTING: &str = "--local-model-dir (WEIR_LOCAL_MODEL_DIR)";
+        let folder = config
+            .local_model_dir
+            .clone()
+            .with_context(|| format!("{SETTING} is not set"))?;
+        let model = spawn_blocking(move || {
+            SentenceModel::open(&folder)
+                .with_context(|| format!("{} of {SETTING}", folder.display()))
+        });
+        Ok(Self {
+            model: Arc::new(model.await??),
+            timeout: config.embed_timeout,
+        })
+    }
+}
+
+#[async_trait]
+impl Embedder for Local {
+    async fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
+        let model = Arc::clone(&self.model);
+        let count = texts.len();
+        let texts: Vec<String> = texts.iter().copied().map(str::to_owned).collect();
+        let guard = StopOnDrop(Arc::default());
+        let stop = Arc::clone(&guard.0);
+        let work = spawn_blocking(move || model.embed(&texts, &stop));
+        let transient = |reason: String| EmbedError::Transient { reason };
+        let vectors = timeout(self.timeout, work).await.map_err(|_| {
+            let timeout = humantime::format_duration(self.timeout);
+            transient(format!(
+                "the local model took longer than {timeout}; smaller batches or a longer \
+                 --embed-timeout (WEIR_EMBED_TIMEOUT) may help"
+            ))
+        })?;
+        let vectors = vectors.map_err(|_| transient("the local model panicked".to_owned()))?;
+        let vectors = vectors.map_err(|failure| match failure {
+            EmbedFailure::Tokenize(_) => EmbedError::Input {
+                reason: failure.to_string(),
+            },
+            EmbedFailure::BrokenVector | EmbedFailure::Stopped => {
+                transient(format!("the local model failed: {failure}"))
+            }
+        })?;
+        check_vectors(&vectors, count)
+            .map_err(|what| transient(format!("the local model {what}")))?;
+        Ok(vectors)
+    }
+}

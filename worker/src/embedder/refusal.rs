@@ -1,0 +1,186 @@
+//! Sorts what an embedding server refuses by who is to blame: the one place
+//! that knows what statuses and messages mean.
+
+use std::time::{Duration, SystemTime};
+
+use reqwest::StatusCode;
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+use serde_json::Value;
+
+use super::EmbedError;
+
+/// Longest time that a server may ask to be left alone.
+const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
+
+/// Characters of a server's message that are passed on.
+const MAX_MESSAGE_CHARS: usize = 300;
+
+/// What servers say when a text is too long, whatever status they say it with:
+/// OpenAI and vLLM, Ollama, text-embeddings-inference, llama.cpp.
+const TOO_LONG: [&str; 6] = [
+    "context length",
+    "context_length",
+    "context size",
+    "must have less than",
+    "too many tokens",
+    "too large to process",
+];
+
+/// What servers say when the model is not there or cannot embed, where they do
+/// not say it with 404. Taken for an error of the input, it would reject every
+/// text.
+const WRONG_MODEL: [&str; 5] = [
+    "model_not_found",
+    "does not exist",
+    "model not found",
+    "not support embeddings",
+    "unknown model",
+];
+
+/// An answer that is not a success.
+pub(super) struct Refusal<'a> {
+    /// The server in messages.
+    pub(super) server: &'a str,
+    pub(super) status: StatusCode,
+    pub(super) headers: &'a HeaderMap,
+    /// The body, or its beginning.
+    pub(super) body: &'a [u8],
+    /// What must not appear in a message: the texts and the key.
+    pub(super) sent: Vec<&'a str>,
+    /// What to do about a missing model, for a person.
+    pub(super) missing_hint: &'a str,
+}
+
+impl Refusal<'_> {
+    /// Decides who is to blame. `now` is what a date to retry after is compared
+    /// with.
+    pub(super) fn sort(&self, now: SystemTime) -> EmbedError {
+        let status = self.status;
+        let retry_after = retry_after(self.headers, now);
+        let message = words(self.body);
+        let says = |phrases: &[&str]| {
+            let message = message.to_lowercase();
+            phrases.iter().any(|phrase| message.contains(phrase))
+        };
+        let answered = format!("the embedding server {} answered {status}", self.server);
+        let quoted = self.presentable(&message);
+        let embedder = |advice: &str| EmbedError::Embedder {
+            reason: format!("{answered}{quoted}{advice}"),
+            retry_after,
+        };
+        let input = || EmbedError::Input {
+            reason: format!("{answered}{quoted}"),
+        };
+        let transient = || EmbedError::Transient {
+            reason: format!("{answered}{quoted}"),
+        };
+        match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                embedder(" (check the key in --embedder-api-key-file, WEIR_EMBEDDER_API_KEY_FILE)")
+            }
+            StatusCode::NOT_FOUND => embedder(&format!(" ({})", self.missing_hint)),
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => embedder(""),
+            StatusCode::PAYLOAD_TOO_LARGE => input(),
+            _ if says(&TOO_LONG) => input(),
+            _ if status.is_client_error() && says(&WRONG_MODEL) => {
+                embedder(&format!(" ({})", self.missing_hint))
+            }
+            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => input(),
+            _ if status.is_redirection() => EmbedError::Transient {
+                reason: format!(
+                    "{answered}; redirects are not followed: set --embedder-url \
+                     (WEIR_EMBEDDER_URL) to the final address"
+                ),
+            },
+            StatusCode::REQUEST_TIMEOUT => transient(),
+            _ if status.is_client_error() => {
+                embedder(" (check --embedder and --embedder-url: WEIR_EMBEDDER, WEIR_EMBEDDER_URL)")
+            }
+            _ => transient(),
+        }
+    }
+
+    /// What the server said, fit for logs and for the job's record: short, and
+    /// without the texts or the key that it may quote.
+    fn presentable(&self, message: &str) -> String {
+        if self.sent.iter().any(|sent| quotes(message, sent)) {
+            return " (its message is withheld, since it quotes what was sent)".to_owned();
+        }
+        let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
+        let message: String = message
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(MAX_MESSAGE_CHARS)
+            .collect();
+        if message.is_empty() {
+            message
+        } else {
+            format!(": {message}")
+        }
+    }
+}
+
+/// The message in a refusal's body: the places where servers put it in JSON, or
+/// plain words.
+fn words(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body);
+    match serde_json::from_slice::<Value>(body) {
+        Ok(json) => {
+            let error = json.get("error").unwrap_or(&json);
+            let message = [error, &error["message"], &json["message"], &json["detail"]];
+            let message = message
+                .into_iter()
+                .find_map(Value::as_str)
+                .unwrap_or_default();
+            match error["code"].as_str() {
+                Some(code) => format!("{message} ({code})"),
+                None => message.to_owned(),
+            }
+        }
+        // Pages and broken JSON tell a person nothing.
+        Err(_) if text.trim_start().starts_with(['<', '{', '[']) => String::new(),
+        Err(_) => text.into_owned(),
+    }
+}
+
+/// Whether a message repeats what was sent, or the beginning of it. Words
+/// shorter than four characters prove nothing.
+fn quotes(message: &str, sent: &str) -> bool {
+    let sent = sent.trim();
+    let beginning = sent
+        .char_indices()
+        .nth(24)
+        .map_or(sent, |(end, _)| &sent[..end]);
+    beginning.chars().count() >= 4 && message.contains(beginning)
+}
+
+/// How long the server asks to be left alone: seconds, or a date.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    let wait = match value.parse() {
+        Ok(seconds) => Duration::from_secs(seconds),
+        Err(_) => httpdate::parse_http_date(value)
+            .ok()?
+            .duration_since(now)
+            .unwrap_or_default(),
+    };
+    Some(wait.min(MAX_RETRY_AFTER))
+}
+
+#[cfg(test)]
+mod tests {
+    use reqwest::header::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn a_date_to_retry_after_becomes_the_time_until_then() {
+        let now = httpdate::parse_http_date("Wed, 21 Oct 2015 07:28:00 GMT").unwrap();
+        let mut headers = HeaderMap::new();
+        headers.insert(
+            RETRY_AFTER,
+            HeaderValue::from_static("Wed, 21 Oct 2015 07:29:30 GMT"),
+        );
+        assert_eq!(retry_after(&headers, now), Some(Duration::from_secs(90)));
+    }
+}

@@ -1,0 +1,634 @@
+use std::collections::HashMap;
+
+use clap::Parser;
+use serde_json::{Value, json};
+
+use super::rude_server::{Answer, RudeServer};
+use super::*;
+
+#[derive(Debug, Parser)]
+struct Flags {
+    #[command(flatten)]
+    config: EmbedderConfig,
+}
+
+fn config(flags: &[&str]) -> EmbedderConfig {
+    Flags::try_parse_from(["weir-worker"].iter().chain(flags))
+        .unwrap()
+        .config
+}
+
+/// An Ollama or OpenAI embedder that talks to a server giving this answer.
+async fn embedder(kind: &str, answer: Answer) -> (Arc<dyn Embedder>, RudeServer) {
+    let server = RudeServer::start(answer).await;
+    let flags = [
+        "--embedder",
+        kind,
+        "--embedder-url",
+        &server.url,
+        "--embed-timeout",
+        "20s",
+    ];
+    let config = config(&flags);
+    (build(&config, "minilm").await.unwrap(), server)
+}
+
+async fn embed(kind: &str, answer: Answer, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
+    let (embedder, _server) = embedder(kind, answer).await;
+    embedder.embed(texts).await
+}
+
+/// How a refusal of this status and body is sorted, by both HTTP embedders.
+async fn sorted(head: &str, body: &str) -> EmbedError {
+    let ollama = embed("ollama", Answer::whole(head, body), &["a cat"])
+        .await
+        .unwrap_err();
+    let openai = embed("openai", Answer::whole(head, body), &["a cat"])
+        .await
+        .unwrap_err();
+    assert_eq!(
+        std::mem::discriminant(&ollama),
+        std::mem::discriminant(&openai)
+    );
+    ollama
+}
+
+fn reason_of_input(error: EmbedError) -> String {
+    match error {
+        EmbedError::Input { reason } => reason,
+        other => panic!("not an input error: {other:?}"),
+    }
+}
+
+fn reason_of_embedder(error: EmbedError) -> String {
+    match error {
+        EmbedError::Embedder { reason, .. } => reason,
+        other => panic!("not an embedder error: {other:?}"),
+    }
+}
+
+fn reason_of_transient(error: EmbedError) -> String {
+    match error {
+        EmbedError::Transient { reason } => reason,
+        other => panic!("not a transient error: {other:?}"),
+    }
+}
+
+fn ok(body: &Value) -> Answer {
+    Answer::whole("200 OK", &body.to_string())
+}
+
+/// The request as a map of headers, and its body.
+fn parse(request: &str) -> (String, HashMap<String, String>, Value) {
+    let (head, body) = request.split_once("\r\n\r\n").unwrap();
+    let (line, headers) = head.split_once("\r\n").unwrap();
+    let headers = headers.lines().filter_map(|line| line.split_once(": "));
+    let headers = headers
+        .map(|(name, value)| (name.to_lowercase(), value.to_owned()))
+        .collect();
+    (
+        line.to_owned(),
+        headers,
+        serde_json::from_str(body).unwrap(),
+    )
+}
+
+#[tokio::test]
+async fn ollama_sends_what_its_api_asks_for() {
+    let answer = ok(&json!({"model": "minilm", "embeddings": [[1, 2.5], [-3e-2, 0]]}));
+    let (embedder, mut server) = embedder("ollama", answer).await;
+    let vectors = embedder.embed(&["a cat", "\"quoted\"\n"]).await.unwrap();
+    assert_eq!(vectors, [[1.0, 2.5], [-0.03, 0.0]]);
+    let (line, headers, body) = parse(&server.requests.recv().await.unwrap());
+    assert_eq!(line, "POST /api/embed HTTP/1.1");
+    assert_eq!(headers["content-type"], "application/json");
+    assert!(!headers.contains_key("authorization"));
+    let expected = json!({"model": "minilm", "input": ["a cat", "\"quoted\"\n"], "truncate": true});
+    assert_eq!(body, expected);
+}
+
+#[tokio::test]
+async fn openai_sends_what_its_api_asks_for_and_sorts_by_index() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, "  sk-secret\n").unwrap();
+    let answer = ok(&json!({"data": [
+        {"index": 2, "embedding": [3.0]},
+        {"index": 0, "embedding": [1.0]},
+        {"index": 1, "embedding": [2.0]},
+    ]}));
+    let mut server = RudeServer::start(answer).await;
+    let key_file = file.path().to_str().unwrap();
+    for base in ["", "/", "/v1", "/v1/"] {
+        let url = format!("{}{base}", server.url);
+        let flags = [
+            "--embedder",
+            "openai",
+            "--embedder-url",
+            &url,
+            "--embedder-api-key-file",
+            key_file,
+        ];
+        let embedder = build(&config(&flags), "minilm").await.unwrap();
+        assert_eq!(
+            embedder.embed(&["a", "b", "c"]).await.unwrap(),
+            [[1.0], [2.0], [3.0]]
+        );
+        let (line, headers, body) = parse(&server.requests.recv().await.unwrap());
+        assert_eq!(line, "POST /v1/embeddings HTTP/1.1");
+        assert_eq!(headers["authorization"], "Bearer sk-secret");
+        let expected =
+            json!({"model": "minilm", "input": ["a", "b", "c"], "encoding_format": "float"});
+        assert_eq!(body, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_path_before_the_endpoint_is_kept() {
+    let mut server = RudeServer::start(ok(&json!({"embeddings": [[1.0]]}))).await;
+    let url = format!("{}/behind/a/proxy/", server.url);
+    let embedder = build(&config(&["--embedder-url", &url]), "minilm")
+        .await
+        .unwrap();
+    embedder.embed(&["a"]).await.unwrap();
+    let (line, ..) = parse(&server.requests.recv().await.unwrap());
+    assert_eq!(line, "POST /behind/a/proxy/api/embed HTTP/1.1");
+}
+
+#[tokio::test]
+async fn no_texts_need_no_call() {
+    for kind in ["ollama", "openai"] {
+        let (embedder, mut server) = embedder(kind, Answer::whole("500 Oops", "")).await;
+        assert!(embedder.embed(&[]).await.unwrap().is_empty());
+        server.requests.try_recv().unwrap_err();
+    }
+}
+
+#[tokio::test]
+async fn the_probe_returns_the_dimension() {
+    let (embedder, _server) = embedder("ollama", ok(&json!({"embeddings": [[1, 2, 3]]}))).await;
+    assert_eq!(embedder.probe().await.unwrap(), 3);
+    let (embedder, _server) = self::embedder("ollama", Answer::whole("503 Busy", "")).await;
+    reason_of_embedder(embedder.probe().await.unwrap_err());
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_there_is_to_blame() {
+    let port = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let url = format!("http://{port}");
+    for kind in ["ollama", "openai"] {
+        let embedder = build(&config(&["--embedder", kind, "--embedder-url", &url]), "m")
+            .await
+            .unwrap();
+        let reason = reason_of_embedder(embedder.embed(&["a cat"]).await.unwrap_err());
+        assert!(reason.contains(&port.to_string()), "{reason}");
+        assert!(
+            reason.to_lowercase().contains("connection refused"),
+            "{reason}"
+        );
+        assert!(reason.contains("WEIR_EMBEDDER_URL"), "{reason}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_without_tls_or_name_is_to_blame() {
+    let server = RudeServer::start(Answer::whole("200 OK", "{}")).await;
+    for url in [
+        server.url.replace("http://", "https://"),
+        "http://no-such-host.invalid".to_owned(),
+    ] {
+        // The plain server waits for the rest of the greeting: only the time
+        // to connect ends this.
+        let flags = ["--embedder-url", &url, "--embed-timeout", "400ms"];
+        let embedder = build(&config(&flags), "m").await.unwrap();
+        reason_of_embedder(embedder.embed(&["a cat"]).await.unwrap_err());
+    }
+}
+
+#[tokio::test]
+async fn refused_credentials_blame_the_embedder() {
+    for head in ["401 Unauthorized", "403 Forbidden"] {
+        let reason = reason_of_embedder(sorted(head, r#"{"error": "who are you"}"#).await);
+        assert!(reason.contains("who are you"), "{reason}");
+        assert!(reason.contains("WEIR_EMBEDDER_API_KEY_FILE"), "{reason}");
+    }
+}
+
+#[tokio::test]
+async fn a_missing_model_blames_the_embedder() {
+    let body = r#"{"error": "model \"minilm\" not found, try pulling it first"}"#;
+    let reason = reason_of_embedder(sorted("404 Not Found", body).await);
+    assert!(reason.contains("try pulling it first"), "{reason}");
+    assert!(reason.contains("ollama pull minilm"), "{reason}");
+    for body in [
+        r#"{"error": "this model does not support embeddings"}"#,
+        r#"{"error": {"message": "no such model", "code": "model_not_found"}}"#,
+    ] {
+        reason_of_embedder(sorted("400 Bad Request", body).await);
+    }
+}
+
+#[tokio::test]
+async fn overload_blames_the_embedder_for_as_long_as_it_says() {
+    let wait = async |head: &str| match sorted(head, "").await {
+        EmbedError::Embedder { retry_after, .. } => retry_after,
+        other => panic!("not an embedder error: {other:?}"),
+    };
+    assert_eq!(wait("429 Too Many Requests").await, None);
+    assert_eq!(
+        wait("429 Too Many Requests\r\nretry-after: 7").await,
+        Some(Duration::from_secs(7))
+    );
+    assert_eq!(
+        wait("503 Busy\r\nretry-after: 0").await,
+        Some(Duration::ZERO)
+    );
+    assert_eq!(wait("503 Busy\r\nretry-after: soon").await, None);
+    assert_eq!(wait("503 Busy\r\nretry-after: -1").await, None);
+    // A date in the past asks for nothing; neither form silences us for days.
+    let past = "503 Busy\r\nretry-after: Wed, 21 Oct 2015 07:28:00 GMT";
+    assert_eq!(wait(past).await, Some(Duration::ZERO));
+    let far = "503 Busy\r\nretry-after: Wed, 21 Oct 2995 07:28:00 GMT";
+    assert_eq!(wait(far).await, Some(Duration::from_hours(1)));
+    let long = "503 Busy\r\nretry-after: 18446744073709551615";
+    assert_eq!(wait(long).await, Some(Duration::from_hours(1)));
+}
+
+#[tokio::test]
+async fn texts_that_the_model_refuses_are_to_blame() {
+    for (head, body) in [
+        (
+            "400 Bad Request",
+            r#"{"error": "the input length exceeds the context length"}"#,
+        ),
+        (
+            "400 Bad Request",
+            r#"{"error": {"message": "too much", "code": "context_length_exceeded"}}"#,
+        ),
+        (
+            "500 Internal Server Error",
+            r#"{"error": "the input length exceeds the context length"}"#,
+        ),
+        ("413 Payload Too Large", ""),
+        (
+            "422 Unprocessable Entity",
+            r#"{"message": "inputs cannot be empty"}"#,
+        ),
+        ("400 Bad Request", ""),
+    ] {
+        reason_of_input(sorted(head, body).await);
+    }
+}
+
+#[tokio::test]
+async fn other_refusals_are_sorted_by_their_class() {
+    for head in [
+        "500 Internal Server Error",
+        "502 Bad Gateway",
+        "504 Gateway Timeout",
+        "408 Request Timeout",
+    ] {
+        let reason = reason_of_transient(sorted(head, "it broke").await);
+        assert!(
+            reason.contains(&head[..3]) && reason.contains("it broke"),
+            "{reason}"
+        );
+    }
+    for head in ["402 Payment Required", "405 Method Not Allowed"] {
+        reason_of_embedder(sorted(head, "").await);
+    }
+}
+
+#[tokio::test]
+async fn redirects_are_not_followed() {
+    let target = RudeServer::start(ok(&json!({"embeddings": [[1.0]]}))).await;
+    for head in [
+        "301 Moved",
+        "302 Found",
+        "307 Temporary Redirect",
+        "308 Permanent Redirect",
+    ] {
+        let reason = sorted(&format!("{head}\r\nlocation: {}", target.url), "").await;
+        let reason = reason_of_transient(reason);
+        assert!(reason.contains("redirects are not followed"), "{reason}");
+    }
+    let mut requests = target.requests;
+    requests.try_recv().unwrap_err();
+}
+
+#[tokio::test]
+async fn messages_of_the_server_are_short_and_quote_nothing_that_was_sent() {
+    let long = "x".repeat(10_000);
+    let reason = reason_of_transient(sorted("500 Oops", &long).await);
+    assert!(reason.len() < 500, "{} bytes", reason.len());
+    assert!(reason.contains(&"x".repeat(300)), "{reason}");
+    let reason = reason_of_transient(sorted("500 Oops", "<html>an error page</html>").await);
+    assert!(!reason.contains("html"), "{reason}");
+
+    let secret = "The patient's name is Jane Doe and her number is 12345.";
+    for body in [
+        json!({"error": format!("cannot embed {secret:.30}")}),
+        json!({"error": {"message": format!("context length: {secret}")}}),
+        json!({"detail": [{"msg": "too long", "input": secret}]}),
+    ] {
+        let answer = Answer::whole("400 Bad Request", &body.to_string());
+        let reason = reason_of_input(embed("openai", answer, &["a", secret]).await.unwrap_err());
+        assert!(!reason.contains("patient"), "{reason}");
+    }
+}
+
+#[tokio::test]
+async fn the_key_is_never_shown() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, "sk-secret").unwrap();
+    let answer = Answer::whole("401 Unauthorized", r#"{"error": "sk-secret is not a key"}"#);
+    let server = RudeServer::start(answer).await;
+    let key_file = file.path().to_str().unwrap();
+    let flags = [
+        "--embedder",
+        "openai",
+        "--embedder-url",
+        &server.url,
+        "--embedder-api-key-file",
+        key_file,
+    ];
+    let config = config(&flags);
+    assert!(!format!("{config:?}").contains("sk-secret"));
+    assert!(!format!("{:?}", config.authorization().unwrap()).contains("sk-secret"));
+    let error = build(&config, "minilm")
+        .await
+        .unwrap()
+        .embed(&["a"])
+        .await
+        .unwrap_err();
+    assert!(!reason_of_embedder(error).contains("sk-secret"));
+}
+
+#[tokio::test]
+async fn vectors_that_break_the_contract_are_refused() {
+    let huge = vec![0.5; MAX_DIMENSION + 1];
+    for (vectors, reason) in [
+        (json!([[1.0]]), "1 vectors for 2 texts"),
+        (json!([[1.0], [1.0], [1.0]]), "3 vectors for 2 texts"),
+        (json!([[1.0, 2.0], [1.0]]), "vectors of 2 and of 1 numbers"),
+        (json!([[], []]), "a vector of 0 numbers"),
+        (json!([huge, huge]), "a vector of 16001 numbers"),
+        (json!([[1.0], [1e39]]), "NaN or infinity"),
+        (json!([[1.0], [null]]), "not what the API promises"),
+        (json!([[1.0], ["1.0"]]), "not what the API promises"),
+        (json!([[1.0], null]), "not what the API promises"),
+        (json!(null), "not what the API promises"),
+    ] {
+        let ollama = embed("ollama", ok(&json!({"embeddings": vectors})), &["a", "b"]).await;
+        let found = reason_of_transient(ollama.unwrap_err());
+        assert!(found.contains(reason), "{found}");
+        let data = vectors.as_array().map(|vectors| {
+            let entries = vectors.iter().enumerate();
+            entries
+                .map(|(index, vector)| json!({"index": index, "embedding": vector}))
+                .collect::<Vec<_>>()
+        });
+        let openai = embed("openai", ok(&json!({"data": data})), &["a", "b"]).await;
+        let found = reason_of_transient(openai.unwrap_err());
+        assert!(found.contains(reason), "{found}");
+    }
+}
+
+#[tokio::test]
+async fn openai_vectors_with_wrong_numbers_are_refused() {
+    for indices in [[0, 0], [1, 2], [0, 2]] {
+        let data = indices.map(|index| json!({"index": index, "embedding": [1.0]}));
+        let error = embed("openai", ok(&json!({"data": data})), &["a", "b"])
+            .await
+            .unwrap_err();
+        assert!(reason_of_transient(error).contains("twice or with gaps"));
+    }
+}
+
+#[tokio::test]
+async fn a_broken_answer_may_be_better_next_time() {
+    let cut = b"HTTP/1.1 200 OK\r\ncontent-length: 900\r\n\r\n{\"embeddings\": [[1.0, 2".to_vec();
+    for (answer, expected) in [
+        (Answer::Raw(cut), "broke the connection"),
+        (Answer::Raw(Vec::new()), "broke the connection"),
+        (
+            Answer::Raw(b"220 smtp.example.com ESMTP\r\n".to_vec()),
+            "broke the connection",
+        ),
+        (
+            Answer::whole("200 OK", "{\"embeddings\": [[1.0, 2"),
+            "ends early",
+        ),
+        (
+            Answer::whole("200 OK", "{\"embeddings\": [[NaN]]}"),
+            "not JSON",
+        ),
+        (Answer::whole("200 OK", "<html>welcome</html>"), "not JSON"),
+        (Answer::whole("204 No Content", ""), "ends early"),
+        (
+            Answer::whole("200 OK", "{\"vectors\": []}"),
+            "a field is missing",
+        ),
+    ] {
+        let reason = reason_of_transient(embed("ollama", answer, &["a cat"]).await.unwrap_err());
+        assert!(reason.contains(expected), "{expected}: {reason}");
+    }
+}
+
+#[tokio::test]
+async fn a_slow_answer_ends_at_the_timeout() {
+    let head = b"HTTP/1.1 200 OK\r\ncontent-length: 900\r\n\r\n{".to_vec();
+    for beginning in [Vec::new(), head] {
+        let server = RudeServer::start(Answer::Stall(beginning)).await;
+        let flags = ["--embedder-url", &server.url, "--embed-timeout", "300ms"];
+        let embedder = build(&config(&flags), "m").await.unwrap();
+        let reason = reason_of_transient(embedder.embed(&["a cat"]).await.unwrap_err());
+        assert!(reason.contains("longer than 300ms"), "{reason}");
+        assert!(reason.contains("WEIR_EMBED_TIMEOUT"), "{reason}");
+    }
+}
+
+#[tokio::test]
+async fn an_endless_answer_is_cut_off() {
+    // More than one vector of the largest dimension could take, and then
+    // silence: who waits for the end waits for ever.
+    let mut answer = b"HTTP/1.1 200 OK\r\ncontent-length: 900000000\r\n\r\n".to_vec();
+    answer.resize(2 << 20, b' ');
+    let error = embed("ollama", Answer::Stall(answer), &["a cat"])
+        .await
+        .unwrap_err();
+    let reason = reason_of_transient(error);
+    assert!(reason.contains("more than 577536 bytes"), "{reason}");
+}
+
+#[tokio::test]
+async fn contradictions_are_refused_by_name() {
+    for (flags, setting) in [
+        (&["--embedder", "openai"][..], "WEIR_EMBEDDER_URL"),
+        (
+            &[
+                "--embedder",
+                "local",
+                "--local-model-dir",
+                "/",
+                "--embedder-url",
+                "http://a",
+            ],
+            "WEIR_EMBEDDER_URL",
+        ),
+        (
+            &["--embedder-api-key-file", "/dev/null"],
+            "WEIR_EMBEDDER_API_KEY_FILE",
+        ),
+        (
+            &[
+                "--embedder",
+                "openai",
+                "--embedder-url",
+                "http://a",
+                "--embedder-api-key-file",
+                "/dev/null",
+            ],
+            "/dev/null of --embedder-api-key-file (WEIR_EMBEDDER_API_KEY_FILE) is empty",
+        ),
+        (
+            &[
+                "--embedder",
+                "openai",
+                "--embedder-url",
+                "http://a",
+                "--embedder-api-key-file",
+                "/no/key",
+            ],
+            "/no/key of --embedder-api-key-file (WEIR_EMBEDDER_API_KEY_FILE)",
+        ),
+        (&["--embedder-url", "ftp://host"], "WEIR_EMBEDDER_URL"),
+        (&["--embedder-url", "mailto:someone"], "WEIR_EMBEDDER_URL"),
+        (
+            &["--embedder-url", "http://host/?key=1"],
+            "WEIR_EMBEDDER_URL",
+        ),
+        (
+            &["--embedder-url", "http://user:hunter2@host"],
+            "WEIR_EMBEDDER_URL",
+        ),
+    ] {
+        let message = match build(&config(flags), "m").await {
+            Ok(_) => panic!("{flags:?} was accepted"),
+            Err(error) => format!("{error:#}"),
+        };
+        assert!(message.contains(setting), "{message}");
+        assert!(!message.contains("hunter2"), "{message}");
+    }
+}
+
+#[test]
+fn unusable_values_are_refused_by_name() {
+    for (flag, value) in [
+        ("--embedder", "tea-leaves"),
+        ("--embedder-url", "not a url"),
+        ("--embed-timeout", "0s"),
+        ("--embed-timeout", "soon"),
+    ] {
+        let message = Flags::try_parse_from(["weir-worker", flag, value])
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains(flag), "{message}");
+    }
+    assert_eq!(
+        config(&["--embed-timeout", "90s"]).embed_timeout,
+        Duration::from_secs(90)
+    );
+}
+
+#[cfg(feature = "local-model")]
+mod local {
+    use std::path::{Path, PathBuf};
+
+    use super::*;
+
+    fn folder() -> PathBuf {
+        let folder = std::env::var_os("WEIR_LOCAL_MODEL_DIR").map_or_else(
+            || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.runtime/model"),
+            PathBuf::from,
+        );
+        assert!(
+            folder.join("config.json").exists(),
+            "no model in {}: run `make runtime`, or set WEIR_LOCAL_MODEL_DIR",
+            folder.display()
+        );
+        folder
+    }
+
+    fn local(folder: &Path, timeout: &str) -> EmbedderConfig {
+        let folder = folder.to_str().unwrap();
+        config(&[
+            "--embedder",
+            "local",
+            "--local-model-dir",
+            folder,
+            "--embed-timeout",
+            timeout,
+        ])
+    }
+
+    #[tokio::test]
+    async fn embeds_for_many_callers_without_blocking_the_runtime() {
+        let embedder = build(&local(&folder(), "5m"), "any name").await.unwrap();
+        assert_eq!(embedder.probe().await.unwrap(), 384);
+        let texts: Vec<String> = (0..40)
+            .map(|index| format!("parcel number {index}"))
+            .collect();
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        let expected = embedder.embed(&texts).await.unwrap();
+        // On this test's one thread the calls can only overlap, and the ticker
+        // only tick, if none of them blocks it.
+        let calls = futures::future::join_all((0..4).map(|_| embedder.embed(&texts)));
+        let mut ticks = 0;
+        let ticker = async {
+            loop {
+                tokio::task::yield_now().await;
+                ticks += 1;
+            }
+        };
+        let results = tokio::select! { results = calls => results, () = ticker => unreachable!() };
+        assert!(ticks > 1);
+        for result in results {
+            let apart = result.unwrap().concat().into_iter().zip(expected.concat());
+            assert!(apart.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) < 1e-4);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slow_model_ends_at_the_timeout() {
+        let embedder = build(&local(&folder(), "1ms"), "m").await.unwrap();
+        let text = "parcel ".repeat(300);
+        let texts = vec![text.as_str(); 100];
+        let reason = reason_of_transient(embedder.embed(&texts).await.unwrap_err());
+        assert!(reason.contains("longer than 1ms"), "{reason}");
+    }
+
+    #[tokio::test]
+    async fn a_missing_folder_is_named() {
+        for (config, expected) in [
+            (
+                local(Path::new("/no/model"), "5m"),
+                "/no/model of --local-model-dir (WEIR_LOCAL_MODEL_DIR)",
+            ),
+            (local(Path::new("/no/model"), "5m"), "/no/model/config.json"),
+            (
+                EmbedderConfig {
+                    local_model_dir: None,
+                    ..local(Path::new("/"), "5m")
+                },
+                "WEIR_LOCAL_MODEL_DIR",
+            ),
+        ] {
+            let error = build(&config, "m").await.err().unwrap();
+            assert!(format!("{error:#}").contains(expected), "{error:#}");
+        }
+    }
+}
