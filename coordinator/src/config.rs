@@ -44,7 +44,12 @@ pub struct DatabaseConfig {
     #[arg(long, env = "WEIR_DATABASE_URL", hide_env_values = true, global = true)]
     pub database_url: Option<String>,
     /// Most connections to the database, besides the one that listens for wake-ups.
-    #[arg(long, env = "WEIR_DATABASE_CONNECTIONS", default_value = "16", global = true)]
+    #[arg(
+        long,
+        env = "WEIR_DATABASE_CONNECTIONS",
+        default_value = "16",
+        global = true
+    )]
     pub database_connections: NonZeroU32,
     /// How long a call waits for a free connection before it answers UNAVAILABLE.
     #[arg(long, env = "WEIR_DATABASE_TIMEOUT", default_value = "5s", value_parser = positive_duration, global = true)]
@@ -140,7 +145,9 @@ pub enum ConfigError {
     #[error(transparent)]
     Chunker(#[from] ChunkerError),
     /// The backoff's cap is below its base.
-    #[error("--backoff-cap (WEIR_BACKOFF_CAP) must not be shorter than --backoff-base (WEIR_BACKOFF_BASE)")]
+    #[error(
+        "--backoff-cap (WEIR_BACKOFF_CAP) must not be shorter than --backoff-base (WEIR_BACKOFF_BASE)"
+    )]
     BackoffCap,
 }
 
@@ -240,7 +247,10 @@ mod tests {
             (&["--models", "a,,b"], "--models"),
             (&["--models", "a,a"], "--models"),
             (&["--models", "a", "--chunk-size", "0"], "chunk_size"),
-            (&["--models", "a", "--chunk-overlap", "1000"], "chunk_overlap"),
+            (
+                &["--models", "a", "--chunk-overlap", "1000"],
+                "chunk_overlap",
+            ),
             (&["--models", "a", "--backoff-cap", "1s"], "--backoff-cap"),
         ] {
             let error = parse(args).unwrap().serve.validate().err().unwrap();

@@ -1,2 +1,39 @@
-//! The coordinator.
-fn main() {}
+//! The process `weir-coordinator`: serves, or migrates and exits.
+
+use clap::Parser as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use weir_coordinator::{
+    config::{Command, Config},
+    server, store, telemetry,
+};
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let config = Config::parse();
+    telemetry::init(&config.log)?;
+    match config.command.unwrap_or(Command::Serve) {
+        Command::Migrate => {
+            let pool = store::connect(&config.database)?;
+            store::migrate(&pool, true).await?;
+            tracing::info!("The database is up to date.");
+            Ok(())
+        }
+        Command::Serve => {
+            let server = server::bind(config).await?;
+            let shutdown = CancellationToken::new();
+            let mut terminate = signal(SignalKind::terminate())?;
+            let mut interrupt = signal(SignalKind::interrupt())?;
+            let stop = shutdown.clone();
+            tokio::spawn(async move {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+                tracing::info!("Stopping; calls under way may end.");
+                stop.cancel();
+            });
+            server.run(shutdown).await
+        }
+    }
+}

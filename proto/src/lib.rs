@@ -15,6 +15,5 @@ pub mod v1 {
     tonic::include_proto!("weir.v1");
 
     /// The compiled descriptors of the package, for gRPC reflection.
-    pub const FILE_DESCRIPTOR_SET: &[u8] =
-        include_bytes!(concat!(env!("OUT_DIR"), "/weir.v1.bin"));
+    pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/weir.v1.bin"));
 }

@@ -288,7 +288,11 @@ mod tests {
             .collect();
         assert_eq!(
             jobs,
-            [(range("a", "b"), 10), (range("c", "c"), 25), (range("d", "d"), 1)]
+            [
+                (range("a", "b"), 10),
+                (range("c", "c"), 25),
+                (range("d", "d"), 1)
+            ]
         );
     }
 

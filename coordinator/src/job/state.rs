@@ -144,10 +144,7 @@ mod tests {
                 .filter(|next| state.may_become(**next))
                 .count();
             assert_eq!(ways_out > 0, state.is_open(), "{state}");
-            assert!(
-                !state.may_become(*state),
-                "{state} does not follow itself"
-            );
+            assert!(!state.may_become(*state), "{state} does not follow itself");
         }
         assert!(!JobState::Queued.may_become(JobState::Succeeded));
     }

@@ -190,10 +190,19 @@ async fn upsert_one(
     outcome: &Outcome,
     lease_duration: Duration,
 ) -> Result<Option<Progress>, StoreError> {
-    let dimension = outcome.embedded.first().map(|chunk| chunk.vector.len() as i32);
+    let dimension = outcome
+        .embedded
+        .first()
+        .map(|chunk| chunk.vector.len() as i32);
     let mut verdict = write_outcome(tx, outcome, dimension, lease_duration).await?;
-    if let (Some(Verdict { matched: true, dimension: None, .. }), Some(dimension)) =
-        (&verdict, dimension)
+    if let (
+        Some(Verdict {
+            matched: true,
+            dimension: None,
+            ..
+        }),
+        Some(dimension),
+    ) = (&verdict, dimension)
     {
         // The first vectors of the model.
         sqlx::query(
@@ -213,7 +222,13 @@ async fn upsert_one(
     if !verdict.matched {
         return Err(StoreError::Invalid(strangers(tx, outcome).await?));
     }
-    match (verdict.source_id, verdict.done, verdict.rejected, verdict.total, verdict.finished) {
+    match (
+        verdict.source_id,
+        verdict.done,
+        verdict.rejected,
+        verdict.total,
+        verdict.finished,
+    ) {
         (Some(source_id), Some(done), Some(rejected), Some(total), Some(finished)) => {
             Ok(Some(Progress {
                 source_id,
@@ -351,10 +366,20 @@ async fn strangers(
     outcome: &Outcome,
 ) -> Result<Vec<Violation>, StoreError> {
     let embedded = outcome.embedded.iter().enumerate().map(|(index, chunk)| {
-        (format!("embedded[{index}]"), &chunk.item_id, chunk.chunk_index, &chunk.text_hash)
+        (
+            format!("embedded[{index}]"),
+            &chunk.item_id,
+            chunk.chunk_index,
+            &chunk.text_hash,
+        )
     });
     let rejected = outcome.rejected.iter().enumerate().map(|(index, chunk)| {
-        (format!("rejected[{index}]"), &chunk.item_id, chunk.chunk_index, &chunk.text_hash)
+        (
+            format!("rejected[{index}]"),
+            &chunk.item_id,
+            chunk.chunk_index,
+            &chunk.text_hash,
+        )
     });
     let named: Vec<_> = embedded.chain(rejected).collect();
     let known: Vec<i64> = sqlx::query_scalar(
@@ -367,9 +392,24 @@ async fn strangers(
          WHERE j.id = $1 AND n.item_id BETWEEN j.first_item_id AND j.last_item_id",
     )
     .bind(outcome.lease.job_id)
-    .bind(named.iter().map(|(_, item_id, ..)| item_id.as_str()).collect::<Vec<_>>())
-    .bind(named.iter().map(|(_, _, index, _)| *index).collect::<Vec<_>>())
-    .bind(named.iter().map(|(.., hash)| hash.as_slice()).collect::<Vec<_>>())
+    .bind(
+        named
+            .iter()
+            .map(|(_, item_id, ..)| item_id.as_str())
+            .collect::<Vec<_>>(),
+    )
+    .bind(
+        named
+            .iter()
+            .map(|(_, _, index, _)| *index)
+            .collect::<Vec<_>>(),
+    )
+    .bind(
+        named
+            .iter()
+            .map(|(.., hash)| hash.as_slice())
+            .collect::<Vec<_>>(),
+    )
     .fetch_all(&mut **tx)
     .await?;
     Ok((1..)

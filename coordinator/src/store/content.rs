@@ -292,7 +292,11 @@ impl<'a> ContentWrite<'a> {
         ids: &[&str],
         added: &HashSet<String>,
     ) -> Result<StoredHashes, StoreError> {
-        let known: Vec<&str> = ids.iter().filter(|id| !added.contains(**id)).copied().collect();
+        let known: Vec<&str> = ids
+            .iter()
+            .filter(|id| !added.contains(**id))
+            .copied()
+            .collect();
         let mut stored = StoredHashes::new();
         if known.is_empty() {
             return Ok(stored);
@@ -307,7 +311,10 @@ impl<'a> ContentWrite<'a> {
         .await?;
         for (item_id, index, hash) in rows {
             let hash = TextHash::try_from(hash.as_slice()).map_err(StoreError::corrupt)?;
-            stored.entry(item_id).or_default().insert(index as usize, hash);
+            stored
+                .entry(item_id)
+                .or_default()
+                .insert(index as usize, hash);
         }
         Ok(stored)
     }
@@ -369,7 +376,11 @@ impl<'a> ContentWrite<'a> {
     /// Ends what runs on the old content, queues what is pending now, and
     /// commits.
     pub(super) async fn finish(mut self) -> Result<Written, StoreError> {
-        let model = self.write.model.clone().unwrap_or_else(|| self.source.model.clone());
+        let model = self
+            .write
+            .model
+            .clone()
+            .unwrap_or_else(|| self.source.model.clone());
         let new_model = model != self.source.model;
         let new_revision = self.source.revision == 0
             || new_model
@@ -425,13 +436,17 @@ impl<'a> ContentWrite<'a> {
     /// Ends the open jobs; their ranges, and those of jobs that had failed, are
     /// planned anew.
     async fn take_over(&mut self) -> Result<(), StoreError> {
-        let why = format!("superseded by revision {} of the source", self.source.revision);
+        let why = format!(
+            "superseded by revision {} of the source",
+            self.source.revision
+        );
         self.change.jobs_superseded =
             cancel_open_jobs(&mut self.tx, self.source.id, RevokeReason::Superseded, &why).await?;
-        self.dirty.extend(self.unsettled.drain(..).map(|job| ItemRange {
-            first: job.first_item_id,
-            last: job.last_item_id,
-        }));
+        self.dirty
+            .extend(self.unsettled.drain(..).map(|job| ItemRange {
+                first: job.first_item_id,
+                last: job.last_item_id,
+            }));
         Ok(())
     }
 
@@ -461,10 +476,11 @@ impl<'a> ContentWrite<'a> {
         .bind(&last)
         .bind(model)
         .fetch(&mut *self.tx);
-        while let Some((item_id, pending)) =
-            futures::TryStreamExt::try_next(&mut rows).await?
-        {
-            cutter.push(item_id, i32::try_from(pending).map_err(StoreError::corrupt)?);
+        while let Some((item_id, pending)) = futures::TryStreamExt::try_next(&mut rows).await? {
+            cutter.push(
+                item_id,
+                i32::try_from(pending).map_err(StoreError::corrupt)?,
+            );
         }
         Ok(cutter.finish())
     }

@@ -75,7 +75,9 @@ impl Store {
         loop {
             let page = next_page(&mut content, import_id, after.as_deref(), chunker).await?;
             let upto = page.last().map(|item| item.item_id.clone());
-            content.delete_between(after.as_deref(), upto.as_deref(), &page).await?;
+            content
+                .delete_between(after.as_deref(), upto.as_deref(), &page)
+                .await?;
             if page.is_empty() {
                 return content.finish().await;
             }
@@ -86,17 +88,23 @@ impl Store {
 
     /// Forgets what an import brought.
     pub async fn drop_import(&self, import_id: i64) -> Result<(), StoreError> {
-        sqlx::query("-- store::imports::drop_import\nDELETE FROM weir.import_items WHERE import_id = $1")
-            .bind(import_id)
-            .execute(&self.pool)
-            .await?;
+        sqlx::query(
+            "-- store::imports::drop_import\nDELETE FROM weir.import_items WHERE import_id = $1",
+        )
+        .bind(import_id)
+        .execute(&self.pool)
+        .await?;
         Ok(())
     }
 
     /// Forgets up to `limit` items of imports that a crash cut off, those that
     /// arrived more than a day ago. Returns how many there were.
     pub async fn drop_stale_imports(&self, limit: i64) -> Result<u64, StoreError> {
-        let day = PgInterval { months: 0, days: 1, microseconds: 0 };
+        let day = PgInterval {
+            months: 0,
+            days: 1,
+            microseconds: 0,
+        };
         let result = sqlx::query(
             "-- store::imports::drop_stale_imports
              DELETE FROM weir.import_items WHERE (import_id, item_id) IN (

@@ -105,11 +105,10 @@ async fn apply_missing(connection: &mut PgConnection) -> Result<(), MigrateError
 }
 
 async fn check(connection: &mut PgConnection) -> Result<(), MigrateError> {
-    let there: bool = sqlx::query_scalar(
-        "-- store::migrate\nSELECT to_regclass('weir.migrations') IS NOT NULL",
-    )
-    .fetch_one(&mut *connection)
-    .await?;
+    let there: bool =
+        sqlx::query_scalar("-- store::migrate\nSELECT to_regclass('weir.migrations') IS NOT NULL")
+            .fetch_one(&mut *connection)
+            .await?;
     if !there {
         return Err(MigrateError::NotMigrated);
     }
@@ -158,7 +157,10 @@ async fn create_extension(connection: &mut PgConnection) -> Result<(), MigrateEr
         None if !available => return Err(MigrateError::NoPgvector),
         None => {}
     }
-    match connection.execute("-- store::migrate\nCREATE EXTENSION vector").await {
+    match connection
+        .execute("-- store::migrate\nCREATE EXTENSION vector")
+        .await
+    {
         Ok(_) => Ok(()),
         Err(error) if is_denied(&error) => {
             let (role, database) = whoami(connection).await?;
@@ -194,10 +196,13 @@ async fn create_schema(connection: &mut PgConnection) -> Result<(), MigrateError
 }
 
 async fn run(connection: &mut PgConnection) -> Result<(), MigrateError> {
-    migrator().run(&mut *connection).await.map_err(|error| match error {
-        sqlx::migrate::MigrateError::Execute(error) => MigrateError::Database(error),
-        other => MigrateError::History(other),
-    })
+    migrator()
+        .run(&mut *connection)
+        .await
+        .map_err(|error| match error {
+            sqlx::migrate::MigrateError::Execute(error) => MigrateError::Database(error),
+            other => MigrateError::History(other),
+        })
 }
 
 async fn whoami(connection: &mut PgConnection) -> Result<(String, String), sqlx::Error> {

@@ -54,7 +54,9 @@ impl Store {
 
     /// Asks the database for nothing, to see whether it answers.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        sqlx::query("-- store::ping\nSELECT 1").execute(&self.pool).await?;
+        sqlx::query("-- store::ping\nSELECT 1")
+            .execute(&self.pool)
+            .await?;
         Ok(())
     }
 }

@@ -61,7 +61,10 @@ impl Store {
         for job in &expired {
             let stalled = !job.lease_over;
             let decision = if job.progressed && !stalled {
-                Decision::Retry { attempt: job.attempt, delay: Duration::ZERO }
+                Decision::Retry {
+                    attempt: job.attempt,
+                    delay: Duration::ZERO,
+                }
             } else {
                 policy.charge(job.attempt, random())
             };
@@ -70,9 +73,15 @@ impl Store {
                 Decision::Fail { attempt } => (JobState::Failed, attempt, Duration::ZERO),
             };
             let (reason, why) = if stalled {
-                (RevokeReason::NoProgress, "the worker persisted nothing for the progress deadline")
+                (
+                    RevokeReason::NoProgress,
+                    "the worker persisted nothing for the progress deadline",
+                )
             } else {
-                (RevokeReason::LeaseLost, "the worker went silent and its lease expired")
+                (
+                    RevokeReason::LeaseLost,
+                    "the worker went silent and its lease expired",
+                )
             };
             sqlx::query(
                 "-- store::rescue::rescue

@@ -46,9 +46,11 @@ impl Store {
     /// Returns a source with its unsettled jobs, both as of one moment.
     pub async fn source(&self, key: &SourceKey) -> Result<SourceState, StoreError> {
         let mut tx = self.pool.begin().await?;
-        sqlx::query("-- store::sources::source\nSET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            .execute(&mut *tx)
-            .await?;
+        sqlx::query(
+            "-- store::sources::source\nSET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",
+        )
+        .execute(&mut *tx)
+        .await?;
         let state = source_in(&mut tx, key).await?;
         tx.commit().await?;
         Ok(state)

@@ -1,0 +1,71 @@
+//! The gRPC services: the only room that knows generated types. One call is one
+//! store method is one transaction.
+
+mod content;
+mod convert;
+mod error;
+mod jobs;
+pub(crate) mod limits;
+mod page;
+mod search;
+mod sources;
+mod stream;
+mod worker;
+
+use std::{sync::Arc, time::Duration};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    job::{chunk::Chunker, retry::RetryPolicy},
+    store::Store,
+    wakeup::Wakeup,
+    writer::Writer,
+};
+
+pub(crate) use jobs::Jobs;
+pub(crate) use search::Searches;
+pub(crate) use sources::Sources;
+pub(crate) use worker::Workers;
+
+/// What every service works with.
+#[derive(Debug, Clone)]
+pub(crate) struct Services {
+    pub(crate) inner: Arc<Inner>,
+}
+
+/// Shared by all calls.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) store: Store,
+    pub(crate) writer: Writer,
+    pub(crate) wakeup: Wakeup,
+    pub(crate) chunker: Arc<Chunker>,
+    pub(crate) models: Vec<String>,
+    pub(crate) policy: RetryPolicy,
+    pub(crate) lease_duration: Duration,
+    pub(crate) max_chunks_per_job: i32,
+    pub(crate) max_batch_size: i32,
+    /// How long a watcher or claimer waits before it looks again unasked.
+    pub(crate) poll_interval: Duration,
+    /// Cancelled when this replica stops: long polls and streams end.
+    pub(crate) shutdown: CancellationToken,
+    /// The tasks of streams, awaited before the process ends.
+    pub(crate) tasks: TaskTracker,
+}
+
+impl std::ops::Deref for Services {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.inner
+    }
+}
+
+impl Inner {
+    /// The model of a source that names none.
+    pub(crate) fn default_model(&self) -> &str {
+        // The configuration has at least one.
+        self.models.first().map_or("", String::as_str)
+    }
+}

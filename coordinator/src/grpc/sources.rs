@@ -1,0 +1,408 @@
+//! `SourceService`.
+
+use http::HeaderMap;
+use serde::{Deserialize, Serialize};
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
+use weir_proto::v1::{
+    self, import_source_request::Message as Part, put_source_request,
+    source_service_server::SourceService,
+};
+
+use super::{
+    Services, content,
+    content::Content,
+    convert::{Door, wire_job},
+    error::invalid_field,
+    page,
+};
+use crate::{
+    ingest::check_item_id,
+    store::{
+        content::{SourceWrite, Written},
+        rows::{Job, SourceKey},
+    },
+};
+
+/// Largest document that an import may bring in parts.
+const MAX_DOCUMENT_BYTES: usize = 256 << 20;
+
+/// Most warnings in an answer.
+const MAX_WARNINGS: usize = 1_000;
+
+/// Puts, patches, reads and deletes sources.
+#[derive(Debug, Clone)]
+pub(crate) struct Sources(pub(crate) Services);
+
+/// Where a page of sources ended.
+#[derive(Debug, Serialize, Deserialize)]
+struct Position {
+    namespace: String,
+    name: String,
+}
+
+impl Sources {
+    fn write(
+        &self,
+        key: SourceKey,
+        model: Option<String>,
+        priority: i16,
+        metadata: &MetadataMap,
+    ) -> SourceWrite {
+        SourceWrite {
+            key,
+            model,
+            default_model: self.0.default_model().to_owned(),
+            priority,
+            max_chunks_per_job: self.0.max_chunks_per_job,
+            traceparent: traceparent(metadata.as_ref()),
+        }
+    }
+
+    fn jobs(&self, jobs: Vec<Job>) -> Vec<v1::Job> {
+        jobs.into_iter()
+            .map(|job| wire_job(job, self.0.policy.max_attempts))
+            .collect()
+    }
+
+    /// The parts of an answer to a write, in the order of its fields.
+    fn answer(&self, written: Written) -> (v1::Source, v1::SourceChange, Vec<v1::Job>) {
+        let source = written.state.source;
+        tracing::info!(
+            namespace = source.namespace,
+            source = source.name,
+            revision = source.revision,
+            items_added = written.change.items_added,
+            items_changed = written.change.items_changed,
+            items_deleted = written.change.items_deleted,
+            chunks_pending = source.chunks_pending,
+            "A source was written."
+        );
+        let change = v1::SourceChange {
+            items_added: written.change.items_added,
+            items_changed: written.change.items_changed,
+            items_deleted: written.change.items_deleted,
+            items_unchanged: written.change.items_unchanged,
+            chunks_pending: source.chunks_pending,
+            jobs_superseded: written.change.jobs_superseded,
+        };
+        (source.into(), change, self.jobs(written.state.jobs))
+    }
+
+    /// Takes in an import whose items wait in a table until all are there.
+    async fn import_items(
+        &self,
+        write: &SourceWrite,
+        first: v1::ItemList,
+        stream: &mut Streaming<v1::ImportSourceRequest>,
+    ) -> Result<Written, Status> {
+        let import_id: i64 = rand::random();
+        let outcome = async {
+            let mut next = Some(first);
+            while let Some(list) = next {
+                let items = content::check_items("items", list.items)?;
+                self.0.store.add_import_items(import_id, &items).await?;
+                next = match message(stream).await? {
+                    None => None,
+                    Some(Part::Items(items)) => Some(items),
+                    Some(_) => {
+                        return Err(invalid_field(
+                            "message",
+                            "an import of items carries items alone after its opening",
+                        ));
+                    }
+                };
+            }
+            Ok(self
+                .0
+                .store
+                .finish_import(write, import_id, &self.0.chunker)
+                .await?)
+        }
+        .await;
+        self.0.store.drop_import(import_id).await?;
+        outcome
+    }
+
+    /// Gathers the parts of a document.
+    async fn import_document(
+        stream: &mut Streaming<v1::ImportSourceRequest>,
+    ) -> Result<Vec<u8>, Status> {
+        let mut document = Vec::new();
+        while let Some(part) = message(stream).await? {
+            let Part::DocumentPart(part) = part else {
+                return Err(invalid_field(
+                    "message",
+                    "an import of a document carries parts of it alone after its opening",
+                ));
+            };
+            if document.len() + part.len() > MAX_DOCUMENT_BYTES {
+                return Err(Status::resource_exhausted(format!(
+                    "the document is larger than {MAX_DOCUMENT_BYTES} bytes; import its items instead"
+                )));
+            }
+            document.extend_from_slice(&part);
+        }
+        Ok(document)
+    }
+}
+
+/// The next message of an import, after its opening.
+async fn message(stream: &mut Streaming<v1::ImportSourceRequest>) -> Result<Option<Part>, Status> {
+    match stream.message().await? {
+        None => Ok(None),
+        Some(v1::ImportSourceRequest {
+            message: Some(Part::Open(_)),
+        }) => Err(invalid_field(
+            "open",
+            "an import is opened once, by its first message",
+        )),
+        Some(v1::ImportSourceRequest {
+            message: Some(part),
+        }) => Ok(Some(part)),
+        Some(v1::ImportSourceRequest { message: None }) => Err(invalid_field(
+            "message",
+            "is empty; it must carry items or a part of a document",
+        )),
+    }
+}
+
+/// The caller's W3C trace context, where it has a well-formed one.
+/// <https://www.w3.org/TR/trace-context/#traceparent-header>
+fn traceparent(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get("traceparent")?.to_str().ok()?;
+    let parts: Vec<&str> = value.split('-').collect();
+    let hex = |part: &str, len: usize| {
+        part.len() == len
+            && part
+                .bytes()
+                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    };
+    let known = parts.len() == 4
+        && parts[0] == "00"
+        && hex(parts[1], 32)
+        && hex(parts[2], 16)
+        && hex(parts[3], 2);
+    known.then(|| value.to_owned())
+}
+
+#[tonic::async_trait]
+impl SourceService for Sources {
+    async fn put_source(
+        &self,
+        request: Request<v1::PutSourceRequest>,
+    ) -> Result<Response<v1::PutSourceResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let mut door = Door::default();
+        let key = door.source_key(request.namespace, request.name);
+        let model = door.model(request.model, &self.0.models);
+        let priority = door.priority(request.priority);
+        if request.content.is_none() {
+            door.refuse("content", "is missing: send a document, or items");
+        }
+        door.close()?;
+        let content = match request.content {
+            Some(put_source_request::Content::Document(document)) => {
+                let format = content::format("document.format", document.format)?;
+                let item_id = one_item_id(document.item_id, &key)?;
+                self.0
+                    .read_document(format, document.content, item_id)
+                    .await?
+            }
+            Some(put_source_request::Content::Items(list)) => Content {
+                items: self.0.read_items("items", list.items).await?,
+                ..Content::default()
+            },
+            None => Content::default(),
+        };
+        let write = self.write(key, model, priority, &metadata);
+        let written = self.0.store.put_source(&write, &content.items).await?;
+        let (source, change, jobs) = self.answer(written);
+        let mut warnings = content.warnings;
+        warnings.truncate(MAX_WARNINGS);
+        Ok(Response::new(v1::PutSourceResponse {
+            source: Some(source),
+            change: Some(change),
+            jobs,
+            warnings,
+        }))
+    }
+
+    async fn import_source(
+        &self,
+        request: Request<Streaming<v1::ImportSourceRequest>>,
+    ) -> Result<Response<v1::ImportSourceResponse>, Status> {
+        let (metadata, _, mut stream) = request.into_parts();
+        let Some(v1::ImportSourceRequest {
+            message: Some(Part::Open(open)),
+        }) = stream.message().await?
+        else {
+            return Err(invalid_field(
+                "open",
+                "must be the first message of an import",
+            ));
+        };
+        let mut door = Door::default();
+        let key = door.source_key(open.namespace, open.name);
+        let model = door.model(open.model, &self.0.models);
+        let priority = door.priority(open.priority);
+        door.close()?;
+        let item_id = one_item_id(open.item_id, &key)?;
+        let write = self.write(key, model, priority, &metadata);
+        let mut warnings = Vec::new();
+        let written = if open.format == i32::from(v1::DocumentFormat::Unspecified) {
+            let first = match message(&mut stream).await? {
+                None => v1::ItemList::default(),
+                Some(Part::Items(items)) => items,
+                Some(_) => {
+                    return Err(invalid_field(
+                        "open.format",
+                        "must name the document's format when parts of a document follow",
+                    ));
+                }
+            };
+            self.import_items(&write, first, &mut stream).await?
+        } else {
+            let format = content::format("open.format", open.format)?;
+            let document = Self::import_document(&mut stream).await?;
+            let content = self.0.read_document(format, document, item_id).await?;
+            warnings = content.warnings;
+            self.0.store.put_source(&write, &content.items).await?
+        };
+        let (source, change, jobs) = self.answer(written);
+        warnings.truncate(MAX_WARNINGS);
+        Ok(Response::new(v1::ImportSourceResponse {
+            source: Some(source),
+            change: Some(change),
+            jobs,
+            warnings,
+        }))
+    }
+
+    async fn patch_source(
+        &self,
+        request: Request<v1::PatchSourceRequest>,
+    ) -> Result<Response<v1::PatchSourceResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let mut door = Door::default();
+        let key = door.source_key(request.namespace, request.name);
+        let priority = door.priority(request.priority);
+        for (index, item_id) in request.delete_item_ids.iter().enumerate() {
+            if let Err(fault) = check_item_id(item_id) {
+                door.refuse(format!("delete_item_ids[{index}]"), fault.message);
+            }
+        }
+        let deleted: std::collections::HashSet<&String> = request.delete_item_ids.iter().collect();
+        for (index, item) in request.upsert.iter().enumerate() {
+            if deleted.contains(&item.item_id) {
+                door.refuse(
+                    format!("upsert[{index}].item_id"),
+                    format!("{:?} is both upserted and deleted", item.item_id),
+                );
+            }
+        }
+        door.close()?;
+        let items = self.0.read_items("upsert", request.upsert).await?;
+        let write = self.write(key, None, priority, &metadata);
+        let written = self
+            .0
+            .store
+            .patch_source(&write, &items, &request.delete_item_ids)
+            .await?;
+        let (source, change, jobs) = self.answer(written);
+        Ok(Response::new(v1::PatchSourceResponse {
+            source: Some(source),
+            change: Some(change),
+            jobs,
+        }))
+    }
+
+    async fn get_source(
+        &self,
+        request: Request<v1::GetSourceRequest>,
+    ) -> Result<Response<v1::GetSourceResponse>, Status> {
+        let request = request.into_inner();
+        let mut door = Door::default();
+        let key = door.source_key(request.namespace, request.name);
+        door.close()?;
+        let state = self.0.store.source(&key).await?;
+        Ok(Response::new(v1::GetSourceResponse {
+            source: Some(state.source.into()),
+            jobs: self.jobs(state.jobs),
+        }))
+    }
+
+    async fn list_sources(
+        &self,
+        request: Request<v1::ListSourcesRequest>,
+    ) -> Result<Response<v1::ListSourcesResponse>, Status> {
+        let request = request.into_inner();
+        let mut door = Door::default();
+        let namespace = (!request.namespace.is_empty()).then(|| door.namespace(request.namespace));
+        let limit = door.page_size(request.page_size);
+        door.close()?;
+        let query = ("sources", &namespace);
+        let after: Option<Position> = page::position(&query, &request.page_token)?;
+        let after = after.map(|at| SourceKey {
+            namespace: at.namespace,
+            name: at.name,
+        });
+        let found = self
+            .0
+            .store
+            .sources(namespace.as_deref(), after.as_ref(), limit)
+            .await?;
+        let next_page_token = match found.last() {
+            Some((last, _)) if found.len() as i64 == limit => page::token(
+                &query,
+                &Position {
+                    namespace: last.namespace.clone(),
+                    name: last.name.clone(),
+                },
+            )?,
+            _ => String::new(),
+        };
+        let sources = found
+            .into_iter()
+            .map(|(source, job)| v1::SourceSummary {
+                source: Some(source.into()),
+                job: job.map(|job| wire_job(job, self.0.policy.max_attempts)),
+            })
+            .collect();
+        Ok(Response::new(v1::ListSourcesResponse {
+            sources,
+            next_page_token,
+        }))
+    }
+
+    async fn delete_source(
+        &self,
+        request: Request<v1::DeleteSourceRequest>,
+    ) -> Result<Response<v1::DeleteSourceResponse>, Status> {
+        let request = request.into_inner();
+        let mut door = Door::default();
+        let key = door.source_key(request.namespace, request.name);
+        door.close()?;
+        let deleted = self.0.store.delete_source(&key).await?;
+        tracing::info!(
+            namespace = key.namespace,
+            source = key.name,
+            items = deleted.items,
+            embeddings = deleted.embeddings,
+            "A source was deleted."
+        );
+        Ok(Response::new(v1::DeleteSourceResponse {
+            items_deleted: deleted.items,
+            embeddings_deleted: deleted.embeddings,
+            jobs_cancelled: deleted.jobs,
+        }))
+    }
+}
+
+/// The id of a document that is one item: the source's name unless it was given.
+fn one_item_id(item_id: String, key: &SourceKey) -> Result<String, Status> {
+    if item_id.is_empty() {
+        return Ok(key.name.clone());
+    }
+    check_item_id(&item_id).map_err(|fault| invalid_field("document.item_id", fault.message))?;
+    Ok(item_id)
+}

@@ -1,0 +1,392 @@
+//! One stream of a lease: batches out, results in, every message a renewal.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+use weir_proto::{
+    limits::{MAX_BATCH_SIZE, MAX_WINDOW},
+    v1::{
+        self, stream_batches_request::Message as FromWorker,
+        stream_batches_response::Message as ToWorker,
+    },
+};
+
+use super::{
+    Services,
+    convert::{Door, wire_reason},
+    error::{going_away, invalid_field},
+    limits::relabel_status,
+    worker::{MAX_BATCH_BYTES, out_of_order},
+};
+use crate::{
+    job::plan::{PendingChunk, next_batch_len},
+    store::{
+        StoreError,
+        batches::{Outcome, Progress},
+        lease::LeaseState,
+        rows::{ChunkText, Job, LeaseKey},
+    },
+};
+
+/// Pending chunks that a stream lists at a time, without their texts.
+const LISTED: i64 = 4_096;
+
+/// Batches whose texts are read at a time, so that the next one is at hand.
+const READ_AHEAD: usize = 4;
+
+/// Answers on a stream that wait for the network.
+const OUTBOX: usize = 4;
+
+type Outbox = mpsc::Sender<Result<v1::StreamBatchesResponse, Status>>;
+
+/// Serves the stream of a lease in a task of its own.
+pub(crate) fn serve(
+    services: Services,
+    inbox: Streaming<v1::StreamBatchesRequest>,
+) -> ReceiverStream<Result<v1::StreamBatchesResponse, Status>> {
+    let (outbox, answers) = mpsc::channel(OUTBOX);
+    services.tasks.clone().spawn(async move {
+        if let Err(end) = run(&services, inbox, &outbox).await {
+            let last = match end {
+                End::Status(status) => Err(status),
+                End::Message(message) => Ok(v1::StreamBatchesResponse {
+                    message: Some(message),
+                }),
+                End::Gone => return,
+            };
+            // A worker that is gone hears nothing.
+            let _ = outbox.send(last).await;
+        }
+    });
+    ReceiverStream::new(answers)
+}
+
+/// How a stream ends.
+enum End {
+    /// With a last message: finished, or revoked.
+    Message(ToWorker),
+    /// With an error.
+    Status(Status),
+    /// The worker has gone.
+    Gone,
+}
+
+impl From<Status> for End {
+    fn from(status: Status) -> Self {
+        Self::Status(relabel_status(status))
+    }
+}
+
+impl From<StoreError> for End {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::LeaseLost { reason, why } => {
+                tracing::info!(%reason, why, "A stream lost its lease.");
+                Self::Message(ToWorker::Revoked(v1::LeaseRevoked {
+                    reason: wire_reason(reason).into(),
+                }))
+            }
+            error => Self::Status(error.into()),
+        }
+    }
+}
+
+fn finished(done: i64, rejected: i64) -> End {
+    End::Message(ToWorker::Finished(v1::JobFinished {
+        chunks_done: done,
+        chunks_rejected: rejected,
+    }))
+}
+
+/// Serves until the job or the lease has ended, or the stream breaks.
+async fn run(
+    services: &Services,
+    mut inbox: Streaming<v1::StreamBatchesRequest>,
+    outbox: &Outbox,
+) -> Result<(), End> {
+    let open = match inbox.message().await? {
+        Some(v1::StreamBatchesRequest {
+            message: Some(FromWorker::Open(open)),
+        }) => open,
+        Some(_) => return Err(out_of_order("the first message of a stream must open it").into()),
+        None => return Err(End::Gone),
+    };
+    let mut handout = Handout::open(services, open).await?;
+    let mut revocations = services.wakeup.revocations(handout.job.source_id);
+    // What happened between the renewal and the subscription is seen here.
+    handout.check(services).await?;
+    loop {
+        handout.fill(services, outbox).await?;
+        tokio::select! {
+            // A stream lives as long as its job; it must not hold up the stop. The worker reopens
+            // it on another replica.
+            () = services.shutdown.cancelled() => return Err(going_away().into()),
+            () = revocations.changed() => handout.check(services).await?,
+            message = inbox.message() => match message? {
+                None => return Err(End::Gone),
+                Some(v1::StreamBatchesRequest { message: Some(FromWorker::Result(result)) }) => {
+                    handout.take(services, outbox, result).await?;
+                }
+                Some(v1::StreamBatchesRequest { message: Some(FromWorker::Heartbeat(_)) }) => {
+                    handout.renew(services).await?;
+                }
+                Some(v1::StreamBatchesRequest { message: Some(FromWorker::Open(_)) }) => {
+                    return Err(out_of_order("a stream is opened once").into());
+                }
+                Some(v1::StreamBatchesRequest { message: None }) => {
+                    return Err(out_of_order("must carry open, result or heartbeat").into());
+                }
+            },
+        }
+    }
+}
+
+/// What a stream has handed out and has still to hand out. All of it can be
+/// read off the database again, but for the batches that the worker holds, and
+/// these the worker names.
+struct Handout {
+    lease: LeaseKey,
+    job: Job,
+    window: usize,
+    batch_size: usize,
+    /// Batches that the worker holds, by number.
+    outstanding: HashMap<i64, Vec<(String, i32)>>,
+    next_seq: i64,
+    /// Pending chunks not handed out yet, shortest first.
+    listed: VecDeque<PendingChunk>,
+    /// The first of these, with their texts.
+    ready: VecDeque<ChunkText>,
+    /// Whether the last listing held everything that is pending.
+    listed_all: bool,
+}
+
+impl Handout {
+    async fn open(services: &Services, open: v1::StreamOpen) -> Result<Self, End> {
+        let mut door = Door::default();
+        let lease = door.lease(open.job_id, open.epoch);
+        if !(1..=MAX_WINDOW).contains(&open.window) {
+            door.refuse(
+                "open.window",
+                format!("must be 1 to {MAX_WINDOW}, not {}", open.window),
+            );
+        }
+        if !(1..=MAX_BATCH_SIZE).contains(&open.batch_size) {
+            door.refuse(
+                "open.batch_size",
+                format!("must be 1 to {MAX_BATCH_SIZE}, not {}", open.batch_size),
+            );
+        }
+        if open.held.len() > MAX_WINDOW as usize
+            || open
+                .held
+                .iter()
+                .any(|held| held.chunks.len() > MAX_BATCH_SIZE as usize)
+        {
+            door.refuse("open.held", "names more than a window of batches");
+        }
+        door.close()?;
+        let job = match services.store.renew(lease, services.lease_duration).await? {
+            LeaseState::Held(job) => *job,
+            LeaseState::Finished(job) => {
+                return Err(finished(job.chunks_done.into(), job.chunks_rejected.into()));
+            }
+        };
+        let outstanding: HashMap<_, _> = open
+            .held
+            .into_iter()
+            .map(|held| {
+                let chunks = held
+                    .chunks
+                    .into_iter()
+                    .map(|key| (key.item_id, key.chunk_index));
+                (held.seq, chunks.collect())
+            })
+            .collect();
+        Ok(Self {
+            lease,
+            window: open.window as usize,
+            batch_size: open.batch_size.min(services.max_batch_size) as usize,
+            next_seq: outstanding
+                .keys()
+                .copied()
+                .max()
+                .unwrap_or(0)
+                .saturating_add(1),
+            outstanding,
+            listed: VecDeque::new(),
+            ready: VecDeque::new(),
+            listed_all: false,
+            job,
+        })
+    }
+
+    /// Sends batches until the window is full or nothing is left to send. Ends
+    /// the stream when nothing is pending at all.
+    async fn fill(&mut self, services: &Services, outbox: &Outbox) -> Result<(), End> {
+        while self.outstanding.len() < self.window {
+            if self.ready.is_empty() {
+                self.read_ahead(services).await?;
+            }
+            if self.ready.is_empty() {
+                if self.outstanding.is_empty() {
+                    let job = services.store.complete(self.lease).await?;
+                    services.wakeup.report_change(job.source_id);
+                    return Err(finished(job.chunks_done.into(), job.chunks_rejected.into()));
+                }
+                return Ok(());
+            }
+            let lengths: Vec<PendingChunk> = self.ready.iter().map(listed).collect();
+            let len = next_batch_len(&lengths, self.batch_size, MAX_BATCH_BYTES);
+            let chunks: Vec<ChunkText> = self.ready.drain(..len).collect();
+            let seq = self.next_seq;
+            self.next_seq += 1;
+            self.outstanding.insert(
+                seq,
+                chunks
+                    .iter()
+                    .map(|chunk| (chunk.item_id.clone(), chunk.chunk_index))
+                    .collect(),
+            );
+            send(
+                outbox,
+                ToWorker::Batch(v1::Batch {
+                    seq,
+                    chunks: chunks.into_iter().map(Into::into).collect(),
+                }),
+            )
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Reads the texts of the next few batches.
+    async fn read_ahead(&mut self, services: &Services) -> Result<(), End> {
+        if self.listed.is_empty() && !self.listed_all {
+            let pending = services.store.pending(self.lease, LISTED).await?;
+            self.listed_all = (pending.len() as i64) < LISTED;
+            let held: HashSet<(&str, i32)> = self
+                .outstanding
+                .values()
+                .flatten()
+                .map(|(item_id, index)| (item_id.as_str(), *index))
+                .collect();
+            self.listed = pending
+                .into_iter()
+                .filter(|chunk| !held.contains(&(chunk.item_id.as_str(), chunk.chunk_index)))
+                .collect();
+        }
+        let len = next_batch_len(&self.listed, self.batch_size * READ_AHEAD, MAX_BATCH_BYTES);
+        if len > 0 {
+            let next: Vec<PendingChunk> = self.listed.drain(..len).collect();
+            self.ready = services
+                .store
+                .texts(self.job.source_id, &next)
+                .await?
+                .into();
+        }
+        Ok(())
+    }
+
+    /// Writes a result and acknowledges it.
+    async fn take(
+        &mut self,
+        services: &Services,
+        outbox: &Outbox,
+        result: v1::BatchResult,
+    ) -> Result<(), End> {
+        let Some(batch) = self.outstanding.get(&result.seq) else {
+            return Err(invalid_field(
+                "result.seq",
+                format!("{} is not the number of an outstanding batch", result.seq),
+            )
+            .into());
+        };
+        let whole = result.embedded.len() + result.rejected.len() >= batch.len();
+        let mut door = Door::default();
+        let (embedded, rejected) = door.outcome(result.embedded, result.rejected);
+        door.close()?;
+        let progress = services
+            .writer
+            .upsert(Outcome {
+                lease: self.lease,
+                embedded,
+                rejected,
+                complete: true,
+            })
+            .await?;
+        services.wakeup.report_change(progress.source_id);
+        self.outstanding.remove(&result.seq);
+        if !whole {
+            // What the result leaves out is pending again.
+            self.listed_all = false;
+        }
+        let Progress {
+            done,
+            rejected,
+            total,
+            finished: is_finished,
+            ..
+        } = progress;
+        send(
+            outbox,
+            ToWorker::Ack(v1::BatchAck {
+                seq: result.seq,
+                done: done + rejected,
+                total,
+            }),
+        )
+        .await?;
+        if is_finished {
+            tracing::info!(
+                job_id = self.lease.job_id,
+                epoch = self.lease.epoch,
+                "A job succeeded."
+            );
+            return Err(finished(done, rejected));
+        }
+        Ok(())
+    }
+
+    async fn renew(&self, services: &Services) -> Result<(), End> {
+        match services
+            .store
+            .renew(self.lease, services.lease_duration)
+            .await?
+        {
+            LeaseState::Held(_) => Ok(()),
+            LeaseState::Finished(job) => {
+                Err(finished(job.chunks_done.into(), job.chunks_rejected.into()))
+            }
+        }
+    }
+
+    /// Looks whether the lease is still held, without renewing it.
+    async fn check(&self, services: &Services) -> Result<(), End> {
+        match services.store.lease(self.lease).await? {
+            LeaseState::Held(_) => Ok(()),
+            LeaseState::Finished(job) => {
+                Err(finished(job.chunks_done.into(), job.chunks_rejected.into()))
+            }
+        }
+    }
+}
+
+/// A chunk without its text.
+fn listed(chunk: &ChunkText) -> PendingChunk {
+    PendingChunk {
+        item_id: chunk.item_id.clone(),
+        chunk_index: chunk.chunk_index,
+        text_bytes: i32::try_from(chunk.text.len()).unwrap_or(i32::MAX),
+    }
+}
+
+async fn send(outbox: &Outbox, message: ToWorker) -> Result<(), End> {
+    outbox
+        .send(Ok(v1::StreamBatchesResponse {
+            message: Some(message),
+        }))
+        .await
+        .map_err(|_| End::Gone)
+}

@@ -1,0 +1,319 @@
+//! `WorkerService`: claims, and the unary twins of the stream.
+
+use std::{pin::Pin, time::Duration};
+
+use tokio::time::Instant;
+use tokio_stream::Stream;
+use tonic::{Request, Response, Status, Streaming};
+use weir_proto::{
+    limits::{MAX_CLAIM_MODELS, MAX_CLAIM_WAIT_SECONDS, MAX_WORKER_ID_CHARS},
+    v1::{self, worker_service_server::WorkerService},
+};
+
+use super::{
+    Services,
+    convert::{Door, duration, wire_duration},
+    error::{going_away, invalid_field},
+    stream,
+};
+use crate::{
+    job::{plan::next_batch_len, retry::Decision},
+    store::{
+        batches::Outcome,
+        lease::{Claim, LeaseState},
+        rows::Job,
+    },
+};
+
+/// Most bytes of text in one batch, so that it fits a message with room to
+/// spare.
+pub(crate) const MAX_BATCH_BYTES: usize = 8 << 20;
+
+/// Hands out leases and takes results.
+#[derive(Debug, Clone)]
+pub(crate) struct Workers(pub(crate) Services);
+
+impl Workers {
+    fn lease(&self, job: Job) -> v1::Lease {
+        v1::Lease {
+            chunks_pending: job.chunks_pending().into(),
+            job_id: job.id,
+            epoch: job.epoch,
+            namespace: job.namespace,
+            source: job.source,
+            model: job.model,
+            lease_duration: wire_duration(self.0.lease_duration),
+            max_batch_size: self.0.max_batch_size,
+            attempt: job.attempt.into(),
+            traceparent: job.traceparent.unwrap_or_default(),
+        }
+    }
+
+    /// Claims, or waits until there is something to claim.
+    async fn claim_or_wait(&self, claim: &Claim<'_>, wait: Duration) -> Result<Vec<Job>, Status> {
+        let until = Instant::now() + wait;
+        // The place in line is taken before the first look, so that no job falls between.
+        let mut queue = self.0.wakeup.queue();
+        loop {
+            queue.mark_unchanged();
+            let jobs = self.0.store.claim(claim).await?;
+            if !jobs.is_empty() {
+                return Ok(jobs);
+            }
+            tokio::select! {
+                // A long poll must not hold up the stop.
+                () = self.0.shutdown.cancelled() => return Err(going_away()),
+                () = tokio::time::sleep_until(until) => return Ok(Vec::new()),
+                _ = queue.changed() => {}
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl WorkerService for Workers {
+    type StreamBatchesStream =
+        Pin<Box<dyn Stream<Item = Result<v1::StreamBatchesResponse, Status>> + Send>>;
+
+    async fn claim_job(
+        &self,
+        request: Request<v1::ClaimJobRequest>,
+    ) -> Result<Response<v1::ClaimJobResponse>, Status> {
+        let request = request.into_inner();
+        let mut door = Door::default();
+        let visible = request.worker_id.bytes().all(|b| b.is_ascii_graphic());
+        if !visible || !(1..=MAX_WORKER_ID_CHARS).contains(&request.worker_id.len()) {
+            door.refuse(
+                "worker_id",
+                format!("must be 1 to {MAX_WORKER_ID_CHARS} visible ASCII characters"),
+            );
+        }
+        if !(1..=MAX_CLAIM_MODELS).contains(&request.models.len()) {
+            door.refuse(
+                "models",
+                format!("must name 1 to {MAX_CLAIM_MODELS} models"),
+            );
+        }
+        for (index, model) in request.models.iter().enumerate() {
+            if !self.0.models.contains(model) {
+                door.refuse(
+                    format!("models[{index}]"),
+                    format!(
+                        "is not a model of this coordinator; it has {}",
+                        self.0.models.join(", ")
+                    ),
+                );
+            }
+        }
+        let max_jobs = door.number("max_jobs", request.max_jobs, 1, 1..=1_000);
+        let wait = match request.wait.map(duration) {
+            None => Duration::ZERO,
+            Some(Some(wait)) if wait.as_secs() <= MAX_CLAIM_WAIT_SECONDS.unsigned_abs() => wait,
+            Some(_) => {
+                door.refuse("wait", format!("must be 0 to {MAX_CLAIM_WAIT_SECONDS} s"));
+                Duration::ZERO
+            }
+        };
+        door.close()?;
+        let claim = Claim {
+            worker_id: &request.worker_id,
+            models: &request.models,
+            max_jobs: max_jobs.into(),
+            lease_duration: self.0.lease_duration,
+        };
+        let jobs = self.claim_or_wait(&claim, wait).await?;
+        for job in &jobs {
+            tracing::info!(
+                job_id = job.id,
+                epoch = job.epoch,
+                worker_id = request.worker_id,
+                attempt = job.attempt,
+                "A job was claimed."
+            );
+            self.0.wakeup.report_change(job.source_id);
+        }
+        Ok(Response::new(v1::ClaimJobResponse {
+            leases: jobs.into_iter().map(|job| self.lease(job)).collect(),
+        }))
+    }
+
+    async fn stream_batches(
+        &self,
+        request: Request<Streaming<v1::StreamBatchesRequest>>,
+    ) -> Result<Response<Self::StreamBatchesStream>, Status> {
+        Ok(Response::new(Box::pin(stream::serve(
+            self.0.clone(),
+            request.into_inner(),
+        ))))
+    }
+
+    async fn renew_lease(
+        &self,
+        request: Request<v1::RenewLeaseRequest>,
+    ) -> Result<Response<v1::RenewLeaseResponse>, Status> {
+        let request = request.into_inner();
+        let mut door = Door::default();
+        let lease = door.lease(request.job_id, request.epoch);
+        let longest = self.0.lease_duration;
+        let wanted = match request.lease_duration.map(duration) {
+            None => longest,
+            Some(Some(wanted)) if !wanted.is_zero() && wanted <= longest => wanted,
+            Some(_) => {
+                door.refuse(
+                    "lease_duration",
+                    format!("must be more than zero and at most {longest:?}, the coordinator's lease duration"),
+                );
+                longest
+            }
+        };
+        door.close()?;
+        match self.0.store.renew(lease, wanted).await? {
+            LeaseState::Held(_) => Ok(Response::new(v1::RenewLeaseResponse {
+                lease_duration: wire_duration(wanted),
+            })),
+            LeaseState::Finished(job) => Err(Status::failed_precondition(format!(
+                "job {} has already succeeded",
+                job.id
+            ))),
+        }
+    }
+
+    async fn get_batch(
+        &self,
+        request: Request<v1::GetBatchRequest>,
+    ) -> Result<Response<v1::GetBatchResponse>, Status> {
+        let request = request.into_inner();
+        let mut door = Door::default();
+        let lease = door.lease(request.job_id, request.epoch);
+        let most = self.0.max_batch_size;
+        let size = door
+            .number("batch_size", request.batch_size, most, 1..=i32::MAX)
+            .min(most);
+        door.close()?;
+        let job = match self.0.store.renew(lease, self.0.lease_duration).await? {
+            LeaseState::Held(job) => job,
+            LeaseState::Finished(_) => {
+                return Ok(Response::new(v1::GetBatchResponse { chunks: Vec::new() }));
+            }
+        };
+        let pending = self.0.store.pending(lease, size.into()).await?;
+        let len = next_batch_len(&pending, size as usize, MAX_BATCH_BYTES);
+        let chunks = self.0.store.texts(job.source_id, &pending[..len]).await?;
+        Ok(Response::new(v1::GetBatchResponse {
+            chunks: chunks.into_iter().map(Into::into).collect(),
+        }))
+    }
+
+    async fn upsert_batch(
+        &self,
+        request: Request<v1::UpsertBatchRequest>,
+    ) -> Result<Response<v1::UpsertBatchResponse>, Status> {
+        let request = request.into_inner();
+        let mut door = Door::default();
+        let lease = door.lease(request.job_id, request.epoch);
+        let (embedded, rejected) = door.outcome(request.embedded, request.rejected);
+        door.close()?;
+        let progress = self
+            .0
+            .writer
+            .upsert(Outcome {
+                lease,
+                embedded,
+                rejected,
+                complete: false,
+            })
+            .await?;
+        self.0.wakeup.report_change(progress.source_id);
+        Ok(Response::new(v1::UpsertBatchResponse {
+            done: progress.done + progress.rejected,
+            total: progress.total,
+        }))
+    }
+
+    async fn complete_job(
+        &self,
+        request: Request<v1::CompleteJobRequest>,
+    ) -> Result<Response<v1::CompleteJobResponse>, Status> {
+        let request = request.into_inner();
+        let mut door = Door::default();
+        let lease = door.lease(request.job_id, request.epoch);
+        door.close()?;
+        let job = self.0.store.complete(lease).await?;
+        self.0.wakeup.report_change(job.source_id);
+        tracing::info!(job_id = job.id, epoch = job.epoch, "A job succeeded.");
+        Ok(Response::new(v1::CompleteJobResponse {
+            chunks_done: job.chunks_done.into(),
+            chunks_rejected: job.chunks_rejected.into(),
+        }))
+    }
+
+    async fn fail_job(
+        &self,
+        request: Request<v1::FailJobRequest>,
+    ) -> Result<Response<v1::FailJobResponse>, Status> {
+        let request = request.into_inner();
+        let mut door = Door::default();
+        let lease = door.lease(request.job_id, request.epoch);
+        let reason = door.reason("reason".to_owned(), &request.reason);
+        door.close()?;
+        let failed = self
+            .0
+            .store
+            .fail(lease, &reason, &self.0.policy, rand::random())
+            .await?;
+        self.0.wakeup.report_change(failed.source_id);
+        let response = match failed.decision {
+            Decision::Retry { attempt, delay } => {
+                tracing::warn!(
+                    job_id = lease.job_id,
+                    attempt,
+                    delay_ms = delay.as_millis() as u64,
+                    reason,
+                    "A job failed and will be tried again."
+                );
+                v1::FailJobResponse {
+                    failed: false,
+                    retry_delay: wire_duration(delay),
+                }
+            }
+            Decision::Fail { attempt } => {
+                tracing::error!(
+                    job_id = lease.job_id,
+                    attempt,
+                    reason,
+                    "A job failed for good: its attempts are used up."
+                );
+                v1::FailJobResponse {
+                    failed: true,
+                    retry_delay: None,
+                }
+            }
+        };
+        Ok(Response::new(response))
+    }
+
+    async fn release_job(
+        &self,
+        request: Request<v1::ReleaseJobRequest>,
+    ) -> Result<Response<v1::ReleaseJobResponse>, Status> {
+        let request = request.into_inner();
+        let mut door = Door::default();
+        let lease = door.lease(request.job_id, request.epoch);
+        let reason = door.reason("reason".to_owned(), &request.reason);
+        door.close()?;
+        let source_id = self.0.store.release(lease, &reason).await?;
+        self.0.wakeup.report_change(source_id);
+        tracing::info!(
+            job_id = lease.job_id,
+            epoch = lease.epoch,
+            reason,
+            "A job was handed back."
+        );
+        Ok(Response::new(v1::ReleaseJobResponse {}))
+    }
+}
+
+/// `INVALID_ARGUMENT` for a message of a stream that comes out of order.
+pub(crate) fn out_of_order(message: &str) -> Status {
+    invalid_field("message", message)
+}

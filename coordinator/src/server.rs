@@ -1,0 +1,289 @@
+//! The composition root: what is built from a configuration, and how it runs
+//! and stops.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{
+    server::NamedService,
+    service::{LayerExt as _, Routes},
+    transport::{Server as Transport, server::TcpIncoming},
+};
+use tonic_health::{ServingStatus, server::HealthReporter};
+use tonic_web::GrpcWebLayer;
+use tower::util::MapResponseLayer;
+use weir_proto::{
+    limits::{MAX_CLIENT_MESSAGE_BYTES, MAX_WORKER_MESSAGE_BYTES},
+    v1::{
+        FILE_DESCRIPTOR_SET, job_service_server::JobServiceServer,
+        search_service_server::SearchServiceServer, source_service_server::SourceServiceServer,
+        worker_service_server::WorkerServiceServer,
+    },
+};
+
+use crate::{
+    config::{Config, ServeConfig},
+    grpc::{self, Inner, Jobs, Searches, Services, Sources, Workers},
+    http,
+    job::chunk::Chunker,
+    maintenance::{self, rescuer::Rescuer, sweeper},
+    store::{self, Store},
+    wakeup::Wakeup,
+    writer::Writer,
+};
+
+/// How often a silent peer is asked whether it is still there, and how long it
+/// may take to answer.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(10));
+
+/// How often left-over imports are looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(600);
+
+/// How often the database is asked for the health service.
+const HEALTH_EVERY: Duration = Duration::from_secs(5);
+
+/// A coordinator that has its port and its database, and serves when it is run.
+#[derive(Debug)]
+pub struct Server {
+    config: ServeConfig,
+    chunker: Arc<Chunker>,
+    store: Store,
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+/// Checks the configuration, brings the database up to date where it is to be,
+/// and takes the port.
+pub async fn bind(config: Config) -> anyhow::Result<Server> {
+    let chunker = config.serve.validate()?;
+    let pool = store::connect(&config.database)?;
+    store::migrate(&pool, config.serve.migrate).await?;
+    let listener = TcpListener::bind(config.serve.listen)
+        .await
+        .with_context(|| {
+            format!(
+                "--listen (WEIR_LISTEN): cannot listen on {}",
+                config.serve.listen
+            )
+        })?;
+    let address = listener.local_addr()?;
+    Ok(Server {
+        config: config.serve,
+        chunker: Arc::new(chunker),
+        store: Store::new(pool),
+        listener,
+        address,
+    })
+}
+
+impl Server {
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown`, then lets calls under way end, for at most the
+    /// drain timeout.
+    pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let tasks = TaskTracker::new();
+        let wakeup = Wakeup::default();
+        let writer_tasks = TaskTracker::new();
+        let services = self.services(&wakeup, &shutdown, &tasks, &writer_tasks);
+        let (reporter, health) = tonic_health::server::health_reporter();
+        let background = TaskTracker::new();
+        self.start_background(&services, &reporter, &background, &shutdown);
+
+        let routes = routes(services, self.store.clone(), health, &shutdown)?;
+        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
+        let drained = self.config.drain_timeout;
+        let serving = Transport::builder()
+            .accept_http1(true)
+            .http2_keepalive_interval(Some(KEEPALIVE.0))
+            .http2_keepalive_timeout(Some(KEEPALIVE.1))
+            .layer(MapResponseLayer::new(grpc::limits::relabel))
+            .add_routes(routes)
+            .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
+        tracing::info!(address = %self.address, "listening");
+        let mut serving = std::pin::pin!(serving);
+        tokio::select! {
+            served = &mut serving => served?,
+            () = async {
+                shutdown.cancelled().await;
+                tokio::time::sleep(drained).await;
+            } => tracing::warn!("Calls were still under way after the drain timeout; they are cut off."),
+        }
+        // Results that were taken are written before the process ends.
+        for tracker in [&tasks, &writer_tasks, &background] {
+            tracker.close();
+            if tokio::time::timeout(drained, tracker.wait()).await.is_err() {
+                tracing::warn!(
+                    "Tasks were still running after the drain timeout; they are cut off."
+                );
+            }
+        }
+        tracing::info!("stopped");
+        Ok(())
+    }
+
+    fn services(
+        &self,
+        wakeup: &Wakeup,
+        shutdown: &CancellationToken,
+        tasks: &TaskTracker,
+        writer_tasks: &TaskTracker,
+    ) -> Services {
+        Services {
+            inner: Arc::new(Inner {
+                writer: Writer::start(&self.store, self.config.lease_duration, writer_tasks),
+                store: self.store.clone(),
+                wakeup: wakeup.clone(),
+                chunker: self.chunker.clone(),
+                models: self.config.models.clone(),
+                policy: self.config.retry_policy(),
+                lease_duration: self.config.lease_duration,
+                max_chunks_per_job: self.config.max_chunks_per_job,
+                max_batch_size: self.config.max_batch_size,
+                poll_interval: self.config.poll_interval,
+                shutdown: shutdown.clone(),
+                tasks: tasks.clone(),
+            }),
+        }
+    }
+
+    /// Starts what belongs to no call.
+    fn start_background(
+        &self,
+        services: &Services,
+        reporter: &HealthReporter,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) {
+        let (store, wakeup, stop) = (
+            self.store.clone(),
+            services.wakeup.clone(),
+            shutdown.clone(),
+        );
+        tasks.spawn(async move { wakeup.listen(&store, &stop).await });
+        let (store, wakeup, stop) = (
+            self.store.clone(),
+            services.wakeup.clone(),
+            shutdown.clone(),
+        );
+        tasks.spawn(async move { wakeup.announce(&store, &stop).await });
+        tasks.spawn(report_health(
+            self.store.clone(),
+            reporter.clone(),
+            shutdown.clone(),
+        ));
+
+        let poll = self.config.poll_interval;
+        let rescuer = Rescuer {
+            store: self.store.clone(),
+            wakeup: services.wakeup.clone(),
+            policy: services.policy,
+            progress_deadline: self.config.progress_deadline,
+        };
+        tasks.spawn(maintenance::every(
+            "rescuer",
+            poll,
+            shutdown.clone(),
+            async move || Ok(Rescuer::is_full(&rescuer.tick().await?)),
+        ));
+        let (store, wakeup) = (self.store.clone(), services.wakeup.clone());
+        tasks.spawn(maintenance::every(
+            "due jobs",
+            poll,
+            shutdown.clone(),
+            async move || {
+                if wakeup.is_awaited() && store.any_due().await? {
+                    wakeup.report_due();
+                }
+                Ok(false)
+            },
+        ));
+        let store = self.store.clone();
+        tasks.spawn(maintenance::every(
+            "sweeper",
+            SWEEP_EVERY,
+            shutdown.clone(),
+            async move || sweeper::tick(&store).await,
+        ));
+    }
+}
+
+/// Everything that is served on the port.
+fn routes(
+    services: Services,
+    store: Store,
+    health: impl tonic::codegen::Service<
+        ::http::Request<tonic::body::Body>,
+        Response = ::http::Response<tonic::body::Body>,
+        Error = std::convert::Infallible,
+        Future: Send,
+    > + NamedService
+    + Clone
+    + Send
+    + Sync
+    + 'static,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<Routes> {
+    let web = GrpcWebLayer::new();
+    let sources = SourceServiceServer::new(Sources(services.clone()))
+        .max_decoding_message_size(MAX_CLIENT_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_CLIENT_MESSAGE_BYTES);
+    let jobs = JobServiceServer::new(Jobs(services.clone()))
+        .max_encoding_message_size(MAX_CLIENT_MESSAGE_BYTES);
+    let searches = SearchServiceServer::new(Searches(services.clone()))
+        .max_encoding_message_size(MAX_CLIENT_MESSAGE_BYTES);
+    let workers = WorkerServiceServer::new(Workers(services))
+        .max_decoding_message_size(MAX_WORKER_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_WORKER_MESSAGE_BYTES);
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let reflection_alpha = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1alpha()?;
+    Ok(Routes::from(http::router(store, shutdown.clone()))
+        .add_service(web.named_layer(sources))
+        .add_service(web.named_layer(jobs))
+        .add_service(web.named_layer(searches))
+        .add_service(workers)
+        .add_service(health)
+        .add_service(reflection)
+        .add_service(reflection_alpha))
+}
+
+/// Keeps the health service true: serving while the database answers and the
+/// process is not stopping.
+async fn report_health(store: Store, reporter: HealthReporter, shutdown: CancellationToken) {
+    let names = [
+        "",
+        SourceServiceServer::<Sources>::NAME,
+        JobServiceServer::<Jobs>::NAME,
+        SearchServiceServer::<Searches>::NAME,
+        WorkerServiceServer::<Workers>::NAME,
+    ];
+    loop {
+        let stopping = shutdown.is_cancelled();
+        let status = if !stopping && http::answers(&store).await {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::NotServing
+        };
+        for name in names {
+            reporter.set_service_status(name, status).await;
+        }
+        if stopping {
+            return;
+        }
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = tokio::time::sleep(HEALTH_EVERY) => {}
+        }
+    }
+}

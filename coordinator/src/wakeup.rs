@@ -1,0 +1,261 @@
+//! Wake-ups: Postgres' notifications, handed to whoever waits for them in this
+//! process. They only save time: whoever waits also looks again by itself now
+//! and then, so a notification that is lost costs a moment and no work.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use sqlx::postgres::PgListener;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::store::{CHANGE_CHANNEL, QUEUE_CHANNEL, REVOKE_CHANNEL, Store};
+
+/// How long changes are gathered before the other replicas hear of them.
+const ANNOUNCE_EVERY: Duration = Duration::from_millis(100);
+
+/// How long to wait before listening again after the database went away.
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
+
+/// Where everything that waits registers, and everything that changes reports.
+#[derive(Debug, Clone, Default)]
+pub struct Wakeup {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    queue: watch::Sender<()>,
+    changes: Topics,
+    revocations: Topics,
+    /// Sources whose change the other replicas have still to hear of.
+    unannounced: Mutex<HashSet<i64>>,
+    announce: Notify,
+}
+
+impl Default for Inner {
+    fn default() -> Self {
+        Self {
+            queue: watch::Sender::new(()),
+            changes: Topics::default(),
+            revocations: Topics::default(),
+            unannounced: Mutex::default(),
+            announce: Notify::new(),
+        }
+    }
+}
+
+/// One signal for each source that somebody watches.
+#[derive(Debug, Default)]
+struct Topics {
+    senders: Mutex<HashMap<i64, watch::Sender<()>>>,
+}
+
+/// A place in the line of those who watch a source. Anything that happens after
+/// it was taken wakes it, also when nobody was waiting on it just then.
+#[derive(Debug)]
+pub struct Subscription {
+    inner: Arc<Inner>,
+    topics: fn(&Inner) -> &Topics,
+    source_id: i64,
+    receiver: watch::Receiver<()>,
+}
+
+impl Subscription {
+    /// Returns when something has happened since the last time.
+    pub async fn changed(&mut self) {
+        // The sender is in the map as long as this receiver lives.
+        let _ = self.receiver.changed().await;
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let mut senders = lock(&(self.topics)(&self.inner).senders);
+        if senders
+            .get(&self.source_id)
+            .is_some_and(|sender| sender.receiver_count() <= 1)
+        {
+            senders.remove(&self.source_id);
+        }
+    }
+}
+
+impl Topics {
+    fn signal(&self, source_id: i64) {
+        if let Some(sender) = lock(&self.senders).get(&source_id) {
+            sender.send_replace(());
+        }
+    }
+
+    fn signal_all(&self) {
+        for sender in lock(&self.senders).values() {
+            sender.send_replace(());
+        }
+    }
+}
+
+impl Wakeup {
+    /// Wakes when a job is queued or due.
+    pub fn queue(&self) -> watch::Receiver<()> {
+        self.inner.queue.subscribe()
+    }
+
+    /// Wakes when this source or its jobs change.
+    pub fn changes(&self, source_id: i64) -> Subscription {
+        self.subscribe(|inner| &inner.changes, source_id)
+    }
+
+    /// Wakes when leases on jobs of this source are revoked.
+    pub fn revocations(&self, source_id: i64) -> Subscription {
+        self.subscribe(|inner| &inner.revocations, source_id)
+    }
+
+    fn subscribe(&self, topics: fn(&Inner) -> &Topics, source_id: i64) -> Subscription {
+        let receiver = lock(&topics(&self.inner).senders)
+            .entry(source_id)
+            .or_insert_with(|| watch::Sender::new(()))
+            .subscribe();
+        Subscription {
+            inner: self.inner.clone(),
+            topics,
+            source_id,
+            receiver,
+        }
+    }
+
+    /// Reports that a source or its jobs changed: its watchers here wake at
+    /// once, those of the other replicas a moment later.
+    pub fn report_change(&self, source_id: i64) {
+        self.inner.changes.signal(source_id);
+        lock(&self.inner.unannounced).insert(source_id);
+        self.inner.announce.notify_one();
+    }
+
+    /// Reports that a job is due.
+    pub fn report_due(&self) {
+        self.inner.queue.send_replace(());
+    }
+
+    /// Whether anybody waits for a job.
+    pub fn is_awaited(&self) -> bool {
+        self.inner.queue.receiver_count() > 0
+    }
+
+    /// Hears Postgres' notifications until `shutdown`.
+    pub async fn listen(&self, store: &Store, shutdown: &CancellationToken) {
+        let mut was_away = false;
+        while !shutdown.is_cancelled() {
+            let ended = tokio::select! {
+                () = shutdown.cancelled() => return,
+                ended = self.listen_once(store, &mut was_away) => ended,
+            };
+            if let Err(error) = ended
+                && !was_away
+            {
+                tracing::warn!(%error, "Notifications from the database have stopped; polling goes on.");
+                was_away = true;
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(LISTEN_AGAIN) => {}
+            }
+        }
+    }
+
+    async fn listen_once(&self, store: &Store, was_away: &mut bool) -> Result<(), sqlx::Error> {
+        let mut listener = PgListener::connect_with(store.pool()).await?;
+        listener.eager_reconnect(false);
+        listener
+            .listen_all([QUEUE_CHANNEL, CHANGE_CHANNEL, REVOKE_CHANNEL])
+            .await?;
+        if std::mem::take(was_away) {
+            tracing::info!("Notifications from the database are back.");
+        }
+        // What was sent while nobody listened is unknown.
+        self.wake_all();
+        while let Some(notification) = listener.try_recv().await? {
+            self.hear(notification.channel(), notification.payload());
+        }
+        Ok(())
+    }
+
+    fn hear(&self, channel: &str, payload: &str) {
+        match (channel, payload.parse()) {
+            (QUEUE_CHANNEL, _) => self.report_due(),
+            (CHANGE_CHANNEL, Ok(source_id)) => self.inner.changes.signal(source_id),
+            (REVOKE_CHANNEL, Ok(source_id)) => {
+                self.inner.revocations.signal(source_id);
+                self.inner.changes.signal(source_id);
+            }
+            _ => tracing::debug!(channel, "A notification of no known form was ignored."),
+        }
+    }
+
+    fn wake_all(&self) {
+        self.report_due();
+        self.inner.changes.signal_all();
+        self.inner.revocations.signal_all();
+    }
+
+    /// Tells the other replicas what changed here, many changes at a time,
+    /// until `shutdown`.
+    pub async fn announce(&self, store: &Store, shutdown: &CancellationToken) {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.inner.announce.notified() => {}
+            }
+            let source_ids: Vec<i64> = std::mem::take(&mut *lock(&self.inner.unannounced))
+                .into_iter()
+                .collect();
+            if !source_ids.is_empty()
+                && let Err(error) = store.announce_changes(&source_ids).await
+            {
+                // Watchers on other replicas look again by themselves.
+                tracing::debug!(%error, "Changes were not announced to the other replicas.");
+            }
+            tokio::time::sleep(ANNOUNCE_EVERY).await;
+        }
+    }
+}
+
+/// Locks without poisoning: nothing that holds these locks can panic half-way
+/// through a change.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_change_between_two_looks_is_not_missed() {
+        let wakeup = Wakeup::default();
+        let mut mine = wakeup.changes(1);
+        let mut other = wakeup.changes(2);
+        wakeup.report_change(1);
+        assert!(mine.changed().now_or_never().is_some());
+        assert!(mine.changed().now_or_never().is_none());
+        assert!(other.changed().now_or_never().is_none());
+        wakeup.hear(REVOKE_CHANNEL, "2");
+        assert!(other.changed().now_or_never().is_some());
+    }
+
+    #[test]
+    fn a_source_that_nobody_watches_any_more_is_forgotten() {
+        let wakeup = Wakeup::default();
+        let first = wakeup.changes(1);
+        let second = wakeup.changes(1);
+        drop(first);
+        assert_eq!(lock(&wakeup.inner.changes.senders).len(), 1);
+        drop(second);
+        assert_eq!(lock(&wakeup.inner.changes.senders).len(), 0);
+    }
+}
