@@ -85,6 +85,9 @@ pub enum IngestError {
         /// What is wrong and where.
         message: String,
     },
+    /// The machine is out of threads, through no fault of the document.
+    #[error("no thread could be started to read the content; try again")]
+    NoThread,
     /// Parsable, but something else.
     #[error("the content is not an OpenAPI document: {0}")]
     NotOpenApi(&'static str),

@@ -1,6 +1,6 @@
 //! JSON or YAML → one tree of values, in bounded memory.
 
-use std::{cell::Cell, fmt};
+use std::{cell::Cell, fmt, panic::resume_unwind, thread};
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
@@ -17,6 +17,9 @@ const MAX_STRING_BYTES: usize = 128 << 20;
 /// Deepest nesting; what `serde_json` allows by itself.
 const MAX_DEPTH: usize = 128;
 
+/// Stack for the parsers at [`MAX_DEPTH`], with room to spare.
+const STACK_BYTES: usize = 16 << 20;
+
 /// Parses JSON when the text begins as a JSON object does, else YAML.
 pub(super) fn parse(text: &str) -> Result<Value, IngestError> {
     if text.trim().is_empty() {
@@ -26,11 +29,23 @@ pub(super) fn parse(text: &str) -> Result<Value, IngestError> {
         nodes: Cell::new(MAX_NODES),
         string_bytes: Cell::new(MAX_STRING_BYTES),
     };
-    if text.trim_start().starts_with('{') {
-        parse_json(text, &bounds)
-    } else {
-        parse_yaml(text, &bounds)
-    }
+    let parse = move || {
+        if text.trim_start().starts_with('{') {
+            parse_json(text, &bounds)
+        } else {
+            parse_yaml(text, &bounds)
+        }
+    };
+    // The parsers recurse, some 30 KB a level in a debug build: too much for
+    // the stack of a thread that was made for something else.
+    thread::scope(|scope| {
+        thread::Builder::new()
+            .stack_size(STACK_BYTES)
+            .spawn_scoped(scope, parse)
+            .map_err(|_| IngestError::NoThread)?
+            .join()
+            .unwrap_or_else(|panic| resume_unwind(panic))
+    })
 }
 
 fn parse_json(text: &str, bounds: &Bounds) -> Result<Value, IngestError> {
@@ -71,7 +86,7 @@ fn parse_yaml(text: &str, bounds: &Bounds) -> Result<Value, IngestError> {
     })
     .map_err(|error| IngestError::Syntax {
         language: "YAML",
-        message: excerpt(&error.to_string()),
+        message: yaml_message(&error),
     })
 }
 
@@ -81,6 +96,32 @@ pub(super) fn json_message(error: &serde_json::Error) -> String {
     let message = error.to_string();
     let place = format!(" at line {} column {}", error.line(), error.column());
     excerpt(message.strip_suffix(&place).unwrap_or(&message))
+}
+
+/// What the YAML parser found wrong, with the place.
+fn yaml_message(error: &serde_saphyr::Error) -> String {
+    use serde_saphyr::{Error, budget::BudgetBreach};
+
+    let mut cause = error;
+    while let Error::AliasError { error, .. } = cause {
+        cause = error;
+    }
+    let bound = match cause {
+        Error::Budget {
+            breach: BudgetBreach::Depth { .. },
+            ..
+        } => format!("it is nested deeper than {MAX_DEPTH} levels"),
+        Error::Budget { .. }
+        | Error::AliasReplayLimitExceeded { .. }
+        | Error::AliasReplayStackDepthExceeded { .. } => {
+            "it holds too much, or its aliases (*name) write out to too much".to_owned()
+        }
+        _ => return excerpt(&error.to_string()),
+    };
+    let place = error.location().map_or_else(String::new, |location| {
+        format!(" (line {}, column {})", location.line(), location.column())
+    });
+    bound + &place
 }
 
 /// A parser's message on one line, cut where it quotes the document at length.

@@ -197,5 +197,4 @@ fn shorten_blanks(text: &str) -> Cow<'_, str> {
 }
 
 #[cfg(test)]
-#[path = "chunk_tests.rs"]
 mod tests;

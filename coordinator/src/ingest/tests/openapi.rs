@@ -13,11 +13,11 @@ fn read_yaml(document: &str) -> Ingested {
 }
 
 /// A document of these paths.
-fn with_paths(paths: Value) -> Value {
+fn with_paths(paths: &Value) -> Value {
     json!({"openapi": "3.1.0", "info": {"title": "t", "version": "1"}, "paths": paths})
 }
 
-const SHOP: &str = r##"
+const SHOP: &str = r#"
 openapi: 3.0.3
 info: {title: Shop, version: "1"}
 paths:
@@ -89,7 +89,7 @@ components:
       oneOf:
         - properties: {sku: {description: What was bought.}}
         - properties: {voucher: {title: Voucher code}}
-"##;
+"#;
 
 #[test]
 fn an_operation_becomes_a_text_with_the_telling_things_first() {
@@ -161,14 +161,14 @@ fn metadata_says_where_an_operation_is() {
 
 #[test]
 fn json_and_yaml_of_the_same_document_are_the_same() {
-    let tree = super::super::tree::parse(SHOP).unwrap();
+    let tree = tree::parse(SHOP).unwrap();
     assert_eq!(read_json(&tree), read_yaml(SHOP));
 }
 
 #[test]
 fn openapi_2_has_its_body_among_the_parameters() {
     let ingested = read_yaml(
-        r##"
+        r"
 swagger: 2.0
 paths:
   /pets:
@@ -180,7 +180,7 @@ paths:
         201: {description: Added., schema: {$ref: '#/definitions/Pet'}}
 definitions:
   Pet: {properties: {name: {description: What it answers to.}}}
-"##,
+",
     );
     assert_eq!(
         ingested.items[0].text,
@@ -260,7 +260,7 @@ fn broken_json_and_yaml_are_refused_with_the_place() {
         "{error}"
     );
     let error = refusal(Format::OpenApi, "openapi: 3.1.0\n\tpaths: {}\n");
-    assert!(error.contains("line 2"), "{error}");
+    assert!(error.contains("tab"), "{error}");
     assert!(refusal(Format::OpenApi, "{} trailing").contains("trailing characters"));
     assert!(refusal(Format::OpenApi, "a: 1\n---\nb: 2").contains("YAML"));
 }
@@ -276,7 +276,7 @@ fn a_key_that_occurs_twice_is_refused() {
 
 #[test]
 fn operations_that_share_an_id_are_kept_apart_and_reported() {
-    let ingested = read_json(&with_paths(json!({
+    let ingested = read_json(&with_paths(&json!({
         "/v1/things": {"post": {"operationId": "createThing"}},
         "/v2/things": {"post": {"operationId": "createThing"}},
         // What the second would be called.
@@ -311,7 +311,7 @@ fn operations_that_share_an_id_are_kept_apart_and_reported() {
 #[test]
 fn ids_are_made_to_obey_the_limits() {
     let long = "x".repeat(600);
-    let ingested = read_json(&with_paths(json!({
+    let ingested = read_json(&with_paths(&json!({
         "/a": {"get": {"operationId": format!("{long}1")}},
         "/b": {"get": {"operationId": format!("{long}2")}},
         "/c": {"get": {"operationId": "é".repeat(300)}},
@@ -333,7 +333,7 @@ fn ids_are_made_to_obey_the_limits() {
 fn references_that_lead_nowhere_are_skipped_and_reported_once() {
     let missing = json!({"$ref": "#/components/schemas/Missing"});
     let body = json!({"content": {"application/json": {"schema": missing}}});
-    let ingested = read_json(&with_paths(json!({
+    let ingested = read_json(&with_paths(&json!({
         "/a": {"post": {"operationId": "a", "requestBody": body}},
         "/b": {"post": {"operationId": "b", "requestBody": body}},
         "/c": {"$ref": "other.yaml#/paths/c"},
@@ -358,7 +358,7 @@ fn references_that_lead_nowhere_are_skipped_and_reported_once() {
 
 #[test]
 fn path_items_may_be_referenced_and_names_escaped() {
-    let mut document = with_paths(json!({"/a": {"$ref": "#/components/pathItems/a~1b%20c"}}));
+    let mut document = with_paths(&json!({"/a": {"$ref": "#/components/pathItems/a~1b%20c"}}));
     document["components"] = json!({"pathItems": {"a/b c": {
         "summary": "Shared words", "get": {"operationId": "shared"}}}});
     let ingested = read_json(&document);
@@ -371,7 +371,7 @@ fn warnings_are_bounded() {
     let paths: Map<String, Value> = (0..1_500)
         .map(|n| (format!("/{n}"), json!({"get": {"operationId": "same"}})))
         .collect();
-    let ingested = read_json(&with_paths(paths.into()));
+    let ingested = read_json(&with_paths(&paths.into()));
     assert_eq!(ingested.items.len(), 1_500);
     assert_eq!(ingested.warnings.len(), MAX_WARNINGS);
     let last = ingested.warnings.last().unwrap();
@@ -389,14 +389,14 @@ fn operations_of_the_wrong_shape_are_skipped_and_reported() {
 fn a_nul_written_as_an_escape_is_refused_where_it_would_be_stored() {
     let error = refusal(
         Format::OpenApi,
-        with_paths(json!({"/a": {"get": {"summary": "a\0b"}}})).to_string(),
+        with_paths(&json!({"/a": {"get": {"summary": "a\0b"}}})).to_string(),
     );
     assert_eq!(
         error,
         "GET /a: text has a NUL character at byte 1; remove it"
     );
     // Many documents have one in a pattern, which no text shows.
-    let ingested = read_json(&with_paths(json!({
+    let ingested = read_json(&with_paths(&json!({
         "/a": {"get": {"parameters": [{"name": "p", "in": "query", "schema": {"pattern": "\0"}}]}}
     })));
     assert_eq!(ingested.items.len(), 1);

@@ -1,6 +1,8 @@
 //! Hostile and broken documents: refused in bounded time and memory, never a
 //! panic.
 
+use std::fmt::Write as _;
+
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -37,7 +39,7 @@ fn an_alias_bomb_is_refused() {
         "openapi: 3.1.0\na0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol]\n".to_owned();
     for n in 1..12 {
         let alias = format!("*a{}", n - 1);
-        document += &format!("a{n}: &a{n} [{}]\n", [alias.as_str(); 9].join(", "));
+        writeln!(document, "a{n}: &a{n} [{}]", [alias.as_str(); 9].join(", ")).unwrap();
     }
     let error = refusal(Format::OpenApi, &document);
     assert!(
@@ -54,7 +56,10 @@ fn aliases_of_a_large_text_are_refused_before_they_fill_the_memory() {
         ["*a"; 1_000].join(", ")
     );
     let error = refusal(Format::OpenApi, &document);
-    assert!(error.contains("bytes of text"), "{error}");
+    assert!(
+        error.contains("aliases (*name) write out to too much (line 3"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -74,7 +79,8 @@ fn absurd_depth_is_refused() {
         "? ".repeat(100_000),
         (0..2_000)
             .map(|depth| format!("{}a:\n", " ".repeat(depth)))
-            .collect(),
+            .collect::<Vec<_>>()
+            .concat(),
     ] {
         let error = refusal(Format::OpenApi, content);
         assert!(
@@ -82,6 +88,21 @@ fn absurd_depth_is_refused() {
             "{error}"
         );
     }
+}
+
+#[test]
+fn depth_within_the_bound_fits_on_any_stack() {
+    let yaml = "- ".repeat(126);
+    let json = format!("{{\"a\": {}1{}}}", "[".repeat(120), "]".repeat(120));
+    std::thread::Builder::new()
+        .stack_size(256 << 10)
+        .spawn(move || {
+            assert!(refusal(Format::OpenApi, yaml).contains("is not an object"));
+            assert!(refusal(Format::OpenApi, json).contains("has neither"));
+        })
+        .unwrap()
+        .join()
+        .unwrap();
 }
 
 #[test]
