@@ -57,7 +57,7 @@ impl Inner {
                 .items
                 .into_iter()
                 .map(|item| PlannedItem {
-                    chunks: chunker.chunk(&item.text, item.kind),
+                    chunks: chunker.chunk_under(&item.heading, &item.text, item.kind),
                     metadata: item
                         .metadata
                         .map(|map| serde_json::Value::Object(map).to_string()),

@@ -37,6 +37,9 @@ pub struct Item {
     pub text: String,
     /// How the text is to be split.
     pub kind: TextKind,
+    /// What the text is about, in a line, to stand before each part of it but
+    /// the first; empty where the parts speak for themselves.
+    pub heading: String,
     /// What comes back with a search hit.
     pub metadata: Option<Map<String, Value>>,
 }

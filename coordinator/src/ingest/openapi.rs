@@ -56,6 +56,7 @@ pub(super) fn read(text: &str) -> Result<Ingested, IngestError> {
             item_id,
             text,
             kind: TextKind::Plain,
+            heading: operation.heading(),
             metadata: Some(metadata),
         });
     }

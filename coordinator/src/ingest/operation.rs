@@ -38,6 +38,14 @@ impl Operation<'_> {
     pub(super) fn name(&self) -> String {
         format!("{} {}", self.method.to_uppercase(), self.path)
     }
+
+    /// `Summary (METHOD path)`.
+    pub(super) fn heading(&self) -> String {
+        match text_of(self.object, "summary").and_then(one_line) {
+            Some(summary) => format!("{summary} ({})", self.name()),
+            None => self.name(),
+        }
+    }
 }
 
 /// What comes back with a search hit.
@@ -180,9 +188,8 @@ fn describe_parameter<'a>(
     }
 }
 
-/// The description of every response, and the fields of the successful ones:
-/// the shape of an error is the same for most operations of an API, and would
-/// make them all alike.
+/// The description and the fields of the successful responses: errors are the
+/// same for most operations of an API, and would make them all alike.
 fn describe_responses<'a>(
     operation: &Operation<'a>,
     refs: &mut Refs<'a>,
@@ -199,6 +206,9 @@ fn describe_responses<'a>(
         .take(MAX_PARAMETERS)
         .any(|code| code.starts_with('2'));
     for (code, entry) in responses.iter().take(MAX_PARAMETERS) {
+        if !code.starts_with('2') && (code != "default" || has_success) {
+            continue;
+        }
         let Some(response) = refs.resolve(entry, item_id) else {
             continue;
         };
@@ -209,12 +219,10 @@ fn describe_responses<'a>(
         if let Some(description) = description {
             descriptions.push(format!("{}: {description}", cut(code, 20)));
         }
-        if code.starts_with('2') || (code == "default" && !has_success) {
-            add_content(response, &mut fields, refs, item_id);
-            // OpenAPI 2.0.
-            if let Some(schema) = response.get("schema") {
-                fields.add(schema, refs, item_id);
-            }
+        add_content(response, &mut fields, refs, item_id);
+        // OpenAPI 2.0.
+        if let Some(schema) = response.get("schema") {
+            fields.add(schema, refs, item_id);
         }
     }
     if !descriptions.is_empty() {

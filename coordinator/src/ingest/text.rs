@@ -22,6 +22,7 @@ pub(super) fn one_item(text: &str, kind: TextKind, item_id: &str) -> Result<Inge
             item_id: item_id.to_owned(),
             text: text.to_owned(),
             kind,
+            heading: String::new(),
             metadata: None,
         }],
         warnings: Vec::new(),
@@ -76,6 +77,7 @@ fn read_line(content: &str) -> Result<Item, String> {
         item_id: line.item_id,
         text: line.text,
         kind: TextKind::Plain,
+        heading: String::new(),
         metadata,
     })
 }

@@ -37,6 +37,14 @@ pub struct Chunk {
     pub text_hash: [u8; 32],
 }
 
+impl Chunk {
+    /// The chunk of a text.
+    pub fn new(text: String) -> Self {
+        let text_hash = Sha256::digest(&text).into();
+        Self { text, text_hash }
+    }
+}
+
 /// Why the settings of a [`Chunker`] are refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChunkerError {
@@ -105,12 +113,28 @@ impl Chunker {
         let text = shorten_blanks(text.trim());
         self.ranges(&text, kind)
             .into_iter()
-            .map(|range| {
-                let text = text[range].to_owned();
-                let text_hash = Sha256::digest(&text).into();
-                Chunk { text, text_hash }
-            })
+            .map(|range| Chunk::new(text[range].to_owned()))
             .collect()
+    }
+
+    /// As [`Self::chunk`], but every chunk after the first begins with
+    /// `heading`, a line that says what the text is about, for a chunk from the
+    /// middle of a text says little alone. With the heading, cut to a quarter
+    /// of it, no chunk is longer than `chunk_size`.
+    pub fn chunk_under(&self, heading: &str, text: &str, kind: TextKind) -> Vec<Chunk> {
+        let heading = &heading[..char_prefix(heading, self.chunk_size / 4)];
+        let room = self.chunk_size - heading.chars().count() - 1;
+        let fits = char_prefix(text, self.chunk_size) == text.len();
+        let narrower = match Self::new(room, self.chunk_overlap.min(room / 2)) {
+            Ok(narrower) if !fits && !heading.trim().is_empty() => narrower,
+            // One chunk, nothing to say, or chunks too small to say it in.
+            _ => return self.chunk(text, kind),
+        };
+        let mut chunks = narrower.chunk(text, kind);
+        for chunk in chunks.iter_mut().skip(1) {
+            *chunk = Chunk::new(format!("{heading}\n{}", chunk.text));
+        }
+        chunks
     }
 
     /// Byte ranges of the chunks, by rising start and rising end.

@@ -18,6 +18,7 @@ fn a_markdown_document_is_one_item() {
             item_id: "handbook".to_owned(),
             text: "# Title\n\nText\n".to_owned(),
             kind: TextKind::Markdown,
+            heading: String::new(),
             metadata: None,
         }]
     );

@@ -110,7 +110,6 @@ fn an_operation_becomes_a_text_with_the_telling_things_first() {
          order_id (path): The order's number.\n\
          Responses:\n\
          200: The order.\n\
-         404: No such order.\n\
          Response fields:\n\
          buyer: Who pays.\n\
          lines\n\
@@ -407,12 +406,12 @@ fn yaml_keys_and_values_that_are_not_strings_are_taken_as_written() {
     let ingested = read_yaml(
         "openapi: 3.1.0\npaths:\n  /a:\n    get:\n      operationId: 7\n      summary: on\n      \
          x-big: 123456789012345678901234567890\n      x-nan: .nan\n      x-inf: -.inf\n      \
-         responses:\n        200: {description: yes}\n        on: {description: 'no'}\n",
+         responses:\n        200: {description: yes, content: {j: {schema: {properties: {on: {description: 'no'}}}}}}\n",
     );
     assert_eq!(item_ids(&ingested), ["7"]);
     assert_eq!(
         ingested.items[0].text,
-        "on\nGET /a\nResponses:\n200: yes\non: no"
+        "on\nGET /a\nResponses:\n200: yes\nResponse fields:\non: no"
     );
 }
 

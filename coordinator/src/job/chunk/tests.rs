@@ -44,6 +44,34 @@ fn size_is_in_characters_not_bytes() {
 }
 
 #[test]
+fn chunks_after_the_first_begin_with_the_heading() {
+    let chunker = chunker(100, 20);
+    let text = "A sentence that says a little. ".repeat(20);
+    let chunks = chunker.chunk_under("Book a parcel (POST /parcels)", &text, TextKind::Plain);
+    assert!(chunks.len() > 5);
+    assert!(chunks[0].text.starts_with("A sentence"));
+    for chunk in &chunks {
+        assert!(chunk.text.chars().count() <= 100, "{:?}", chunk.text);
+        assert_eq!(*chunk, Chunk::new(chunk.text.clone()));
+    }
+    // A quarter of a chunk at most: 25 characters.
+    assert!(
+        chunks[1..]
+            .iter()
+            .all(|chunk| chunk.text.starts_with("Book a parcel (POST /parc\nA"))
+    );
+    // A text that fits needs none, and an empty one adds none.
+    assert_eq!(
+        chunker.chunk_under("Book", "A short text.", TextKind::Plain),
+        chunker.chunk("A short text.", TextKind::Plain)
+    );
+    assert_eq!(
+        chunker.chunk_under("", &text, TextKind::Plain),
+        chunker.chunk(&text, TextKind::Plain)
+    );
+}
+
+#[test]
 fn a_blank_text_has_no_chunk() {
     for kind in KINDS {
         assert_eq!(chunker(64, 0).chunk("", kind), []);
