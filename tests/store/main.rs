@@ -1,0 +1,11 @@
+//! The store on a real Postgres: one test for each law that lives in SQL.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "what the tests share fails the test that uses it"
+)]
+
+mod fixture;
+mod sources;
