@@ -50,7 +50,13 @@ pub(crate) struct Counts {
 /// `items, chunks, pending, embedded, rejected`.
 pub(crate) fn counts(numbers: [i64; 5]) -> Counts {
     let [items, chunks, pending, embedded, rejected] = numbers;
-    Counts { items, chunks, pending, embedded, rejected }
+    Counts {
+        items,
+        chunks,
+        pending,
+        embedded,
+        rejected,
+    }
 }
 
 pub(crate) fn counts_of(source: &Source) -> Counts {
@@ -64,7 +70,10 @@ pub(crate) fn counts_of(source: &Source) -> Counts {
 }
 
 pub(crate) fn key(name: &str) -> SourceKey {
-    SourceKey { namespace: "shop".to_owned(), name: name.to_owned() }
+    SourceKey {
+        namespace: "shop".to_owned(),
+        name: name.to_owned(),
+    }
 }
 
 /// A write of a source of the namespace `shop` that keeps to the defaults.
@@ -85,21 +94,33 @@ pub(crate) fn item(item_id: &str, texts: &[&str]) -> PlannedItem {
         text: (*text).to_owned(),
         text_hash: Sha256::digest(text).into(),
     });
-    PlannedItem { item_id: item_id.to_owned(), metadata: None, chunks: chunks.collect() }
+    PlannedItem {
+        item_id: item_id.to_owned(),
+        metadata: None,
+        chunks: chunks.collect(),
+    }
 }
 
 /// Items of one chunk each.
 pub(crate) fn items(texts: &[(&str, &str)]) -> Vec<PlannedItem> {
-    texts.iter().map(|(item_id, text)| item(item_id, &[text])).collect()
+    texts
+        .iter()
+        .map(|(item_id, text)| item(item_id, &[text]))
+        .collect()
 }
 
-/// `count` items `i000`, `i001` … of one chunk each, with texts of their own.
+/// `count` items `i0000`, `i0001` … of one chunk each, with texts of their own.
 pub(crate) fn many(count: usize) -> Vec<PlannedItem> {
-    (0..count).map(|n| item(&format!("i{n:03}"), &[&format!("text {n}")])).collect()
+    (0..count)
+        .map(|n| item(&format!("i{n:04}"), &[&format!("text {n}")]))
+        .collect()
 }
 
 pub(crate) fn lease_of(job: &Job) -> LeaseKey {
-    LeaseKey { job_id: job.id, epoch: job.epoch }
+    LeaseKey {
+        job_id: job.id,
+        epoch: job.epoch,
+    }
 }
 
 /// The chunk with its right vector.
@@ -134,8 +155,13 @@ pub(crate) fn outcome(job: &Job, chunks: &[ChunkText]) -> Outcome {
 impl Weir {
     pub(crate) async fn new() -> Self {
         let database = TestDatabase::create().await;
-        migrate(database.pool(), true).await.expect("the database is migrated");
-        Self { store: Store::new(database.pool().clone()), database }
+        migrate(database.pool(), true)
+            .await
+            .expect("the database is migrated");
+        Self {
+            store: Store::new(database.pool().clone()),
+            database,
+        }
     }
 
     pub(crate) fn pool(&self) -> &PgPool {
@@ -143,11 +169,21 @@ impl Weir {
     }
 
     pub(crate) async fn put(&self, name: &str, items: &[PlannedItem]) -> Written {
-        self.store.put_source(&write(name), items).await.expect("the source is put")
+        self.store
+            .put_source(&write(name), items)
+            .await
+            .expect("the source is put")
     }
 
     pub(crate) async fn counts(&self, name: &str) -> Counts {
-        counts_of(&self.store.source(&key(name)).await.expect("the source is there").source)
+        counts_of(
+            &self
+                .store
+                .source(&key(name))
+                .await
+                .expect("the source is there")
+                .source,
+        )
     }
 
     pub(crate) async fn job(&self, job_id: i64) -> Job {
@@ -163,6 +199,23 @@ impl Weir {
             lease_duration,
         };
         self.store.claim(&claim).await.expect("a claim is answered")
+    }
+
+    /// Claims the one job of another model.
+    pub(crate) async fn claim_of(&self, model: &str) -> Job {
+        let models = [model.to_owned()];
+        let claim = Claim {
+            worker_id: "worker-1",
+            models: &models,
+            max_jobs: 1,
+            lease_duration: LEASE,
+        };
+        self.store
+            .claim(&claim)
+            .await
+            .unwrap()
+            .pop()
+            .expect("a job is due")
     }
 
     /// Claims the one job that comes next.
@@ -184,7 +237,9 @@ impl Weir {
     /// Embeds all that a job has pending, which ends it.
     pub(crate) async fn embed(&self, job: &Job) -> Progress {
         let texts = self.texts(job).await;
-        self.upsert(outcome(job, &texts)).await.expect("the vectors are stored")
+        self.upsert(outcome(job, &texts))
+            .await
+            .expect("the vectors are stored")
     }
 
     /// Claims and embeds until nothing is due; returns the texts embedded.
@@ -200,8 +255,14 @@ impl Weir {
 
     /// Charges the job until it fails for good.
     pub(crate) async fn fail_for_good(&self, job: &Job) {
-        let policy = weir_coordinator::job::retry::RetryPolicy { max_attempts: 1, ..Default::default() };
-        self.store.fail(lease_of(job), "it broke", &policy, 0.5).await.expect("the job fails");
+        let policy = weir_coordinator::job::retry::RetryPolicy {
+            max_attempts: 1,
+            ..Default::default()
+        };
+        self.store
+            .fail(lease_of(job), "it broke", &policy, 0.5)
+            .await
+            .expect("the job fails");
     }
 
     /// The vectors of a source, by item and chunk, with their models.
@@ -221,11 +282,18 @@ impl Weir {
 
     /// The ids of the items of a source that have vectors.
     pub(crate) async fn embedded_items(&self, name: &str) -> Vec<String> {
-        self.vectors(name).await.into_keys().map(|(item_id, _)| item_id).collect()
+        self.vectors(name)
+            .await
+            .into_keys()
+            .map(|(item_id, _)| item_id)
+            .collect()
     }
 
     pub(crate) async fn number(&self, sql: &'static str) -> i64 {
-        sqlx::query_scalar(sql).fetch_one(self.pool()).await.unwrap()
+        sqlx::query_scalar(sql)
+            .fetch_one(self.pool())
+            .await
+            .unwrap()
     }
 
     /// Waits until `count` connections to this database wait for locks.
@@ -242,12 +310,17 @@ impl Weir {
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, waiting).await.expect("somebody waits for a lock");
+        tokio::time::timeout(PATIENCE, waiting)
+            .await
+            .expect("somebody waits for a lock");
     }
 
     /// Checks what must hold whatever was done.
     pub(crate) async fn check(&self) {
-        let broken: Vec<(String, i64)> = sqlx::query_as(INVARIANTS).fetch_all(self.pool()).await.unwrap();
+        let broken: Vec<(String, i64)> = sqlx::query_as(INVARIANTS)
+            .fetch_all(self.pool())
+            .await
+            .unwrap();
         let broken: Vec<_> = broken.into_iter().filter(|(_, rows)| *rows > 0).collect();
         assert!(broken.is_empty(), "broken: {broken:?}");
         let vectors: Vec<(String, pgvector::Vector)> = sqlx::query_as(
@@ -258,7 +331,11 @@ impl Weir {
         .await
         .unwrap();
         for (text, vector) in vectors {
-            assert_eq!(vector.as_slice(), expected_vector(&text), "the vector of {text:?}");
+            assert_eq!(
+                vector.as_slice(),
+                expected_vector(&text),
+                "the vector of {text:?}"
+            );
         }
     }
 }

@@ -7,5 +7,10 @@
     reason = "what the tests share fails the test that uses it"
 )]
 
+mod batches;
+mod claims;
+mod fencing;
 mod fixture;
+mod reads;
+mod rescue;
 mod sources;
