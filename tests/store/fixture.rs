@@ -164,6 +164,10 @@ impl Weir {
         }
     }
 
+    pub(crate) fn url(&self) -> &str {
+        self.database.url()
+    }
+
     pub(crate) fn pool(&self) -> &PgPool {
         self.database.pool()
     }
