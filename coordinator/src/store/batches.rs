@@ -291,7 +291,12 @@ async fn write_outcome(
              SELECT FROM verdict WHERE matched AND ($11::int IS NULL OR dimension = $11)
          ), written AS (
              INSERT INTO weir.embeddings AS e (source_id, item_id, chunk_index, model, text_hash, embedding)
-             SELECT source_id, item_id, chunk_index, model, text_hash, embedding FROM embedded, sound
+             SELECT source_id, item_id, chunk_index, model, text_hash, embedding FROM embedded n, sound
+             -- The first verdict on a text holds; one that was counted as rejected is not counted again.
+             WHERE NOT EXISTS (
+                 SELECT FROM weir.rejections r
+                 WHERE r.source_id = n.source_id AND r.item_id = n.item_id AND r.chunk_index = n.chunk_index
+                   AND r.model = n.model AND r.text_hash = n.text_hash)
              ON CONFLICT (source_id, item_id, chunk_index) DO UPDATE
              SET model = EXCLUDED.model, text_hash = EXCLUDED.text_hash, embedding = EXCLUDED.embedding,
                  embedded_at = now()

@@ -126,23 +126,17 @@ impl<'a> ContentWrite<'a> {
         create: bool,
     ) -> Result<Self, StoreError> {
         let mut tx = store.pool.begin().await?;
-        if create {
-            sqlx::query(
-                "-- store::content::begin
-                 INSERT INTO weir.sources (namespace, name, model)
-                 SELECT $1, $2, $3
-                 WHERE NOT EXISTS (SELECT FROM weir.sources WHERE namespace = $1 AND name = $2)
-                 ON CONFLICT (namespace, name) DO NOTHING",
-            )
-            .bind(&write.key.namespace)
-            .bind(&write.key.name)
-            .bind(write.model.as_ref().unwrap_or(&write.default_model))
-            .execute(&mut *tx)
-            .await?;
-        }
-        let source = lock_source(&mut tx, &write.key)
-            .await?
-            .ok_or_else(|| write.key.not_found())?;
+        let source = loop {
+            if create {
+                create_source(&mut tx, write).await?;
+            }
+            match lock_source(&mut tx, &write.key).await? {
+                Some(source) => break source,
+                None if !create => return Err(write.key.not_found()),
+                // Deleted by another while this waited for its lock: it is made anew.
+                None => {}
+            }
+        };
         let unsettled = lock_unsettled_jobs(&mut tx, source.id).await?;
         Ok(Self {
             tx,
@@ -514,6 +508,26 @@ impl<'a> ContentWrite<'a> {
         .await?;
         notify(&mut self.tx, QUEUE_CHANNEL, self.source.id).await
     }
+}
+
+/// Creates the source of a write, unless it is there.
+async fn create_source(
+    tx: &mut Transaction<'_, Postgres>,
+    write: &SourceWrite,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "-- store::content::create_source
+         INSERT INTO weir.sources (namespace, name, model)
+         SELECT $1, $2, $3
+         WHERE NOT EXISTS (SELECT FROM weir.sources WHERE namespace = $1 AND name = $2)
+         ON CONFLICT (namespace, name) DO NOTHING",
+    )
+    .bind(&write.key.namespace)
+    .bind(&write.key.name)
+    .bind(write.model.as_ref().unwrap_or(&write.default_model))
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
 }
 
 /// The chunks of a page that change, as columns.

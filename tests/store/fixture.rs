@@ -1,0 +1,385 @@
+//! A migrated database, short words for what the tests do with it, and what
+//! must hold of it whatever was done.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use sha2::{Digest as _, Sha256};
+use sqlx::PgPool;
+use weir_coordinator::{
+    job::{
+        chunk::Chunk,
+        plan::{PendingChunk, PlannedItem},
+    },
+    store::{
+        Store, StoreError,
+        batches::{Outcome, Progress},
+        content::{SourceWrite, Written},
+        lease::Claim,
+        migrate,
+        rows::{ChunkText, Embedded, Job, LeaseKey, Rejected, Source, SourceKey},
+    },
+};
+use weir_tests::{PATIENCE, embedder::expected_vector, postgres::TestDatabase};
+
+/// The model of every source that no test says otherwise of.
+pub(crate) const MODEL: &str = "fake";
+
+/// A lease that outlives any test.
+pub(crate) const LEASE: Duration = Duration::from_hours(1);
+
+/// More pending chunks than any test has.
+pub(crate) const ALL: i64 = 10_000;
+
+/// A store on a database of its own.
+#[derive(Debug)]
+pub(crate) struct Weir {
+    pub(crate) store: Store,
+    database: TestDatabase,
+}
+
+/// A source's counts: items, chunks, and of these pending, embedded, rejected.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) items: i64,
+    pub(crate) chunks: i64,
+    pub(crate) pending: i64,
+    pub(crate) embedded: i64,
+    pub(crate) rejected: i64,
+}
+
+/// `items, chunks, pending, embedded, rejected`.
+pub(crate) fn counts(numbers: [i64; 5]) -> Counts {
+    let [items, chunks, pending, embedded, rejected] = numbers;
+    Counts {
+        items,
+        chunks,
+        pending,
+        embedded,
+        rejected,
+    }
+}
+
+pub(crate) fn counts_of(source: &Source) -> Counts {
+    counts([
+        source.items_total,
+        source.chunks_total,
+        source.chunks_pending,
+        source.chunks_embedded(),
+        source.chunks_rejected,
+    ])
+}
+
+pub(crate) fn key(name: &str) -> SourceKey {
+    SourceKey {
+        namespace: "shop".to_owned(),
+        name: name.to_owned(),
+    }
+}
+
+/// A write of a source of the namespace `shop` that keeps to the defaults.
+pub(crate) fn write(name: &str) -> SourceWrite {
+    SourceWrite {
+        key: key(name),
+        model: None,
+        default_model: MODEL.to_owned(),
+        priority: 0,
+        max_chunks_per_job: 1_000,
+        traceparent: None,
+    }
+}
+
+/// An item whose chunks are these texts.
+pub(crate) fn item(item_id: &str, texts: &[&str]) -> PlannedItem {
+    let chunks = texts.iter().map(|text| Chunk {
+        text: (*text).to_owned(),
+        text_hash: Sha256::digest(text).into(),
+    });
+    PlannedItem {
+        item_id: item_id.to_owned(),
+        metadata: None,
+        chunks: chunks.collect(),
+    }
+}
+
+/// Items of one chunk each.
+pub(crate) fn items(texts: &[(&str, &str)]) -> Vec<PlannedItem> {
+    texts
+        .iter()
+        .map(|(item_id, text)| item(item_id, &[text]))
+        .collect()
+}
+
+/// `count` items `i0000`, `i0001` … of one chunk each, with texts of their own.
+pub(crate) fn many(count: usize) -> Vec<PlannedItem> {
+    (0..count)
+        .map(|n| item(&format!("i{n:04}"), &[&format!("text {n}")]))
+        .collect()
+}
+
+pub(crate) fn lease_of(job: &Job) -> LeaseKey {
+    LeaseKey {
+        job_id: job.id,
+        epoch: job.epoch,
+    }
+}
+
+/// The chunk with its right vector.
+pub(crate) fn embedded(chunk: &ChunkText) -> Embedded {
+    Embedded {
+        item_id: chunk.item_id.clone(),
+        chunk_index: chunk.chunk_index,
+        text_hash: chunk.text_hash.as_slice().try_into().unwrap(),
+        vector: expected_vector(&chunk.text),
+    }
+}
+
+pub(crate) fn rejected(chunk: &ChunkText, reason: &str) -> Rejected {
+    Rejected {
+        item_id: chunk.item_id.clone(),
+        chunk_index: chunk.chunk_index,
+        text_hash: chunk.text_hash.as_slice().try_into().unwrap(),
+        reason: reason.to_owned(),
+    }
+}
+
+/// These chunks, embedded under the job's lease.
+pub(crate) fn outcome(job: &Job, chunks: &[ChunkText]) -> Outcome {
+    Outcome {
+        lease: lease_of(job),
+        embedded: chunks.iter().map(embedded).collect(),
+        rejected: Vec::new(),
+        complete: true,
+    }
+}
+
+impl Weir {
+    pub(crate) async fn new() -> Self {
+        let database = TestDatabase::create().await;
+        migrate(database.pool(), true)
+            .await
+            .expect("the database is migrated");
+        Self {
+            store: Store::new(database.pool().clone()),
+            database,
+        }
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        self.database.url()
+    }
+
+    pub(crate) fn pool(&self) -> &PgPool {
+        self.database.pool()
+    }
+
+    pub(crate) async fn put(&self, name: &str, items: &[PlannedItem]) -> Written {
+        self.store
+            .put_source(&write(name), items)
+            .await
+            .expect("the source is put")
+    }
+
+    pub(crate) async fn counts(&self, name: &str) -> Counts {
+        counts_of(
+            &self
+                .store
+                .source(&key(name))
+                .await
+                .expect("the source is there")
+                .source,
+        )
+    }
+
+    pub(crate) async fn job(&self, job_id: i64) -> Job {
+        self.store.job(job_id).await.expect("the job is there")
+    }
+
+    /// Claims up to `max_jobs` jobs of [`MODEL`].
+    pub(crate) async fn claim_many(&self, max_jobs: i64, lease_duration: Duration) -> Vec<Job> {
+        let claim = Claim {
+            worker_id: "worker-1",
+            models: &[MODEL.to_owned()],
+            max_jobs,
+            lease_duration,
+        };
+        self.store.claim(&claim).await.expect("a claim is answered")
+    }
+
+    /// Claims the one job of another model.
+    pub(crate) async fn claim_of(&self, model: &str) -> Job {
+        let models = [model.to_owned()];
+        let claim = Claim {
+            worker_id: "worker-1",
+            models: &models,
+            max_jobs: 1,
+            lease_duration: LEASE,
+        };
+        self.store
+            .claim(&claim)
+            .await
+            .unwrap()
+            .pop()
+            .expect("a job is due")
+    }
+
+    /// Claims the one job that comes next.
+    pub(crate) async fn claim(&self) -> Job {
+        self.claim_many(1, LEASE).await.pop().expect("a job is due")
+    }
+
+    /// The texts that a job has still to embed, shortest first.
+    pub(crate) async fn texts(&self, job: &Job) -> Vec<ChunkText> {
+        let pending: Vec<PendingChunk> = self.store.pending(lease_of(job), ALL).await.unwrap();
+        self.store.texts(job.source_id, &pending).await.unwrap()
+    }
+
+    pub(crate) async fn upsert(&self, outcome: Outcome) -> Result<Progress, StoreError> {
+        let mut answers = self.store.upsert(&[outcome], LEASE).await?;
+        answers.pop().expect("one outcome, one answer")
+    }
+
+    /// Embeds all that a job has pending, which ends it.
+    pub(crate) async fn embed(&self, job: &Job) -> Progress {
+        let texts = self.texts(job).await;
+        self.upsert(outcome(job, &texts))
+            .await
+            .expect("the vectors are stored")
+    }
+
+    /// Claims and embeds until nothing is due; returns the texts embedded.
+    pub(crate) async fn embed_all(&self) -> Vec<String> {
+        let mut texts = Vec::new();
+        while let Some(job) = self.claim_many(1, LEASE).await.pop() {
+            texts.extend(self.texts(&job).await.into_iter().map(|chunk| chunk.text));
+            assert!(self.embed(&job).await.finished);
+        }
+        texts.sort();
+        texts
+    }
+
+    /// Charges the job until it fails for good.
+    pub(crate) async fn fail_for_good(&self, job: &Job) {
+        let policy = weir_coordinator::job::retry::RetryPolicy {
+            max_attempts: 1,
+            ..Default::default()
+        };
+        self.store
+            .fail(lease_of(job), "it broke", &policy, 0.5)
+            .await
+            .expect("the job fails");
+    }
+
+    /// The vectors of a source, by item and chunk, with their models.
+    pub(crate) async fn vectors(&self, name: &str) -> BTreeMap<(String, i32), (String, Vec<f32>)> {
+        let rows: Vec<(String, i32, String, pgvector::Vector)> = sqlx::query_as(
+            "SELECT item_id, chunk_index, e.model, embedding FROM weir.embeddings e
+             JOIN weir.sources s ON s.id = e.source_id WHERE s.name = $1",
+        )
+        .bind(name)
+        .fetch_all(self.pool())
+        .await
+        .unwrap();
+        rows.into_iter()
+            .map(|(item_id, index, model, vector)| ((item_id, index), (model, vector.to_vec())))
+            .collect()
+    }
+
+    /// The ids of the items of a source that have vectors.
+    pub(crate) async fn embedded_items(&self, name: &str) -> Vec<String> {
+        self.vectors(name)
+            .await
+            .into_keys()
+            .map(|(item_id, _)| item_id)
+            .collect()
+    }
+
+    pub(crate) async fn number(&self, sql: &'static str) -> i64 {
+        sqlx::query_scalar(sql)
+            .fetch_one(self.pool())
+            .await
+            .unwrap()
+    }
+
+    /// Waits until `count` connections to this database wait for locks.
+    pub(crate) async fn blocked(&self, count: i64) {
+        let waiting = async {
+            while self
+                .number(
+                    "SELECT count(*) FROM pg_stat_activity
+                     WHERE datname = current_database() AND wait_event_type = 'Lock'",
+                )
+                .await
+                != count
+            {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting)
+            .await
+            .expect("somebody waits for a lock");
+    }
+
+    /// Checks what must hold whatever was done.
+    pub(crate) async fn check(&self) {
+        let broken: Vec<(String, i64)> = sqlx::query_as(INVARIANTS)
+            .fetch_all(self.pool())
+            .await
+            .unwrap();
+        let broken: Vec<_> = broken.into_iter().filter(|(_, rows)| *rows > 0).collect();
+        assert!(broken.is_empty(), "broken: {broken:?}");
+        let vectors: Vec<(String, pgvector::Vector)> = sqlx::query_as(
+            "SELECT c.text, e.embedding FROM weir.chunks c
+             JOIN weir.embeddings e USING (source_id, item_id, chunk_index)",
+        )
+        .fetch_all(self.pool())
+        .await
+        .unwrap();
+        for (text, vector) in vectors {
+            assert_eq!(
+                vector.as_slice(),
+                expected_vector(&text),
+                "the vector of {text:?}"
+            );
+        }
+    }
+}
+
+/// Each counts the rows that break a rule.
+const INVARIANTS: &str = "
+WITH pending AS (
+    SELECT c.source_id, c.item_id, c.chunk_index FROM weir.chunks c JOIN weir.sources s ON s.id = c.source_id
+    WHERE NOT EXISTS (SELECT FROM weir.embeddings e WHERE (e.source_id, e.item_id, e.chunk_index, e.model, e.text_hash)
+                                                     = (c.source_id, c.item_id, c.chunk_index, s.model, c.text_hash))
+      AND NOT EXISTS (SELECT FROM weir.rejections r WHERE (r.source_id, r.item_id, r.chunk_index, r.model, r.text_hash)
+                                                     = (c.source_id, c.item_id, c.chunk_index, s.model, c.text_hash))
+), results AS (
+    SELECT source_id, item_id, chunk_index, text_hash FROM weir.embeddings
+    UNION ALL SELECT source_id, item_id, chunk_index, text_hash FROM weir.rejections
+)
+SELECT 'law 7: every result is of the present text of a chunk', count(*) FROM results r WHERE NOT EXISTS (
+    SELECT FROM weir.chunks c WHERE (c.source_id, c.item_id, c.chunk_index, c.text_hash)
+                                  = (r.source_id, r.item_id, r.chunk_index, r.text_hash))
+UNION ALL SELECT 'every hash is of its text', count(*) FROM weir.chunks WHERE text_hash <> sha256(convert_to(text, 'UTF8'))
+UNION ALL SELECT 'a chunk is embedded or rejected, not both', count(*)
+    FROM weir.embeddings e JOIN weir.rejections r USING (source_id, item_id, chunk_index)
+UNION ALL SELECT 'every chunk has its item', count(*) FROM weir.chunks c WHERE NOT EXISTS (
+    SELECT FROM weir.items i WHERE (i.source_id, i.item_id) = (c.source_id, c.item_id))
+UNION ALL SELECT 'every item has its source', count(*) FROM weir.items i WHERE NOT EXISTS (
+    SELECT FROM weir.sources s WHERE s.id = i.source_id)
+UNION ALL SELECT 'indexes have no gaps', count(*) FROM (
+    SELECT FROM weir.chunks GROUP BY source_id, item_id HAVING max(chunk_index) + 1 <> count(*)) gaps
+UNION ALL SELECT 'sources count their items and chunks', count(*) FROM weir.sources s
+    WHERE items_total <> (SELECT count(*) FROM weir.items i WHERE i.source_id = s.id)
+       OR chunks_total <> (SELECT count(*) FROM weir.chunks c WHERE c.source_id = s.id)
+UNION ALL SELECT 'law 10: unsettled jobs of one source do not overlap', count(*)
+    FROM weir.jobs a JOIN weir.jobs b ON a.source_id = b.source_id AND a.id < b.id
+    WHERE NOT a.settled AND NOT b.settled AND a.first_item_id <= b.last_item_id AND b.first_item_id <= a.last_item_id
+UNION ALL SELECT 'every pending chunk is in an unsettled job', count(*) FROM pending p WHERE NOT EXISTS (
+    SELECT FROM weir.jobs j WHERE j.source_id = p.source_id AND NOT j.settled
+       AND p.item_id BETWEEN j.first_item_id AND j.last_item_id)
+UNION ALL SELECT 'unsettled jobs count what they have pending', count(*) FROM weir.jobs j
+    WHERE NOT j.settled AND j.chunks_total - j.chunks_done - j.chunks_rejected <> (
+        SELECT count(*) FROM pending p
+        WHERE p.source_id = j.source_id AND p.item_id BETWEEN j.first_item_id AND j.last_item_id)
+UNION ALL SELECT 'law 11: a job that waits after a failure says why', count(*) FROM weir.jobs
+    WHERE attempt > 0 AND state = 'queued' AND last_error IS NULL";

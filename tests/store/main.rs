@@ -1,0 +1,19 @@
+//! The store on a real Postgres: one test for each law that lives in SQL.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "what the tests share fails the test that uses it"
+)]
+
+mod batches;
+mod claims;
+mod fencing;
+mod fixture;
+mod imports;
+mod reads;
+mod rescue;
+mod schema;
+mod search;
+mod sources;

@@ -1,0 +1,583 @@
+//! Writing, reading and deleting sources.
+
+use weir_coordinator::{
+    job::state::{JobState, RevokeReason},
+    store::{StoreError, content::Change, sources::Deleted},
+};
+
+use crate::fixture::{Weir, counts, item, items, key, lease_of, many, outcome, rejected, write};
+
+#[tokio::test]
+async fn a_source_goes_from_put_to_embedded() {
+    let weir = Weir::new().await;
+    let written = weir
+        .put("api", &items(&[("a", "apples"), ("b", "pears")]))
+        .await;
+    assert_eq!(written.state.source.revision, 1);
+    assert_eq!(
+        written.change,
+        Change {
+            items_added: 2,
+            ..Change::default()
+        }
+    );
+    assert_eq!(weir.counts("api").await, counts([2, 2, 2, 0, 0]));
+    let job = weir.claim().await;
+    let texts = weir.texts(&job).await;
+    assert_eq!(
+        texts.iter().map(|c| c.text.as_str()).collect::<Vec<_>>(),
+        ["pears", "apples"]
+    );
+    let progress = weir.upsert(outcome(&job, &texts)).await.unwrap();
+    assert!(progress.finished);
+    assert_eq!(
+        (progress.done, progress.rejected, progress.total),
+        (2, 0, 2)
+    );
+    assert_eq!(weir.counts("api").await, counts([2, 2, 0, 2, 0]));
+    assert!(
+        weir.store
+            .source(&key("api"))
+            .await
+            .unwrap()
+            .jobs
+            .is_empty()
+    );
+    weir.check().await;
+}
+
+#[tokio::test]
+async fn the_same_content_again_queues_nothing() {
+    let weir = Weir::new().await;
+    let content = items(&[("a", "apples"), ("b", "pears")]);
+    let first = weir.put("api", &content).await;
+    for _ in 0..2 {
+        let again = weir.put("api", &content).await;
+        assert_eq!(
+            again.change,
+            Change {
+                items_unchanged: 2,
+                ..Change::default()
+            }
+        );
+        assert_eq!(
+            again.state, first.state,
+            "its open job runs on, and nothing else is new"
+        );
+    }
+    weir.embed_all().await;
+    let again = weir.put("api", &content).await;
+    assert_eq!(again.state.source.revision, 1);
+    assert!(again.state.jobs.is_empty());
+    assert_eq!(weir.number("SELECT count(*) FROM weir.jobs").await, 1);
+    weir.check().await;
+}
+
+#[tokio::test]
+async fn law_6_one_changed_item_is_all_that_is_embedded_again() {
+    let weir = Weir::new().await;
+    let mut content = many(50);
+    weir.put("api", &content).await;
+    weir.embed_all().await;
+    let before = weir.vectors("api").await;
+    content[17] = item("i0017", &["something else"]);
+    let written = weir.put("api", &content).await;
+    assert_eq!(written.change.items_changed, 1);
+    assert_eq!(weir.counts("api").await, counts([50, 50, 1, 49, 0]));
+    assert_eq!(weir.embed_all().await, ["something else"]);
+    let mut after = weir.vectors("api").await;
+    assert_ne!(
+        after.remove(&("i0017".to_owned(), 0)),
+        before.get(&("i0017".to_owned(), 0)).cloned()
+    );
+    assert!(after.iter().all(|(chunk, vector)| before[chunk] == *vector));
+    weir.check().await;
+}
+
+#[tokio::test]
+async fn a_changed_text_takes_its_vector_and_its_open_job_with_it() {
+    let weir = Weir::new().await;
+    weir.put(
+        "api",
+        &items(&[("a", "apples"), ("b", "pears"), ("c", "plums")]),
+    )
+    .await;
+    let job = weir.claim().await;
+    let texts = weir.texts(&job).await;
+    weir.upsert(outcome(&job, &texts[..2])).await.unwrap();
+    assert_eq!(
+        weir.embedded_items("api").await,
+        ["b", "c"],
+        "the shorter ones"
+    );
+
+    let written = weir
+        .put(
+            "api",
+            &items(&[("a", "apples"), ("b", "figs"), ("c", "plums")]),
+        )
+        .await;
+    assert_eq!(
+        written.change,
+        Change {
+            items_changed: 1,
+            items_unchanged: 2,
+            jobs_superseded: 1,
+            ..Change::default()
+        }
+    );
+    assert_eq!(weir.embedded_items("api").await, ["c"]);
+    assert_eq!(weir.counts("api").await, counts([3, 3, 2, 1, 0]));
+    let ended = weir.job(job.id).await;
+    assert_eq!(
+        (ended.state, ended.epoch),
+        (JobState::Cancelled, job.epoch + 1)
+    );
+    assert_eq!(
+        ended.last_error.as_deref(),
+        Some("superseded by revision 2 of the source")
+    );
+    let error = weir.upsert(outcome(&job, &texts)).await.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            StoreError::LeaseLost {
+                reason: RevokeReason::Superseded,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert_eq!(weir.embed_all().await, ["apples", "figs"]);
+    weir.check().await;
+}
+
+#[tokio::test]
+async fn what_is_left_out_of_a_put_is_gone() {
+    let weir = Weir::new().await;
+    weir.put("api", &many(30)).await;
+    let job = weir.claim().await;
+    let texts = weir.texts(&job).await;
+    let mut refusal = outcome(&job, &texts[1..]);
+    refusal.rejected = vec![rejected(&texts[0], "too odd")];
+    weir.upsert(refusal).await.unwrap();
+    assert_eq!(weir.counts("api").await, counts([30, 30, 0, 29, 1]));
+    let kept: Vec<_> = many(30).into_iter().skip(10).step_by(2).collect();
+    let written = weir.put("api", &kept).await;
+    assert_eq!(
+        (written.change.items_deleted, written.change.items_unchanged),
+        (20, 10)
+    );
+    assert_eq!(weir.counts("api").await, counts([10, 10, 0, 10, 0]));
+    assert_eq!(weir.number("SELECT count(*) FROM weir.rejections").await, 0);
+    assert!(written.state.jobs.is_empty());
+    weir.check().await;
+}
+
+#[tokio::test]
+async fn an_item_loses_and_gains_chunks() {
+    let weir = Weir::new().await;
+    weir.put(
+        "api",
+        &[item("a", &["one", "two", "three"]), item("b", &["x"])],
+    )
+    .await;
+    weir.embed_all().await;
+    weir.put("api", &[item("a", &["one"]), item("b", &["x", "y"])])
+        .await;
+    assert_eq!(weir.counts("api").await, counts([2, 3, 1, 2, 0]));
+    assert_eq!(weir.embed_all().await, ["y"]);
+    weir.put("api", &[item("a", &[]), item("b", &["x", "y"])])
+        .await;
+    assert_eq!(
+        weir.counts("api").await,
+        counts([2, 2, 0, 2, 0]),
+        "a blank item has no chunk"
+    );
+    weir.check().await;
+}
+
+#[tokio::test]
+async fn metadata_alone_disturbs_no_job() {
+    let weir = Weir::new().await;
+    let mut content = items(&[("a", "apples"), ("b", "pears")]);
+    weir.put("api", &content).await;
+    let job = weir.claim().await;
+    content[0].metadata = Some(r#"{"path": "/apples"}"#.to_owned());
+    let written = weir.put("api", &content).await;
+    assert_eq!(
+        written.change,
+        Change {
+            items_changed: 1,
+            items_unchanged: 1,
+            ..Change::default()
+        }
+    );
+    assert_eq!(written.state.source.revision, 2);
+    assert_eq!(written.state.jobs.len(), 1);
+    assert_eq!(weir.job(job.id).await, job);
+    // The same JSON in another spelling is no change.
+    content[0].metadata = Some(r#"{ "path":"/apples" }"#.to_owned());
+    assert_eq!(weir.put("api", &content).await.state.source.revision, 2);
+    assert!(weir.embed(&job).await.finished);
+    weir.check().await;
+}
+
+#[tokio::test]
+async fn another_model_replaces_vectors_one_by_one() {
+    let weir = Weir::new().await;
+    let content = items(&[("a", "apples"), ("b", "pears")]);
+    let mut first = write("api");
+    first.model = Some("old".to_owned());
+    weir.store.put_source(&first, &content).await.unwrap();
+    let mut second = first.clone();
+    second.model = Some("fake".to_owned());
+    let old_job = weir.claim_of("old").await;
+    weir.embed(&old_job).await;
+
+    let written = weir.store.put_source(&second, &content).await.unwrap();
+    assert_eq!(
+        (written.state.source.revision, written.state.jobs.len()),
+        (2, 1)
+    );
+    assert_eq!(weir.counts("api").await, counts([2, 2, 2, 0, 0]));
+    let models = |vectors: std::collections::BTreeMap<_, (String, Vec<f32>)>| {
+        vectors
+            .into_values()
+            .map(|(model, _)| model)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(models(weir.vectors("api").await), ["old", "old"]);
+    let job = weir.claim().await;
+    let texts = weir.texts(&job).await;
+    let progress = weir.upsert(outcome(&job, &texts[..1])).await.unwrap();
+    assert_eq!(
+        (progress.done, progress.finished),
+        (1, false),
+        "an old vector replaced counts"
+    );
+    assert_eq!(
+        models(weir.vectors("api").await),
+        ["old", "fake"],
+        "by item: pears came first"
+    );
+    weir.embed(&job).await;
+    assert_eq!(models(weir.vectors("api").await), ["fake", "fake"]);
+    // A write that names no model keeps the source's.
+    assert_eq!(weir.put("api", &content).await.state.source.model, "fake");
+    weir.check().await;
+}
+
+#[tokio::test]
+async fn an_empty_source_is_a_source() {
+    let weir = Weir::new().await;
+    let written = weir.put("api", &[]).await;
+    assert_eq!(
+        (written.state.source.revision, written.state.jobs.len()),
+        (1, 0)
+    );
+    assert_eq!(weir.counts("api").await, counts([0, 0, 0, 0, 0]));
+    assert_eq!(weir.put("api", &[]).await.state.source.revision, 1);
+    weir.put("api", &many(3)).await;
+    let emptied = weir.put("api", &[]).await;
+    assert_eq!(
+        (emptied.change.items_deleted, emptied.change.jobs_superseded),
+        (3, 1)
+    );
+    assert_eq!(weir.counts("api").await, counts([0, 0, 0, 0, 0]));
+    assert!(!weir.store.any_due().await.unwrap());
+    weir.check().await;
+}
+
+#[tokio::test]
+async fn law_10_a_large_source_is_cut_into_jobs_that_do_not_overlap() {
+    let weir = Weir::new().await;
+    let mut write = write("api");
+    write.max_chunks_per_job = 10;
+    write.priority = 7;
+    write.traceparent = Some("00-1-2-01".to_owned());
+    // More items than one page of statements holds.
+    let written = weir.store.put_source(&write, &many(1_025)).await.unwrap();
+    assert_eq!(written.state.jobs.len(), 103);
+    for job in &written.state.jobs {
+        assert_eq!(
+            (job.priority, job.revision, job.state),
+            (7, 1, JobState::Queued)
+        );
+        assert_eq!(job.traceparent.as_deref(), Some("00-1-2-01"));
+    }
+    weir.check().await;
+    let jobs = weir.claim_many(2, crate::fixture::LEASE).await;
+    weir.embed(&jobs[0]).await;
+    let texts = weir.texts(&jobs[1]).await;
+    weir.upsert(outcome(&jobs[1], &texts[..3])).await.unwrap();
+    assert_eq!(
+        weir.counts("api").await,
+        counts([1_025, 1_025, 1_012, 13, 0])
+    );
+    // A change in the middle ends all open jobs and queues what is pending, nothing else.
+    let mut content = many(1_025);
+    content.remove(500);
+    let written = weir.store.put_source(&write, &content).await.unwrap();
+    assert_eq!(written.change.jobs_superseded, 102);
+    assert_eq!(
+        weir.counts("api").await,
+        counts([1_024, 1_024, 1_011, 13, 0])
+    );
+    weir.check().await;
+    assert_eq!(weir.embed_all().await.len(), 1_011);
+    assert_eq!(
+        weir.counts("api").await,
+        counts([1_024, 1_024, 0, 1_024, 0])
+    );
+    weir.check().await;
+}
+
+#[tokio::test]
+async fn a_failed_job_is_taken_up_by_the_next_put() {
+    let weir = Weir::new().await;
+    let content = items(&[("a", "apples"), ("b", "pears")]);
+    weir.put("api", &content).await;
+    let job = weir.claim().await;
+    let texts = weir.texts(&job).await;
+    weir.upsert(outcome(&job, &texts[..1])).await.unwrap();
+    weir.fail_for_good(&job).await;
+    let state = weir.store.source(&key("api")).await.unwrap();
+    assert_eq!(
+        state.jobs.iter().map(|job| job.state).collect::<Vec<_>>(),
+        [JobState::Failed]
+    );
+    assert_eq!(
+        weir.counts("api").await,
+        counts([2, 2, 1, 1, 0]),
+        "a failed job's chunks stay pending"
+    );
+    weir.check().await;
+
+    let written = weir.put("api", &content).await;
+    assert_eq!(written.state.source.revision, 1);
+    assert_eq!(written.change.jobs_superseded, 0, "it was not open");
+    assert_eq!(written.state.jobs.len(), 1, "the failed one is settled");
+    assert_eq!(weir.embed_all().await, ["apples"]);
+    assert_eq!(weir.counts("api").await, counts([2, 2, 0, 2, 0]));
+    weir.check().await;
+}
+
+#[tokio::test]
+async fn a_patch_leaves_other_items_alone() {
+    let weir = Weir::new().await;
+    weir.put(
+        "api",
+        &items(&[
+            ("a", "apples"),
+            ("b", "pears"),
+            ("c", "plums"),
+            ("d", "dates"),
+        ]),
+    )
+    .await;
+    weir.embed_all().await;
+    let upsert = items(&[("b", "berries"), ("c", "plums"), ("e", "elder")]);
+    let delete = ["a".to_owned(), "missing".to_owned()];
+    let written = weir
+        .store
+        .patch_source(&write("api"), &upsert, &delete)
+        .await
+        .unwrap();
+    let change = Change {
+        items_added: 1,
+        items_changed: 1,
+        items_deleted: 1,
+        items_unchanged: 1,
+        jobs_superseded: 0,
+    };
+    assert_eq!(written.change, change);
+    assert_eq!(weir.counts("api").await, counts([4, 4, 2, 2, 0]));
+    assert_eq!(weir.embedded_items("api").await, ["c", "d"]);
+    assert_eq!(weir.embed_all().await, ["berries", "elder"]);
+    // Nothing that changes anything: no revision, no job.
+    let again = weir
+        .store
+        .patch_source(&write("api"), &upsert, &delete)
+        .await
+        .unwrap();
+    assert_eq!(
+        (again.state.source.revision, again.state.jobs.len()),
+        (2, 0)
+    );
+    weir.check().await;
+
+    let error = weir
+        .store
+        .patch_source(&write("none"), &upsert, &[])
+        .await
+        .unwrap_err();
+    assert!(matches!(error, StoreError::NotFound(_)), "{error}");
+    assert_eq!(
+        error.to_string(),
+        r#"there is no source "none" in namespace "shop""#
+    );
+    assert_eq!(weir.number("SELECT count(*) FROM weir.sources").await, 1);
+}
+
+#[tokio::test]
+async fn a_deleted_source_leaves_only_its_history() {
+    let weir = Weir::new().await;
+    weir.put("other", &items(&[("a", "apples")])).await;
+    weir.embed_all().await;
+    let written = weir.put("api", &many(5)).await;
+    let job = weir.claim().await;
+    let texts = weir.texts(&job).await;
+    let mut refusal = outcome(&job, &texts[..2]);
+    refusal.rejected = vec![rejected(&texts[2], "no")];
+    weir.upsert(refusal).await.unwrap();
+    let deleted = weir.store.delete_source(&key("api")).await.unwrap();
+    let source_id = written.state.source.id;
+    assert_eq!(
+        deleted,
+        Deleted {
+            source_id,
+            items: 5,
+            embeddings: 2,
+            jobs: 1
+        }
+    );
+    for result in [
+        weir.upsert(outcome(&job, &texts)).await.map(|_| ()),
+        weir.store
+            .renew(lease_of(&job), crate::fixture::LEASE)
+            .await
+            .map(|_| ()),
+    ] {
+        let error = result.unwrap_err();
+        assert!(
+            matches!(
+                error,
+                StoreError::LeaseLost {
+                    reason: RevokeReason::SourceDeleted,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
+    let ended = weir.job(job.id).await;
+    assert_eq!(
+        (ended.state, ended.source.as_str()),
+        (JobState::Cancelled, "api")
+    );
+    let left = weir
+        .number(
+            "SELECT (SELECT count(*) FROM weir.items) + (SELECT count(*) FROM weir.chunks)
+                  + (SELECT count(*) FROM weir.embeddings) + (SELECT count(*) FROM weir.rejections)
+                  + (SELECT count(*) FROM weir.sources)",
+        )
+        .await;
+    assert_eq!(left, 4, "the other source, its item, chunk and vector");
+    for error in [
+        weir.store
+            .delete_source(&key("api"))
+            .await
+            .map(|_| ())
+            .unwrap_err(),
+        weir.store
+            .source(&key("api"))
+            .await
+            .map(|_| ())
+            .unwrap_err(),
+    ] {
+        assert!(matches!(error, StoreError::NotFound(_)), "{error}");
+    }
+    // The name is free again, and nothing of the old source is found under it.
+    let anew = weir.put("api", &many(2)).await;
+    assert_ne!(anew.state.source.id, source_id);
+    assert_eq!(weir.counts("api").await, counts([2, 2, 2, 0, 0]));
+    weir.check().await;
+}
+
+#[tokio::test]
+async fn two_puts_of_one_new_source_take_turns() {
+    let weir = Weir::new().await;
+    let (one, two) = (
+        items(&[("a", "apples"), ("b", "pears")]),
+        items(&[("b", "pears"), ("c", "plums")]),
+    );
+    let (first, second) = tokio::join!(weir.put("api", &one), weir.put("api", &two));
+    let mut revisions = [first.state.source.revision, second.state.source.revision];
+    revisions.sort_unstable();
+    assert_eq!(revisions, [1, 2]);
+    assert_eq!(weir.counts("api").await, counts([2, 2, 2, 0, 0]));
+    assert_eq!(
+        weir.number("SELECT count(*) FROM weir.jobs WHERE state = 'queued'")
+            .await,
+        1
+    );
+    weir.check().await;
+}
+
+#[tokio::test]
+async fn a_put_that_meets_a_deletion_makes_the_source_anew() {
+    let weir = Weir::new().await;
+    weir.put("api", &many(2)).await;
+    let mut deletion = weir.pool().begin().await.unwrap();
+    sqlx::raw_sql("DELETE FROM weir.items; DELETE FROM weir.chunks; DELETE FROM weir.jobs; DELETE FROM weir.sources")
+        .execute(&mut *deletion)
+        .await
+        .unwrap();
+    let content = many(3);
+    let (written, ()) = tokio::join!(weir.put("api", &content), async {
+        weir.blocked(1).await;
+        deletion.commit().await.unwrap();
+    });
+    assert_eq!(written.state.source.revision, 1);
+    assert_eq!(weir.counts("api").await, counts([3, 3, 3, 0, 0]));
+    weir.check().await;
+}
+
+#[tokio::test]
+async fn sources_page_by_key_with_their_most_telling_job() {
+    let weir = Weir::new().await;
+    for name in ["c", "a", "b", "ä"] {
+        weir.put(name, &many(1)).await;
+    }
+    let mut elsewhere = write("a");
+    elsewhere.key.namespace = "depot".to_owned();
+    weir.store.put_source(&elsewhere, &[]).await.unwrap();
+    let mut after = None;
+    let mut seen = Vec::new();
+    loop {
+        let page = weir.store.sources(None, after.as_ref(), 2).await.unwrap();
+        assert!(page.len() <= 2);
+        let Some((last, _)) = page.last() else { break };
+        after = Some(weir_coordinator::store::rows::SourceKey {
+            namespace: last.namespace.clone(),
+            name: last.name.clone(),
+        });
+        seen.extend(
+            page.into_iter()
+                .map(|(source, job)| (source.namespace, source.name, job.is_some())),
+        );
+    }
+    let of = |namespace: &str, name: &str, job| (namespace.to_owned(), name.to_owned(), job);
+    assert_eq!(
+        seen,
+        [
+            of("depot", "a", false),
+            of("shop", "a", true),
+            of("shop", "b", true),
+            of("shop", "c", true),
+            of("shop", "ä", true),
+        ],
+        "bytewise"
+    );
+    let of_shop = weir.store.sources(Some("shop"), None, 10).await.unwrap();
+    assert_eq!(of_shop.len(), 4);
+    let job = weir.claim().await;
+    weir.fail_for_good(&job).await;
+    let page = weir.store.sources(Some("shop"), None, 10).await.unwrap();
+    let of_job = page
+        .iter()
+        .find(|(source, _)| source.id == job.source_id)
+        .unwrap();
+    assert_eq!(of_job.1.as_ref().unwrap().state, JobState::Failed);
+}
