@@ -39,7 +39,7 @@ pub enum Command {
 /// Which database, and how many connections to it.
 #[derive(Debug, Clone, Args)]
 pub struct DatabaseConfig {
-    /// The Postgres to keep everything in, as postgres://user:password@host/database. Connect
+    /// The Postgres to keep everything in, as `postgres://user:password@host/database`. Connect
     /// directly or through a session pooler: a transaction pooler cannot carry LISTEN.
     #[arg(long, env = "WEIR_DATABASE_URL", hide_env_values = true, global = true)]
     pub database_url: Option<String>,
@@ -204,7 +204,7 @@ fn positive_duration(text: &str) -> Result<Duration, String> {
     if duration.is_zero() {
         return Err("must be more than zero".to_owned());
     }
-    if duration > Duration::from_secs(366 * 24 * 3600) {
+    if duration > Duration::from_hours(366 * 24) {
         return Err("must be at most a year".to_owned());
     }
     Ok(duration)
@@ -222,7 +222,7 @@ mod tests {
     fn defaults_are_those_of_the_documentation() {
         let config = parse(&["--models", "m"]).unwrap();
         config.serve.validate().unwrap();
-        assert_eq!(config.serve.lease_duration, Duration::from_secs(600));
+        assert_eq!(config.serve.lease_duration, Duration::from_mins(10));
         assert_eq!(config.serve.retry_policy(), RetryPolicy::default());
         assert_eq!(config.serve.max_chunks_per_job, 1000);
         assert!(config.serve.migrate);

@@ -39,7 +39,7 @@ use crate::{
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(10));
 
 /// How often left-over imports are looked for.
-const SWEEP_EVERY: Duration = Duration::from_secs(600);
+const SWEEP_EVERY: Duration = Duration::from_mins(10);
 
 /// How often the database is asked for the health service.
 const HEALTH_EVERY: Duration = Duration::from_secs(5);

@@ -1,7 +1,7 @@
 //! Planning: what a write changes, and how the pending chunks are cut into
 //! jobs and batches.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use weir_proto::limits::MAX_ITEM_ID_BYTES;
 
@@ -147,7 +147,7 @@ pub fn diff_item(chunks: &[Chunk], stored: &BTreeMap<usize, TextHash>) -> ItemDi
 /// The ranges that cover the changed ones among `ids`, which are in order:
 /// neighbours in `ids` share a range where `dense` says that nothing of the
 /// source lies between them.
-pub fn changed_ranges(ids: &[&str], changed: &HashSet<&str>, dense: bool) -> Vec<ItemRange> {
+pub fn changed_ranges(ids: &[&str], changed: &BTreeSet<&str>, dense: bool) -> Vec<ItemRange> {
     let mut ranges: Vec<ItemRange> = Vec::new();
     let mut adjoining = false;
     for id in ids {
@@ -264,7 +264,7 @@ mod tests {
     #[test]
     fn neighbours_share_a_range_only_where_nothing_lies_between() {
         let ids = ["a", "b", "c", "d"];
-        let changed = HashSet::from(["a", "b", "d"]);
+        let changed = BTreeSet::from(["a", "b", "d"]);
         assert_eq!(
             changed_ranges(&ids, &changed, true),
             [range("a", "b"), range("d", "d")]
@@ -301,76 +301,76 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn merged_ranges_cover_the_same_items_once(
-            pairs in prop::collection::vec((ids(), ids()), 0..20), probe in ids()
-        ) {
-            let ranges: Vec<ItemRange> = pairs
-                .into_iter()
-                .map(|(a, b)| if a <= b { range(&a, &b) } else { range(&b, &a) })
-                .collect();
-            let covers = |ranges: &[ItemRange]| {
-                ranges.iter().filter(|r| r.first <= probe && probe <= r.last).count()
-            };
-            let merged = merge_ranges(ranges.clone());
-            prop_assert_eq!(covers(&merged), usize::from(covers(&ranges) > 0));
-            prop_assert!(merged.windows(2).all(|pair| pair[0].last < pair[1].first));
-        }
+            #[test]
+            fn merged_ranges_cover_the_same_items_once(
+                pairs in prop::collection::vec((ids(), ids()), 0..20), probe in ids()
+            ) {
+                let ranges: Vec<ItemRange> = pairs
+                    .into_iter()
+                    .map(|(a, b)| if a <= b { range(&a, &b) } else { range(&b, &a) })
+                    .collect();
+                let covers = |ranges: &[ItemRange]| {
+                    ranges.iter().filter(|r| r.first <= probe && probe <= r.last).count()
+                };
+                let merged = merge_ranges(ranges.clone());
+                prop_assert_eq!(covers(&merged), usize::from(covers(&ranges) > 0));
+                prop_assert!(merged.windows(2).all(|pair| pair[0].last < pair[1].first));
+            }
 
-        #[test]
-        fn cut_jobs_cover_every_item_once_in_order(
-            counts in prop::collection::vec(1..40_i32, 0..60), max in 1..50_i32
-        ) {
-            let mut cutter = JobCutter::new(max);
-            for (index, count) in counts.iter().enumerate() {
-                cutter.push(format!("{index:04}"), *count);
+            #[test]
+            fn cut_jobs_cover_every_item_once_in_order(
+                counts in prop::collection::vec(1..40_i32, 0..60), max in 1..50_i32
+            ) {
+                let mut cutter = JobCutter::new(max);
+                for (index, count) in counts.iter().enumerate() {
+                    cutter.push(format!("{index:04}"), *count);
+                }
+                let jobs = cutter.finish();
+                prop_assert_eq!(jobs.iter().map(|job| job.chunks).sum::<i32>(), counts.iter().sum::<i32>());
+                prop_assert!(jobs.windows(2).all(|pair| pair[0].range.last < pair[1].range.first));
+                for job in &jobs {
+                    prop_assert!(job.chunks <= max || job.range.first == job.range.last);
+                }
+    // No two neighbours would have fitted into one.
+                for pair in jobs.windows(2) {
+                    let next: usize = pair[1].range.first.parse().unwrap();
+                    prop_assert!(pair[0].chunks + counts[next] > max);
+                }
             }
-            let jobs = cutter.finish();
-            prop_assert_eq!(jobs.iter().map(|job| job.chunks).sum::<i32>(), counts.iter().sum::<i32>());
-            prop_assert!(jobs.windows(2).all(|pair| pair[0].range.last < pair[1].range.first));
-            for job in &jobs {
-                prop_assert!(job.chunks <= max || job.range.first == job.range.last);
-            }
-// No two neighbours would have fitted into one.
-            for pair in jobs.windows(2) {
-                let next: usize = pair[1].range.first.parse().unwrap();
-                prop_assert!(pair[0].chunks + counts[next] > max);
-            }
-        }
 
-        #[test]
-        fn a_batch_keeps_both_bounds_but_is_never_empty(
-            lengths in prop::collection::vec(0..500_i32, 1..50), max_chunks in 1..20_usize, max_bytes in 1..2000_usize
-        ) {
-            let pending: Vec<PendingChunk> = lengths
-                .iter()
-                .map(|length| PendingChunk { item_id: "i".to_owned(), chunk_index: 0, text_bytes: *length })
-                .collect();
-            let len = next_batch_len(&pending, max_chunks, max_bytes);
-            prop_assert!((1..=max_chunks).contains(&len));
-            let bytes: i32 = lengths[..len].iter().sum();
-            prop_assert!(len == 1 || bytes as usize <= max_bytes);
-        }
+            #[test]
+            fn a_batch_keeps_both_bounds_but_is_never_empty(
+                lengths in prop::collection::vec(0..500_i32, 1..50), max_chunks in 1..20_usize, max_bytes in 1..2000_usize
+            ) {
+                let pending: Vec<PendingChunk> = lengths
+                    .iter()
+                    .map(|length| PendingChunk { item_id: "i".to_owned(), chunk_index: 0, text_bytes: *length })
+                    .collect();
+                let len = next_batch_len(&pending, max_chunks, max_bytes);
+                prop_assert!((1..=max_chunks).contains(&len));
+                let bytes: i32 = lengths[..len].iter().sum();
+                prop_assert!(len == 1 || bytes as usize <= max_bytes);
+            }
 
-        #[test]
-        fn a_diff_applied_gives_the_new_chunks(
-            old in prop::collection::vec("[a-c]{1,2}", 0..6), new in prop::collection::vec("[a-c]{1,2}", 0..6)
-        ) {
-            let stored: BTreeMap<usize, TextHash> =
-                old.iter().enumerate().map(|(index, text)| (index, chunk(text).text_hash)).collect();
-            let chunks: Vec<Chunk> = new.iter().map(|text| chunk(text)).collect();
-            let diff = diff_item(&chunks, &stored);
-            let mut applied = stored.clone();
-            if let Some(from) = diff.removed_from {
-                applied.retain(|index, _| *index < from);
+            #[test]
+            fn a_diff_applied_gives_the_new_chunks(
+                old in prop::collection::vec("[a-c]{1,2}", 0..6), new in prop::collection::vec("[a-c]{1,2}", 0..6)
+            ) {
+                let stored: BTreeMap<usize, TextHash> =
+                    old.iter().enumerate().map(|(index, text)| (index, chunk(text).text_hash)).collect();
+                let chunks: Vec<Chunk> = new.iter().map(|text| chunk(text)).collect();
+                let diff = diff_item(&chunks, &stored);
+                let mut applied = stored.clone();
+                if let Some(from) = diff.removed_from {
+                    applied.retain(|index, _| *index < from);
+                }
+                for index in &diff.changed {
+                    applied.insert(*index, chunks[*index].text_hash);
+                }
+                let wanted: BTreeMap<usize, TextHash> =
+                    chunks.iter().enumerate().map(|(index, chunk)| (index, chunk.text_hash)).collect();
+                prop_assert_eq!(&applied, &wanted);
+                prop_assert_eq!(stored.len() + diff.added - diff.removed, wanted.len());
             }
-            for index in &diff.changed {
-                applied.insert(*index, chunks[*index].text_hash);
-            }
-            let wanted: BTreeMap<usize, TextHash> =
-                chunks.iter().enumerate().map(|(index, chunk)| (index, chunk.text_hash)).collect();
-            prop_assert_eq!(&applied, &wanted);
-            prop_assert_eq!(stored.len() + diff.added - diff.removed, wanted.len());
         }
-    }
 }

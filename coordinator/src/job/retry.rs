@@ -18,7 +18,7 @@ impl Default for RetryPolicy {
         Self {
             max_attempts: 5,
             backoff_base: Duration::from_secs(5),
-            backoff_cap: Duration::from_secs(15 * 60),
+            backoff_cap: Duration::from_mins(15),
         }
     }
 }

@@ -249,6 +249,95 @@ async fn upsert_one(
     }
 }
 
+/// Parameters: the job and epoch; the embedded chunks as columns; the rejected
+/// ones; the vectors' dimension, if any; how long the lease lasts from now;
+/// whether to end the job when nothing of it is left.
+const WRITE_OUTCOME: &str = "-- store::batches::write_outcome
+     WITH lease AS MATERIALIZED (
+         SELECT id, source_id, model, first_item_id, last_item_id, chunks_done, chunks_rejected, chunks_total
+         FROM weir.jobs WHERE id = $1 AND epoch = $2 AND state = 'running' FOR NO KEY UPDATE
+     ), embedded AS MATERIALIZED (
+         SELECT l.source_id, l.model, c.item_id, c.chunk_index, c.text_hash, n.embedding
+         FROM lease l
+         CROSS JOIN unnest($3::text[], $4::int[], $5::bytea[], $6::vector[])
+             AS n(item_id, chunk_index, text_hash, embedding)
+         JOIN weir.chunks c ON c.source_id = l.source_id AND c.item_id = n.item_id
+             AND c.chunk_index = n.chunk_index AND c.text_hash = n.text_hash
+         WHERE n.item_id BETWEEN l.first_item_id AND l.last_item_id
+     ), rejected AS MATERIALIZED (
+         SELECT l.source_id, l.model, c.item_id, c.chunk_index, c.text_hash, n.reason
+         FROM lease l
+         CROSS JOIN unnest($7::text[], $8::int[], $9::bytea[], $10::text[])
+             AS n(item_id, chunk_index, text_hash, reason)
+         JOIN weir.chunks c ON c.source_id = l.source_id AND c.item_id = n.item_id
+             AND c.chunk_index = n.chunk_index AND c.text_hash = n.text_hash
+         WHERE n.item_id BETWEEN l.first_item_id AND l.last_item_id
+     ), verdict AS MATERIALIZED (
+         SELECT (SELECT count(*) FROM embedded) = cardinality($3::text[])
+            AND (SELECT count(*) FROM rejected) = cardinality($7::text[]) AS matched,
+                m.dimension
+         FROM lease LEFT JOIN weir.models m ON m.name = lease.model
+     ), sound AS MATERIALIZED (
+         SELECT FROM verdict WHERE matched AND ($11::int IS NULL OR dimension = $11)
+     ), written AS (
+         INSERT INTO weir.embeddings AS e (source_id, item_id, chunk_index, model, text_hash, embedding)
+         SELECT source_id, item_id, chunk_index, model, text_hash, embedding FROM embedded n, sound
+         -- The first verdict on a text holds; one that was counted as rejected is not counted again.
+         WHERE NOT EXISTS (
+             SELECT FROM weir.rejections r
+             WHERE r.source_id = n.source_id AND r.item_id = n.item_id AND r.chunk_index = n.chunk_index
+               AND r.model = n.model AND r.text_hash = n.text_hash)
+         ON CONFLICT (source_id, item_id, chunk_index) DO UPDATE
+         SET model = EXCLUDED.model, text_hash = EXCLUDED.text_hash, embedding = EXCLUDED.embedding,
+             embedded_at = now()
+         WHERE (e.model, e.text_hash) IS DISTINCT FROM (EXCLUDED.model, EXCLUDED.text_hash)
+         RETURNING 1
+     ), replaced AS (
+         DELETE FROM weir.embeddings e USING rejected r, sound
+         WHERE e.source_id = r.source_id AND e.item_id = r.item_id AND e.chunk_index = r.chunk_index
+           AND (e.model, e.text_hash) IS DISTINCT FROM (r.model, r.text_hash)
+     ), refused AS (
+         INSERT INTO weir.rejections AS r (source_id, item_id, chunk_index, model, text_hash, reason)
+         SELECT source_id, item_id, chunk_index, model, text_hash, reason FROM rejected n, sound
+         WHERE NOT EXISTS (
+             SELECT FROM weir.embeddings e
+             WHERE e.source_id = n.source_id AND e.item_id = n.item_id AND e.chunk_index = n.chunk_index
+               AND e.model = n.model AND e.text_hash = n.text_hash)
+         ON CONFLICT (source_id, item_id, chunk_index) DO UPDATE
+         SET model = EXCLUDED.model, text_hash = EXCLUDED.text_hash, reason = EXCLUDED.reason, rejected_at = now()
+         WHERE (r.model, r.text_hash) IS DISTINCT FROM (EXCLUDED.model, EXCLUDED.text_hash)
+         RETURNING 1
+     ), settled AS MATERIALIZED (
+         -- A vector deleted by hand under a running job is counted when it is made again; the
+         -- counts stay within the plan all the same.
+         SELECT id, fresh, done, rejected, $13 AND done + rejected = chunks_total AS finished
+         FROM (SELECT l.id, l.chunks_total, w.done + f.rejected > 0 AS fresh,
+                      least(l.chunks_done + w.done, l.chunks_total - l.chunks_rejected) AS done,
+                      least(l.chunks_rejected + f.rejected,
+                            l.chunks_total - least(l.chunks_done + w.done, l.chunks_total - l.chunks_rejected))
+                          AS rejected
+               FROM lease l, sound,
+                    (SELECT count(*)::int AS done FROM written) w,
+                    (SELECT count(*)::int AS rejected FROM refused) f) counted
+     ), updated AS (
+         UPDATE weir.jobs j
+         SET chunks_done = s.done,
+             chunks_rejected = s.rejected,
+             attempt = CASE WHEN s.fresh THEN 0 ELSE j.attempt END,
+             progressed_at = CASE WHEN s.fresh THEN now() ELSE j.progressed_at END,
+             state = CASE WHEN s.finished THEN 'succeeded' ELSE j.state END,
+             settled = s.finished,
+             finished_at = CASE WHEN s.finished THEN now() END,
+             worker_id = CASE WHEN s.finished THEN NULL ELSE j.worker_id END,
+             claimed_at = CASE WHEN s.finished THEN NULL ELSE j.claimed_at END,
+             lease_expires_at = CASE WHEN s.finished THEN NULL ELSE now() + $12 END
+         FROM settled s WHERE j.id = s.id
+         RETURNING j.source_id, j.chunks_done AS done, j.chunks_rejected AS rejected, j.chunks_total AS total,
+                   s.finished
+     )
+     SELECT v.matched, v.dimension, u.source_id, u.done, u.rejected, u.total, u.finished
+     FROM verdict v LEFT JOIN updated u ON true";
+
 /// The one statement that writes an outcome: all of it or, when a chunk does
 /// not match or the dimension is another, nothing. The job's row is locked
 /// first, so that whoever changes the source's chunks comes before or after,
@@ -261,108 +350,62 @@ async fn write_outcome(
 ) -> Result<Option<Verdict>, StoreError> {
     let embedded = &outcome.embedded;
     let rejected = &outcome.rejected;
-    Ok(sqlx::query_as(
-        "-- store::batches::write_outcome
-         WITH lease AS MATERIALIZED (
-             SELECT id, source_id, model, first_item_id, last_item_id, chunks_done, chunks_rejected, chunks_total
-             FROM weir.jobs WHERE id = $1 AND epoch = $2 AND state = 'running' FOR NO KEY UPDATE
-         ), embedded AS MATERIALIZED (
-             SELECT l.source_id, l.model, c.item_id, c.chunk_index, c.text_hash, n.embedding
-             FROM lease l
-             CROSS JOIN unnest($3::text[], $4::int[], $5::bytea[], $6::vector[])
-                 AS n(item_id, chunk_index, text_hash, embedding)
-             JOIN weir.chunks c ON c.source_id = l.source_id AND c.item_id = n.item_id
-                 AND c.chunk_index = n.chunk_index AND c.text_hash = n.text_hash
-             WHERE n.item_id BETWEEN l.first_item_id AND l.last_item_id
-         ), rejected AS MATERIALIZED (
-             SELECT l.source_id, l.model, c.item_id, c.chunk_index, c.text_hash, n.reason
-             FROM lease l
-             CROSS JOIN unnest($7::text[], $8::int[], $9::bytea[], $10::text[])
-                 AS n(item_id, chunk_index, text_hash, reason)
-             JOIN weir.chunks c ON c.source_id = l.source_id AND c.item_id = n.item_id
-                 AND c.chunk_index = n.chunk_index AND c.text_hash = n.text_hash
-             WHERE n.item_id BETWEEN l.first_item_id AND l.last_item_id
-         ), verdict AS MATERIALIZED (
-             SELECT (SELECT count(*) FROM embedded) = cardinality($3::text[])
-                AND (SELECT count(*) FROM rejected) = cardinality($7::text[]) AS matched,
-                    m.dimension
-             FROM lease LEFT JOIN weir.models m ON m.name = lease.model
-         ), sound AS MATERIALIZED (
-             SELECT FROM verdict WHERE matched AND ($11::int IS NULL OR dimension = $11)
-         ), written AS (
-             INSERT INTO weir.embeddings AS e (source_id, item_id, chunk_index, model, text_hash, embedding)
-             SELECT source_id, item_id, chunk_index, model, text_hash, embedding FROM embedded n, sound
-             -- The first verdict on a text holds; one that was counted as rejected is not counted again.
-             WHERE NOT EXISTS (
-                 SELECT FROM weir.rejections r
-                 WHERE r.source_id = n.source_id AND r.item_id = n.item_id AND r.chunk_index = n.chunk_index
-                   AND r.model = n.model AND r.text_hash = n.text_hash)
-             ON CONFLICT (source_id, item_id, chunk_index) DO UPDATE
-             SET model = EXCLUDED.model, text_hash = EXCLUDED.text_hash, embedding = EXCLUDED.embedding,
-                 embedded_at = now()
-             WHERE (e.model, e.text_hash) IS DISTINCT FROM (EXCLUDED.model, EXCLUDED.text_hash)
-             RETURNING 1
-         ), replaced AS (
-             DELETE FROM weir.embeddings e USING rejected r, sound
-             WHERE e.source_id = r.source_id AND e.item_id = r.item_id AND e.chunk_index = r.chunk_index
-               AND (e.model, e.text_hash) IS DISTINCT FROM (r.model, r.text_hash)
-         ), refused AS (
-             INSERT INTO weir.rejections AS r (source_id, item_id, chunk_index, model, text_hash, reason)
-             SELECT source_id, item_id, chunk_index, model, text_hash, reason FROM rejected n, sound
-             WHERE NOT EXISTS (
-                 SELECT FROM weir.embeddings e
-                 WHERE e.source_id = n.source_id AND e.item_id = n.item_id AND e.chunk_index = n.chunk_index
-                   AND e.model = n.model AND e.text_hash = n.text_hash)
-             ON CONFLICT (source_id, item_id, chunk_index) DO UPDATE
-             SET model = EXCLUDED.model, text_hash = EXCLUDED.text_hash, reason = EXCLUDED.reason, rejected_at = now()
-             WHERE (r.model, r.text_hash) IS DISTINCT FROM (EXCLUDED.model, EXCLUDED.text_hash)
-             RETURNING 1
-         ), settled AS MATERIALIZED (
-             -- A vector deleted by hand under a running job is counted when it is made again; the
-             -- counts stay within the plan all the same.
-             SELECT id, fresh, done, rejected, $13 AND done + rejected = chunks_total AS finished
-             FROM (SELECT l.id, l.chunks_total, w.done + f.rejected > 0 AS fresh,
-                          least(l.chunks_done + w.done, l.chunks_total - l.chunks_rejected) AS done,
-                          least(l.chunks_rejected + f.rejected,
-                                l.chunks_total - least(l.chunks_done + w.done, l.chunks_total - l.chunks_rejected))
-                              AS rejected
-                   FROM lease l, sound,
-                        (SELECT count(*)::int AS done FROM written) w,
-                        (SELECT count(*)::int AS rejected FROM refused) f) counted
-         ), updated AS (
-             UPDATE weir.jobs j
-             SET chunks_done = s.done,
-                 chunks_rejected = s.rejected,
-                 attempt = CASE WHEN s.fresh THEN 0 ELSE j.attempt END,
-                 progressed_at = CASE WHEN s.fresh THEN now() ELSE j.progressed_at END,
-                 state = CASE WHEN s.finished THEN 'succeeded' ELSE j.state END,
-                 settled = s.finished,
-                 finished_at = CASE WHEN s.finished THEN now() END,
-                 worker_id = CASE WHEN s.finished THEN NULL ELSE j.worker_id END,
-                 claimed_at = CASE WHEN s.finished THEN NULL ELSE j.claimed_at END,
-                 lease_expires_at = CASE WHEN s.finished THEN NULL ELSE now() + $12 END
-             FROM settled s WHERE j.id = s.id
-             RETURNING j.source_id, j.chunks_done AS done, j.chunks_rejected AS rejected, j.chunks_total AS total,
-                       s.finished
-         )
-         SELECT v.matched, v.dimension, u.source_id, u.done, u.rejected, u.total, u.finished
-         FROM verdict v LEFT JOIN updated u ON true",
-    )
-    .bind(outcome.lease.job_id)
-    .bind(outcome.lease.epoch)
-    .bind(embedded.iter().map(|chunk| chunk.item_id.as_str()).collect::<Vec<_>>())
-    .bind(embedded.iter().map(|chunk| chunk.chunk_index).collect::<Vec<_>>())
-    .bind(embedded.iter().map(|chunk| chunk.text_hash.as_slice()).collect::<Vec<_>>())
-    .bind(embedded.iter().map(|chunk| pgvector::Vector::from(chunk.vector.clone())).collect::<Vec<_>>())
-    .bind(rejected.iter().map(|chunk| chunk.item_id.as_str()).collect::<Vec<_>>())
-    .bind(rejected.iter().map(|chunk| chunk.chunk_index).collect::<Vec<_>>())
-    .bind(rejected.iter().map(|chunk| chunk.text_hash.as_slice()).collect::<Vec<_>>())
-    .bind(rejected.iter().map(|chunk| chunk.reason.as_str()).collect::<Vec<_>>())
-    .bind(dimension)
-    .bind(interval(lease_duration))
-    .bind(outcome.complete)
-    .fetch_optional(&mut **tx)
-    .await?)
+    Ok(sqlx::query_as(WRITE_OUTCOME)
+        .bind(outcome.lease.job_id)
+        .bind(outcome.lease.epoch)
+        .bind(
+            embedded
+                .iter()
+                .map(|chunk| chunk.item_id.as_str())
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            embedded
+                .iter()
+                .map(|chunk| chunk.chunk_index)
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            embedded
+                .iter()
+                .map(|chunk| chunk.text_hash.as_slice())
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            embedded
+                .iter()
+                .map(|chunk| pgvector::Vector::from(chunk.vector.clone()))
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            rejected
+                .iter()
+                .map(|chunk| chunk.item_id.as_str())
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            rejected
+                .iter()
+                .map(|chunk| chunk.chunk_index)
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            rejected
+                .iter()
+                .map(|chunk| chunk.text_hash.as_slice())
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            rejected
+                .iter()
+                .map(|chunk| chunk.reason.as_str())
+                .collect::<Vec<_>>(),
+        )
+        .bind(dimension)
+        .bind(interval(lease_duration))
+        .bind(outcome.complete)
+        .fetch_optional(&mut **tx)
+        .await?)
 }
 
 /// Names the chunks of an outcome that its job does not have.

@@ -1,7 +1,7 @@
 //! Writing content: the diff against what is stored, and the jobs that embed
 //! the difference, in one transaction.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use sqlx::{Postgres, Transaction};
 
@@ -251,9 +251,9 @@ impl<'a> ContentWrite<'a> {
 
         let stored = self.stored_hashes(&ids, &added).await?;
         let mut rows = ChunkRows::default();
-        let mut pending: HashSet<&str> = HashSet::new();
+        let mut pending: BTreeSet<&str> = BTreeSet::new();
         for item in items {
-            let none = Default::default();
+            let none = BTreeMap::new();
             let diff = diff_item(&item.chunks, stored.get(&item.item_id).unwrap_or(&none));
             self.chunks_delta += diff.added as i64 - diff.removed as i64;
             if let Some(from) = diff.removed_from {

@@ -74,7 +74,7 @@ pub fn connect(config: &DatabaseConfig) -> anyhow::Result<PgPool> {
     Ok(PgPoolOptions::new()
         .max_connections(config.database_connections.get())
         .acquire_timeout(config.database_timeout)
-        .max_lifetime(Duration::from_secs(30 * 60))
+        .max_lifetime(Duration::from_mins(30))
         .after_connect(|connection, _| {
             Box::pin(async move {
                 // A coordinator that is stopped in mid-transaction must not hold its locks for ever.
