@@ -42,8 +42,8 @@ show put "$document" --name demo --watch
 show ls
 case $document in
 *logistics*)
-    show search --source demo --limit 3 'the parcel never arrived, give me my money back'
-    show search --source demo --limit 3 'who is driving the truck today'
+    show search --source demo --limit 3 'my box arrived smashed'
+    show search --source demo --limit 3 'someone left the company, lock them out'
     ;;
 *)
     show search --source demo --limit 3 'get rid of something I made earlier'
