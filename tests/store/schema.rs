@@ -3,7 +3,8 @@
 use futures::future::join_all;
 use rand::RngExt as _;
 use sqlx::{
-    AssertSqlSafe, ConnectOptions as _, Connection as _, PgPool, postgres::{PgConnectOptions, PgPoolOptions},
+    AssertSqlSafe, ConnectOptions as _, Connection as _, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
 };
 use std::str::FromStr as _;
 use weir_coordinator::store::{MigrateError, Store, migrate};
@@ -30,7 +31,10 @@ async fn replicas_that_start_together_take_turns() {
     for result in join_all((0..6).map(|_| migrate(database.pool(), true))).await {
         result.unwrap();
     }
-    Store::new(database.pool().clone()).source(&crate::fixture::key("api")).await.unwrap_err();
+    Store::new(database.pool().clone())
+        .source(&crate::fixture::key("api"))
+        .await
+        .unwrap_err();
 }
 
 #[tokio::test]
@@ -44,10 +48,12 @@ async fn a_database_that_is_not_up_to_date_is_told_from_one_that_is() {
         .unwrap();
     assert_eq!(left, 0, "looking changes nothing");
     migrate(database.pool(), true).await.unwrap();
-    sqlx::query("DELETE FROM weir.migrations WHERE version = (SELECT max(version) FROM weir.migrations)")
-        .execute(database.pool())
-        .await
-        .unwrap();
+    sqlx::query(
+        "DELETE FROM weir.migrations WHERE version = (SELECT max(version) FROM weir.migrations)",
+    )
+    .execute(database.pool())
+    .await
+    .unwrap();
     let error = migrate(database.pool(), false).await.unwrap_err();
     assert!(matches!(error, MigrateError::NotMigrated), "{error:?}");
 }
@@ -76,13 +82,22 @@ struct Powerless {
 async fn powerless(database: &TestDatabase) -> Powerless {
     let name = format!("weir_test_{:016x}", rand::rng().random::<u64>());
     run(database, format!("CREATE ROLE {name}")).await;
-    let options = PgConnectOptions::from_str(database.url()).unwrap().options([("role", name.as_str())]);
-    let pool = PgPoolOptions::new().max_connections(2).connect_with(options).await.unwrap();
+    let options = PgConnectOptions::from_str(database.url())
+        .unwrap()
+        .options([("role", name.as_str())]);
+    let pool = PgPoolOptions::new()
+        .max_connections(2)
+        .connect_with(options)
+        .await
+        .unwrap();
     Powerless { name, pool }
 }
 
 async fn run(database: &TestDatabase, sql: String) {
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(database.pool()).await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(sql))
+        .execute(database.pool())
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -90,7 +105,10 @@ async fn missing_rights_are_named_and_the_advice_helps() {
     let database = TestDatabase::create().await;
     let Powerless { name, pool } = powerless(&database).await;
     let error = migrate(&pool, true).await.unwrap_err();
-    assert!(matches!(&error, MigrateError::MayNotCreateExtension { role, .. } if *role == name), "{error:?}");
+    assert!(
+        matches!(&error, MigrateError::MayNotCreateExtension { role, .. } if *role == name),
+        "{error:?}"
+    );
     let of_database = PgConnectOptions::from_str(database.url()).unwrap();
     let base = of_database.get_database().unwrap().to_owned();
     assert!(error.to_string().contains(&format!("{base:?}")), "{error}");
@@ -107,7 +125,10 @@ async fn missing_rights_are_named_and_the_advice_helps() {
     run(&database, advice).await;
     migrate(&pool, true).await.unwrap();
     let store = Store::new(pool.clone());
-    store.put_source(&crate::fixture::write("api"), &many(3)).await.unwrap();
+    store
+        .put_source(&crate::fixture::write("api"), &many(3))
+        .await
+        .unwrap();
     pool.close().await;
     run(&database, format!("DROP OWNED BY {name}; DROP ROLE {name}")).await;
 }
@@ -118,13 +139,25 @@ async fn pgvector_out_of_sight_is_found_and_the_advice_helps() {
     let setup = "CREATE SCHEMA tools; CREATE EXTENSION vector SCHEMA tools";
     run(&database, setup.to_owned()).await;
     let error = migrate(database.pool(), true).await.unwrap_err();
-    assert!(matches!(&error, MigrateError::ExtensionOutOfSight { schema, .. } if schema == "tools"), "{error:?}");
-    assert!(error.to_string().contains(r#"SET search_path = "$user", public, "tools""#), "{error}");
+    assert!(
+        matches!(&error, MigrateError::ExtensionOutOfSight { schema, .. } if schema == "tools"),
+        "{error:?}"
+    );
+    assert!(
+        error
+            .to_string()
+            .contains(r#"SET search_path = "$user", public, "tools""#),
+        "{error}"
+    );
     let options = PgConnectOptions::from_str(database.url())
         .unwrap()
         .options([("search_path", r#""$user",public,"tools""#)]);
     options.connect().await.unwrap().close().await.unwrap();
-    let pool = PgPoolOptions::new().max_connections(2).connect_with(options).await.unwrap();
+    let pool = PgPoolOptions::new()
+        .max_connections(2)
+        .connect_with(options)
+        .await
+        .unwrap();
     migrate(&pool, true).await.unwrap();
 }
 
@@ -144,7 +177,11 @@ async fn everything_is_commented() {
     .await
     .unwrap();
     assert!(silent.is_empty(), "no comment on {silent:?}");
-    assert_eq!(weir.number("SELECT count(obj_description('weir'::regnamespace, 'pg_namespace'))").await, 1);
+    assert_eq!(
+        weir.number("SELECT count(obj_description('weir'::regnamespace, 'pg_namespace'))")
+            .await,
+        1
+    );
 }
 
 #[tokio::test]
@@ -158,20 +195,59 @@ async fn the_tables_refuse_nonsense_by_name() {
         .unwrap();
     weir.claim().await;
     let refused = [
-        ("jobs_lease_exactly_while_running", "UPDATE weir.jobs SET lease_expires_at = now() WHERE source = 'api'"),
-        ("jobs_lease_exactly_while_running", "UPDATE weir.jobs SET worker_id = 'w' WHERE source = 'api'"),
-        ("jobs_lease_exactly_while_running", "UPDATE weir.jobs SET claimed_at = now() WHERE source = 'api'"),
-        ("jobs_lease_exactly_while_running", "UPDATE weir.jobs SET lease_expires_at = NULL WHERE source = 'run'"),
-        ("jobs_lease_exactly_while_running", "UPDATE weir.jobs SET state = 'queued' WHERE source = 'run'"),
-        ("jobs_finished_exactly_in_a_final_state", "UPDATE weir.jobs SET finished_at = now() WHERE source = 'api'"),
-        ("jobs_finished_exactly_in_a_final_state", "UPDATE weir.jobs SET state = 'failed' WHERE source = 'api'"),
-        ("jobs_state_known", "UPDATE weir.jobs SET state = 'retrying' WHERE source = 'api'"),
-        ("jobs_trigger_known", "UPDATE weir.jobs SET trigger = 'whim'"),
-        ("jobs_revoke_reason_known", "UPDATE weir.jobs SET revoke_reason = 'whim'"),
+        (
+            "jobs_lease_exactly_while_running",
+            "UPDATE weir.jobs SET lease_expires_at = now() WHERE source = 'api'",
+        ),
+        (
+            "jobs_lease_exactly_while_running",
+            "UPDATE weir.jobs SET worker_id = 'w' WHERE source = 'api'",
+        ),
+        (
+            "jobs_lease_exactly_while_running",
+            "UPDATE weir.jobs SET claimed_at = now() WHERE source = 'api'",
+        ),
+        (
+            "jobs_lease_exactly_while_running",
+            "UPDATE weir.jobs SET lease_expires_at = NULL WHERE source = 'run'",
+        ),
+        (
+            "jobs_lease_exactly_while_running",
+            "UPDATE weir.jobs SET state = 'queued' WHERE source = 'run'",
+        ),
+        (
+            "jobs_finished_exactly_in_a_final_state",
+            "UPDATE weir.jobs SET finished_at = now() WHERE source = 'api'",
+        ),
+        (
+            "jobs_finished_exactly_in_a_final_state",
+            "UPDATE weir.jobs SET state = 'failed' WHERE source = 'api'",
+        ),
+        (
+            "jobs_state_known",
+            "UPDATE weir.jobs SET state = 'retrying' WHERE source = 'api'",
+        ),
+        (
+            "jobs_trigger_known",
+            "UPDATE weir.jobs SET trigger = 'whim'",
+        ),
+        (
+            "jobs_revoke_reason_known",
+            "UPDATE weir.jobs SET revoke_reason = 'whim'",
+        ),
         ("jobs_counts_add_up", "UPDATE weir.jobs SET chunks_done = 4"),
-        ("jobs_counts_add_up", "UPDATE weir.jobs SET chunks_done = 2, chunks_rejected = 2"),
-        ("jobs_counts_add_up", "UPDATE weir.jobs SET chunks_rejected = -1"),
-        ("jobs_counts_add_up", "UPDATE weir.jobs SET chunks_total = 0"),
+        (
+            "jobs_counts_add_up",
+            "UPDATE weir.jobs SET chunks_done = 2, chunks_rejected = 2",
+        ),
+        (
+            "jobs_counts_add_up",
+            "UPDATE weir.jobs SET chunks_rejected = -1",
+        ),
+        (
+            "jobs_counts_add_up",
+            "UPDATE weir.jobs SET chunks_total = 0",
+        ),
         (
             "jobs_succeeded_is_whole",
             "UPDATE weir.jobs SET state = 'succeeded', settled = true, finished_at = now() WHERE source = 'api'",
@@ -180,22 +256,54 @@ async fn the_tables_refuse_nonsense_by_name() {
             "jobs_succeeded_is_settled",
             "UPDATE weir.jobs SET state = 'succeeded', chunks_done = 3, finished_at = now() WHERE source = 'api'",
         ),
-        ("jobs_open_is_not_settled", "UPDATE weir.jobs SET settled = true"),
-        ("jobs_range_in_order", "UPDATE weir.jobs SET last_item_id = 'a'"),
+        (
+            "jobs_open_is_not_settled",
+            "UPDATE weir.jobs SET settled = true",
+        ),
+        (
+            "jobs_range_in_order",
+            "UPDATE weir.jobs SET last_item_id = 'a'",
+        ),
         ("jobs_priority_range", "UPDATE weir.jobs SET priority = 10"),
-        ("jobs_attempt_not_negative", "UPDATE weir.jobs SET attempt = -1"),
+        (
+            "jobs_attempt_not_negative",
+            "UPDATE weir.jobs SET attempt = -1",
+        ),
         ("jobs_epoch_not_negative", "UPDATE weir.jobs SET epoch = -1"),
-        ("sources_counts_not_negative", "UPDATE weir.sources SET items_total = -1"),
-        ("sources_namespace_name_key", "UPDATE weir.sources SET name = 'api'"),
-        ("items_metadata_is_object", "UPDATE weir.items SET metadata = '[]'"),
-        ("chunks_index_not_negative", "UPDATE weir.chunks SET chunk_index = -1"),
-        ("chunks_text_hash_is_sha256", "UPDATE weir.chunks SET text_hash = 'short'"),
-        ("models_dimension_fits_vector", "INSERT INTO weir.models (name, dimension) VALUES ('m', 0)"),
-        ("models_dimension_fits_vector", "INSERT INTO weir.models (name, dimension) VALUES ('m', 16001)"),
+        (
+            "sources_counts_not_negative",
+            "UPDATE weir.sources SET items_total = -1",
+        ),
+        (
+            "sources_namespace_name_key",
+            "UPDATE weir.sources SET name = 'api'",
+        ),
+        (
+            "items_metadata_is_object",
+            "UPDATE weir.items SET metadata = '[]'",
+        ),
+        (
+            "chunks_index_not_negative",
+            "UPDATE weir.chunks SET chunk_index = -1",
+        ),
+        (
+            "chunks_text_hash_is_sha256",
+            "UPDATE weir.chunks SET text_hash = 'short'",
+        ),
+        (
+            "models_dimension_fits_vector",
+            "INSERT INTO weir.models (name, dimension) VALUES ('m', 0)",
+        ),
+        (
+            "models_dimension_fits_vector",
+            "INSERT INTO weir.models (name, dimension) VALUES ('m', 16001)",
+        ),
     ];
     for (name, sql) in refused {
         let error = sqlx::query(sql).execute(weir.pool()).await.unwrap_err();
-        let refusal = error.as_database_error().and_then(|error| error.constraint());
+        let refusal = error
+            .as_database_error()
+            .and_then(|error| error.constraint());
         assert_eq!(refusal, Some(name), "{sql}: {error}");
     }
     weir.check().await;
@@ -208,10 +316,17 @@ async fn renewals_touch_no_index() {
     let job = weir.claim().await;
     // One connection, so that it can be told to report what it did.
     let options = PgConnectOptions::from_str(weir.url()).unwrap();
-    let pool = PgPoolOptions::new().max_connections(1).connect_with(options).await.unwrap();
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .connect_with(options)
+        .await
+        .unwrap();
     let store = Store::new(pool.clone());
     let updates = async || -> (i64, i64) {
-        sqlx::query("SELECT pg_stat_force_next_flush()").execute(&pool).await.unwrap();
+        sqlx::query("SELECT pg_stat_force_next_flush()")
+            .execute(&pool)
+            .await
+            .unwrap();
         sqlx::query_as("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relid = 'weir.jobs'::regclass")
             .fetch_one(&pool)
             .await
@@ -223,7 +338,13 @@ async fn renewals_touch_no_index() {
             store.renew(lease_of(&job), LEASE).await.unwrap();
         }
         let batch = crate::fixture::outcome(&job, std::slice::from_ref(text));
-        store.upsert(&[batch], LEASE).await.unwrap().pop().unwrap().unwrap();
+        store
+            .upsert(&[batch], LEASE)
+            .await
+            .unwrap()
+            .pop()
+            .unwrap()
+            .unwrap();
     }
     let after = updates().await;
     assert_eq!((after.0 - before.0, after.1 - before.1), (22, 22));
