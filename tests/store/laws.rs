@@ -82,6 +82,7 @@ fn fenced<T>(answer: Result<T, StoreError>) -> Option<T> {
     }
 }
 
+#[expect(clippy::too_many_lines, reason = "one arm for each step")]
 async fn take(weir: &Weir, model: &mut Model, step: &Step) {
     let policy = RetryPolicy {
         max_attempts: 2,
