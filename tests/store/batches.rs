@@ -189,6 +189,9 @@ async fn law_4_a_batch_renews_its_lease() {
     );
 }
 
+/// A way to make an outcome bad.
+type Spoil<'a> = Box<dyn Fn(&mut Outcome) + 'a>;
+
 #[tokio::test]
 async fn what_is_not_part_of_the_job_is_refused_whole() {
     let weir = Weir::new().await;
@@ -199,7 +202,6 @@ async fn what_is_not_part_of_the_job_is_refused_whole() {
     let (job, texts) = (&jobs[0], weir.texts(&jobs[0]).await);
     let foreign = weir.texts(&jobs[1]).await;
     let good = outcome(job, &texts);
-    type Spoil<'a> = Box<dyn Fn(&mut Outcome) + 'a>;
     let spoils: Vec<(&str, Spoil<'_>)> = vec![
         (
             "embedded[1]",

@@ -209,7 +209,7 @@ async fn a_failed_try_is_charged_and_waits() {
     let job = weir.claim().await;
     let policy = RetryPolicy {
         max_attempts: 2,
-        backoff_base: Duration::from_secs(60),
+        backoff_base: Duration::from_mins(1),
         backoff_cap: LEASE,
     };
     let failed = weir

@@ -205,21 +205,25 @@ impl Weir {
         self.store.claim(&claim).await.expect("a claim is answered")
     }
 
-    /// Claims the one job of another model.
-    pub(crate) async fn claim_of(&self, model: &str) -> Job {
+    /// Claims a job of another model, if one is due.
+    pub(crate) async fn claim_if(&self, model: &str, lease_duration: Duration) -> Option<Job> {
         let models = [model.to_owned()];
         let claim = Claim {
             worker_id: "worker-1",
             models: &models,
             max_jobs: 1,
-            lease_duration: LEASE,
+            lease_duration,
         };
         self.store
             .claim(&claim)
             .await
-            .unwrap()
+            .expect("a claim is answered")
             .pop()
-            .expect("a job is due")
+    }
+
+    /// Claims the one job of another model.
+    pub(crate) async fn claim_of(&self, model: &str) -> Job {
+        self.claim_if(model, LEASE).await.expect("a job is due")
     }
 
     /// Claims the one job that comes next.

@@ -1,7 +1,7 @@
 //! Imports: content that arrives in many messages.
 
 use weir_coordinator::{
-    job::chunk::Chunker,
+    job::chunk::{Chunker, TextKind},
     store::{StoreError, content::Change, imports::ImportItem},
 };
 
@@ -88,19 +88,7 @@ async fn an_import_becomes_the_whole_content() {
     assert_eq!(weir.counts("api").await.items, 1_100);
 }
 
-#[tokio::test]
-async fn long_and_blank_texts_are_chunked_as_in_a_put() {
-    let weir = Weir::new().await;
-    let long = "word ".repeat(60);
-    // Together more than one read takes.
-    let huge = "0123456789 ".repeat(500_000);
-    let texts = [
-        ("a", long.as_str()),
-        ("b", " \n "),
-        ("c", huge.as_str()),
-        ("d", huge.as_str()),
-        ("e", "short"),
-    ];
+async fn stage(weir: &Weir, texts: &[(&str, &str)]) {
     let staged: Vec<_> = texts
         .iter()
         .map(|(item_id, text)| ImportItem {
@@ -110,30 +98,78 @@ async fn long_and_blank_texts_are_chunked_as_in_a_put() {
         })
         .collect();
     weir.store.add_import_items(1, &staged).await.unwrap();
-    let chunker = Chunker::new(100_000, 0).unwrap();
-    let written = weir
-        .store
-        .finish_import(&write("api"), 1, &chunker)
-        .await
-        .unwrap();
-    assert_eq!(written.change.items_added, 5);
-    let per_item: Vec<(String, i64)> = sqlx::query_as(
-        "SELECT i.item_id, count(c) FROM weir.items i LEFT JOIN weir.chunks c USING (source_id, item_id)
+}
+
+/// The texts of each item's chunks.
+async fn chunks(weir: &Weir) -> Vec<(String, Vec<String>)> {
+    sqlx::query_as(
+        "SELECT i.item_id, array_remove(array_agg(c.text ORDER BY chunk_index), NULL)
+         FROM weir.items i LEFT JOIN weir.chunks c USING (source_id, item_id)
          GROUP BY i.item_id ORDER BY i.item_id",
     )
     .fetch_all(weir.pool())
     .await
-    .unwrap();
-    let wanted: Vec<(String, i64)> = texts
-        .iter()
-        .map(|(id, text)| {
-            let chunks = chunker.chunk(text, weir_coordinator::job::chunk::TextKind::Plain);
-            ((*id).to_owned(), chunks.len() as i64)
-        })
-        .collect();
-    assert_eq!(per_item, wanted);
-    assert_eq!((wanted[0].1, wanted[1].1), (1, 0));
-    assert!(wanted[2].1 > 50);
+    .unwrap()
+}
+
+#[tokio::test]
+async fn long_and_blank_texts_are_chunked_as_in_a_put() {
+    let weir = Weir::new().await;
+    let long = "word ".repeat(60);
+    let texts = [("a", long.as_str()), ("b", " \n "), ("c", "short")];
+    stage(&weir, &texts).await;
+    weir.store
+        .finish_import(&write("api"), 1, &chunker())
+        .await
+        .unwrap();
+    let wanted = texts.map(|(item_id, text)| {
+        let chunks = chunker().chunk(text, TextKind::Plain);
+        (
+            item_id.to_owned(),
+            chunks
+                .into_iter()
+                .map(|chunk| chunk.text)
+                .collect::<Vec<_>>(),
+        )
+    });
+    assert_eq!(
+        wanted
+            .iter()
+            .map(|(_, chunks)| chunks.len())
+            .collect::<Vec<_>>(),
+        [5, 0, 1]
+    );
+    assert_eq!(chunks(&weir).await, wanted);
+    weir.check().await;
+}
+
+#[tokio::test]
+async fn large_texts_are_read_back_a_few_at_a_time() {
+    let weir = Weir::new().await;
+    // Any two of these are more than one read takes, and one of them alone is as well. They are
+    // of blanks, which the chunker cuts short, so that it has little to do.
+    let (large, huge) = (" ".repeat(5 << 20), " ".repeat(9 << 20));
+    let texts = [("a", &large), ("b", &large), ("c", &huge), ("d", &large)]
+        .map(|(item_id, blanks)| (item_id, format!("{item_id}{blanks}end")));
+    stage(
+        &weir,
+        &texts
+            .each_ref()
+            .map(|(item_id, text)| (*item_id, text.as_str())),
+    )
+    .await;
+    let chunker = Chunker::new(1_000, 0).unwrap();
+    weir.store
+        .finish_import(&write("api"), 1, &chunker)
+        .await
+        .unwrap();
+    let wanted = ["a", "b", "c", "d"].map(|item_id| {
+        (
+            item_id.to_owned(),
+            vec![format!("{item_id}{}end", " ".repeat(64))],
+        )
+    });
+    assert_eq!(chunks(&weir).await, wanted);
     weir.check().await;
 }
 

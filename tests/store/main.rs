@@ -12,6 +12,7 @@ mod claims;
 mod fencing;
 mod fixture;
 mod imports;
+mod laws;
 mod reads;
 mod rescue;
 mod schema;

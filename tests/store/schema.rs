@@ -185,6 +185,7 @@ async fn everything_is_commented() {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a table of what is refused")]
 async fn the_tables_refuse_nonsense_by_name() {
     let weir = Weir::new().await;
     weir.put("api", &many(3)).await;

@@ -1,0 +1,227 @@
+//! What must hold of the store whatever is done to it, and in whatever order.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use proptest::prelude::*;
+use weir_coordinator::{
+    job::{plan::PlannedItem, retry::RetryPolicy},
+    store::{StoreError, content::SourceWrite, rows::Job},
+};
+
+use crate::fixture::{LEASE, Weir, counts_of, item, key, lease_of, outcome, rejected, write};
+
+/// One thing that is done.
+#[derive(Debug, Clone)]
+enum Step {
+    /// The whole content: each item's texts, by the number of the item.
+    Put(BTreeMap<u8, Vec<u8>>),
+    Patch(BTreeMap<u8, Vec<u8>>, Vec<u8>),
+    Delete,
+    /// Claim; with a lease that is over at once, if so.
+    Claim(bool),
+    /// Embed this many chunks of a job held, and reject the next so many.
+    Embed(usize, usize, usize),
+    Fail(usize),
+    Release(usize),
+    Complete(usize),
+    Rescue,
+    /// Another model from now on.
+    Model(bool),
+}
+
+fn content() -> impl Strategy<Value = BTreeMap<u8, Vec<u8>>> {
+    prop::collection::btree_map(0..8_u8, prop::collection::vec(0..4_u8, 0..4), 0..8)
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let held = 0..4_usize;
+    prop_oneof![
+        3 => content().prop_map(Step::Put),
+        3 => (content(), prop::collection::vec(0..8_u8, 0..3)).prop_map(|(upsert, delete)| Step::Patch(upsert, delete)),
+        1 => Just(Step::Delete),
+        6 => any::<bool>().prop_map(Step::Claim),
+        8 => (held.clone(), 0..5_usize, 0..2_usize).prop_map(|(job, done, refused)| Step::Embed(job, done, refused)),
+        2 => held.clone().prop_map(Step::Fail),
+        1 => held.clone().prop_map(Step::Release),
+        2 => held.prop_map(Step::Complete),
+        2 => Just(Step::Rescue),
+        1 => any::<bool>().prop_map(Step::Model),
+    ]
+}
+
+fn planned(content: &BTreeMap<u8, Vec<u8>>) -> Vec<PlannedItem> {
+    content
+        .iter()
+        .map(|(number, texts)| {
+            let texts: Vec<String> = texts.iter().map(|text| format!("text {text}")).collect();
+            item(
+                &format!("i{number}"),
+                &texts.iter().map(String::as_str).collect::<Vec<_>>(),
+            )
+        })
+        .collect()
+}
+
+/// What the test knows of the source.
+#[derive(Default)]
+struct Model {
+    /// The content, while the source is there.
+    content: Option<BTreeMap<u8, Vec<u8>>>,
+    /// Every lease that was ever given.
+    leases: Vec<Job>,
+    write: Option<SourceWrite>,
+}
+
+/// A lease that is lost, or input for a text that has changed, is an answer;
+/// anything else is a fault.
+fn fenced<T>(answer: Result<T, StoreError>) -> Option<T> {
+    match answer {
+        Ok(answer) => Some(answer),
+        Err(StoreError::LeaseLost { .. } | StoreError::Precondition(_)) => None,
+        Err(error) => panic!("{error:?}"),
+    }
+}
+
+#[expect(clippy::too_many_lines, reason = "one arm for each step")]
+async fn take(weir: &Weir, model: &mut Model, step: &Step) {
+    let policy = RetryPolicy {
+        max_attempts: 2,
+        backoff_base: Duration::ZERO,
+        backoff_cap: Duration::ZERO,
+    };
+    let job = |place: usize| model.leases.iter().rev().nth(place).cloned();
+    let write = model.write.clone().unwrap();
+    match step {
+        Step::Put(content) => {
+            weir.store
+                .put_source(&write, &planned(content))
+                .await
+                .unwrap();
+            model.content = Some(content.clone());
+        }
+        Step::Patch(upsert, delete) => {
+            let delete: Vec<u8> = delete
+                .iter()
+                .filter(|number| !upsert.contains_key(number))
+                .copied()
+                .collect();
+            let ids: Vec<String> = delete.iter().map(|number| format!("i{number}")).collect();
+            let answer = weir
+                .store
+                .patch_source(&write, &planned(upsert), &ids)
+                .await;
+            assert_eq!(answer.is_ok(), model.content.is_some(), "{answer:?}");
+            if let Some(content) = &mut model.content {
+                content.extend(upsert.clone());
+                content.retain(|number, _| !delete.contains(number));
+            }
+        }
+        Step::Delete => {
+            let answer = weir.store.delete_source(&write.key).await;
+            assert_eq!(answer.is_ok(), model.content.take().is_some(), "{answer:?}");
+        }
+        Step::Claim(over) => {
+            let lease = if *over { Duration::ZERO } else { LEASE };
+            model.leases.extend(weir.claim_many(1, lease).await);
+            model.leases.extend(weir.claim_if("other", lease).await);
+        }
+        Step::Embed(place, done, refused) => {
+            let Some(job) = job(*place) else { return };
+            let Some(pending) = fenced(weir.store.pending(lease_of(&job), 100).await) else {
+                return;
+            };
+            let texts = weir.store.texts(job.source_id, &pending).await.unwrap();
+            let done = (*done).min(texts.len());
+            let mut part = outcome(&job, &texts[..done]);
+            part.rejected = texts[done..]
+                .iter()
+                .take(*refused)
+                .map(|chunk| rejected(chunk, "no"))
+                .collect();
+            fenced(weir.upsert(part).await);
+        }
+        Step::Fail(place) => {
+            if let Some(job) = job(*place) {
+                fenced(
+                    weir.store
+                        .fail(lease_of(&job), "it broke", &policy, 0.0)
+                        .await,
+                );
+            }
+        }
+        Step::Release(place) => {
+            if let Some(job) = job(*place) {
+                fenced(weir.store.release(lease_of(&job), "draining").await);
+            }
+        }
+        Step::Complete(place) => {
+            if let Some(job) = job(*place) {
+                fenced(weir.store.complete(lease_of(&job)).await);
+            }
+        }
+        Step::Rescue => {
+            weir.store.rescue(10, LEASE, &policy, || 0.0).await.unwrap();
+        }
+        Step::Model(other) => {
+            let name = if *other {
+                "other"
+            } else {
+                crate::fixture::MODEL
+            };
+            model.write = Some(SourceWrite {
+                model: Some(name.to_owned()),
+                ..write
+            });
+        }
+    }
+}
+
+/// Whether the source holds what was last written to it.
+async fn agrees(weir: &Weir, model: &Model) {
+    weir.check().await;
+    let Some(content) = &model.content else {
+        weir.store.source(&key("api")).await.unwrap_err();
+        return;
+    };
+    let state = weir.store.source(&key("api")).await.unwrap();
+    let stored: Vec<(String, i32, String)> = sqlx::query_as(
+        "SELECT item_id, chunk_index, text FROM weir.chunks ORDER BY item_id, chunk_index",
+    )
+    .fetch_all(weir.pool())
+    .await
+    .unwrap();
+    let wanted: Vec<(String, i32, String)> = planned(content)
+        .into_iter()
+        .flat_map(|item| {
+            (0..)
+                .zip(item.chunks)
+                .map(move |(index, chunk)| (item.item_id.clone(), index, chunk.text))
+        })
+        .collect();
+    assert_eq!(stored, wanted);
+    let counts = counts_of(&state.source);
+    assert_eq!(
+        counts.pending + counts.embedded + counts.rejected,
+        counts.chunks,
+        "{counts:?}"
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_laws_hold_in_any_order(steps in prop::collection::vec(step(), 1..40)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let weir = Weir::new().await;
+            let mut small = write("api");
+            small.max_chunks_per_job = 5;
+            let mut model = Model { write: Some(small), ..Model::default() };
+            for step in &steps {
+                take(&weir, &mut model, step).await;
+                agrees(&weir, &model).await;
+            }
+        });
+    }
+}
