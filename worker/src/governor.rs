@@ -66,6 +66,12 @@ impl Governor {
         governor
     }
 
+    /// Whether a batch was embedded since the last pause.
+    #[cfg(test)]
+    pub(crate) fn has_worked(&self) -> bool {
+        self.worked.load(Ordering::Relaxed)
+    }
+
     /// Waits until the embedder is fit, and returns its dimension.
     pub(crate) async fn fit(&self) -> usize {
         let mut health = self.health.subscribe();

@@ -35,7 +35,10 @@ fn stop_on_signals(shutdown: CancellationToken) -> anyhow::Result<()> {
                 info!(signal = name, "Stopping at once.");
                 process::exit(EXIT_INTERRUPTED);
             }
-            info!(signal = name, "Draining; a second signal stops at once.");
+            info!(
+                signal = name,
+                "Stopping in good order; a second signal stops at once."
+            );
             shutdown.cancel();
         }
     });

@@ -124,8 +124,10 @@ async fn a_job_is_embedded_batch_by_batch_until_it_is_finished() {
     assert_eq!(stream.open, open);
     stream.batch(1, &["a", "bb"]).await;
     stream.batch(2, &["ccc"]).await;
+    assert!(!scene.context.governor.has_worked());
     scene.embedder.next().await.succeed();
     assert_eq!(stream.result().await, result_of(1, &["a", "bb"]));
+    assert!(scene.context.governor.has_worked());
     stream.ack(1, 2, 3).await;
     scene.embedder.next().await.succeed();
     assert_eq!(stream.result().await, result_of(2, &["ccc"]));
