@@ -8,5 +8,7 @@
     reason = "a test ends where it cannot go on"
 )]
 
+mod drain;
+mod restart;
 mod story;
 mod world;

@@ -1,11 +1,7 @@
 //! A coordinator on a database of its own with an embedder to script, and what
 //! the tests ask of them.
 
-use std::{
-    collections::{HashMap, HashSet},
-    fs,
-    path::PathBuf,
-};
+use std::{collections::HashMap, fs, path::PathBuf};
 
 use pgvector::Vector;
 use tokio::time;
@@ -241,11 +237,11 @@ impl World {
         .unwrap()
     }
 
-    /// The texts of a source that have their vector.
-    pub(crate) async fn persisted(&self, source: &str) -> HashSet<String> {
-        let chunks = self.chunks(source).await;
-        let current = chunks.into_iter().filter(|c| c.current == Some(true));
-        current.map(|chunk| chunk.text).collect()
+    /// The chunks of a source that have their vector.
+    pub(crate) async fn persisted(&self, source: &str) -> Vec<Chunk> {
+        let mut chunks = self.chunks(source).await;
+        chunks.retain(|chunk| chunk.current == Some(true));
+        chunks
     }
 
     /// Rows of a table of the schema `weir`.
@@ -275,22 +271,42 @@ impl World {
         chunks
     }
 
-    /// How much more often than needed each of these chunks' texts came to the
-    /// embedder, where it did.
-    pub(crate) fn repeated<'a>(
-        &self,
-        chunks: impl IntoIterator<Item = &'a Chunk>,
-    ) -> HashMap<String, usize> {
-        let mut needed: HashMap<&str, usize> = HashMap::new();
-        for chunk in chunks {
-            *needed.entry(&chunk.text).or_default() += 1;
-        }
+    /// How much more often than these chunks need it their texts came to the
+    /// embedder, where they did.
+    pub(crate) fn repeated(&self, chunks: &[Chunk]) -> HashMap<String, usize> {
         let received = self.embedder.received();
-        let excess = |(text, needed): (&str, usize)| {
-            let excess = received.get(text).copied().unwrap_or_default();
-            let excess = excess.saturating_sub(needed);
-            (excess > 0).then(|| (text.to_owned(), excess))
+        let excess = |(text, needed): (String, usize)| {
+            let received = received.get(&text).copied().unwrap_or_default();
+            let excess = received.saturating_sub(needed);
+            (excess > 0).then_some((text, excess))
         };
-        needed.into_iter().filter_map(excess).collect()
+        count(chunks).into_iter().filter_map(excess).collect()
+    }
+}
+
+/// How many of the chunks have each text: several, where operations describe
+/// the same thing.
+pub(crate) fn count(chunks: &[Chunk]) -> HashMap<String, usize> {
+    let mut counts = HashMap::new();
+    for chunk in chunks {
+        *counts.entry(chunk.text.clone()).or_default() += 1;
+    }
+    counts
+}
+
+/// Asserts that at most `lost` texts were embedded again, and none for a chunk
+/// that was `persisted` before the work was cut off. `chunks` are all of them.
+pub(crate) fn assert_lost_at_most(
+    lost: usize,
+    repeated: &HashMap<String, usize>,
+    persisted: &[Chunk],
+    chunks: &[Chunk],
+) {
+    assert!(persisted.len() < chunks.len(), "the cut came too late");
+    assert!(repeated.values().sum::<usize>() <= lost, "{repeated:?}");
+    let (persisted, all) = (count(persisted), count(chunks));
+    for (text, again) in repeated {
+        let persisted = persisted.get(text).copied().unwrap_or_default();
+        assert!(again + persisted <= all[text], "embedded again: {text}");
     }
 }
