@@ -8,6 +8,8 @@
     reason = "a test ends where it cannot go on"
 )]
 
+mod blame;
+mod change;
 mod drain;
 mod restart;
 mod story;

@@ -5,8 +5,7 @@ use std::time::Duration;
 use tokio::select;
 use weir_proto::v1::{
     ClaimJobRequest, GetQueueStatsRequest, WatchSourceRequest,
-    job_service_client::JobServiceClient,
-    worker_service_client::WorkerServiceClient,
+    job_service_client::JobServiceClient, worker_service_client::WorkerServiceClient,
 };
 use weir_tests::cluster::Coordinator;
 
