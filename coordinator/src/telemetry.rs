@@ -1,5 +1,7 @@
 //! Logs, to standard error.
 
+use std::io::{self, IsTerminal as _};
+
 use anyhow::Context as _;
 use tracing_subscriber::EnvFilter;
 
@@ -12,7 +14,8 @@ pub fn init(config: &LogConfig) -> anyhow::Result<()> {
     )?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr);
     match config.log_format {
         LogFormat::Human => subscriber.try_init(),
         LogFormat::Json => subscriber.json().flatten_event(true).try_init(),

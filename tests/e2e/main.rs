@@ -1,0 +1,16 @@
+//! Weir as a whole: real processes, a real Postgres, real sockets. Each test
+//! has a database, a coordinator and an embedder of its own.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test ends where it cannot go on"
+)]
+
+mod blame;
+mod change;
+mod drain;
+mod restart;
+mod story;
+mod world;

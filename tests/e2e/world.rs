@@ -1,0 +1,312 @@
+//! A coordinator on a database of its own with an embedder to script, and what
+//! the tests ask of them.
+
+use std::{collections::HashMap, fs, path::PathBuf};
+
+use pgvector::Vector;
+use tokio::time;
+use tonic::transport::Channel;
+use weir_proto::v1::{
+    Document, DocumentFormat, GetJobRequest, GetSourceRequest, GetSourceResponse, Item, ItemList,
+    Job, JobState, PutSourceRequest, PutSourceResponse, WatchJobRequest, WatchSourceRequest,
+    WatchSourceResponse, job_service_client::JobServiceClient, put_source_request::Content,
+    source_service_client::SourceServiceClient,
+};
+use weir_tests::{
+    PATIENCE,
+    cluster::{Coordinator, Worker},
+    embedder::{FakeEmbedder, expected_vector},
+    postgres::TestDatabase,
+};
+
+/// The document of the story: 148 operations.
+pub(crate) fn logistics() -> PathBuf {
+    PathBuf::from(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../examples/logistics.openapi.yaml"
+    ))
+}
+
+/// Notes every state that a job goes through, in the transaction that brings
+/// it about, so that a test sees those too that last a moment.
+const HISTORY: &str = "
+    CREATE TABLE public.history (
+        seq bigint GENERATED ALWAYS AS IDENTITY, job_id bigint, state text, epoch bigint, attempt smallint,
+        chunks_done integer, last_error text, delayed boolean);
+    CREATE FUNCTION public.note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO public.history (job_id, state, epoch, attempt, chunks_done, last_error, delayed)
+        VALUES (NEW.id, NEW.state, NEW.epoch, NEW.attempt, NEW.chunks_done, NEW.last_error, NEW.run_at > now());
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER note AFTER INSERT OR UPDATE ON weir.jobs FOR EACH ROW EXECUTE FUNCTION public.note()";
+
+/// A state that a job was in.
+#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
+pub(crate) struct Was {
+    pub(crate) state: String,
+    pub(crate) epoch: i64,
+    pub(crate) attempt: i16,
+    pub(crate) chunks_done: i32,
+    pub(crate) last_error: Option<String>,
+    /// Whether the job had to wait before it could be claimed.
+    pub(crate) delayed: bool,
+}
+
+/// A chunk as the database has it.
+#[derive(Debug, sqlx::FromRow)]
+pub(crate) struct Chunk {
+    pub(crate) item_id: String,
+    pub(crate) text: String,
+    /// The vector stored for this chunk.
+    pub(crate) embedding: Option<Vector>,
+    /// Whether that vector was made from this text by the source's model.
+    pub(crate) current: Option<bool>,
+}
+
+pub(crate) struct World {
+    pub(crate) coordinator: Coordinator,
+    pub(crate) embedder: FakeEmbedder,
+    /// Dropped last: processes of the test are connected to it.
+    pub(crate) database: TestDatabase,
+}
+
+impl World {
+    /// Starts a coordinator with these settings, and an embedder.
+    pub(crate) async fn start(environment: &[(&str, &str)]) -> Self {
+        let database = TestDatabase::create().await;
+        let coordinator = Coordinator::spawn(database.url(), environment).await;
+        sqlx::raw_sql(HISTORY)
+            .execute(database.pool())
+            .await
+            .unwrap();
+        Self {
+            coordinator,
+            embedder: FakeEmbedder::start().await,
+            database,
+        }
+    }
+
+    /// Starts a worker with batches of this size.
+    pub(crate) fn worker(&self, batch_size: &str) -> Worker {
+        Worker::spawn(
+            &self.coordinator.url(),
+            &self.embedder.url(),
+            &[("WEIR_BATCH_SIZE", batch_size)],
+        )
+    }
+
+    pub(crate) async fn sources(&self) -> SourceServiceClient<Channel> {
+        SourceServiceClient::new(self.coordinator.connect().await)
+    }
+
+    pub(crate) async fn jobs(&self) -> JobServiceClient<Channel> {
+        JobServiceClient::new(self.coordinator.connect().await)
+    }
+
+    async fn put(&self, name: &str, content: Content) -> PutSourceResponse {
+        let request = PutSourceRequest {
+            name: name.to_owned(),
+            content: Some(content),
+            ..PutSourceRequest::default()
+        };
+        let mut sources = self.sources().await;
+        sources.put_source(request).await.unwrap().into_inner()
+    }
+
+    /// Puts the document of the story and returns its one job.
+    pub(crate) async fn put_logistics(&self) -> i64 {
+        let document = Document {
+            format: DocumentFormat::Openapi.into(),
+            content: fs::read(logistics()).unwrap(),
+            ..Document::default()
+        };
+        let answer = self.put("logistics", Content::Document(document)).await;
+        assert_eq!(answer.source.unwrap().items, 148);
+        assert_eq!(answer.jobs.len(), 1);
+        answer.jobs[0].job_id
+    }
+
+    /// Puts items, given as id and text.
+    pub(crate) async fn put_items(
+        &self,
+        name: &str,
+        items: impl IntoIterator<Item = (String, String)>,
+    ) -> PutSourceResponse {
+        let item = |(item_id, text)| Item {
+            item_id,
+            text,
+            metadata: None,
+        };
+        let items = items.into_iter().map(item).collect();
+        self.put(name, Content::Items(ItemList { items })).await
+    }
+
+    pub(crate) async fn source(&self, name: &str) -> GetSourceResponse {
+        let request = GetSourceRequest {
+            name: name.to_owned(),
+            ..GetSourceRequest::default()
+        };
+        let mut sources = self.sources().await;
+        sources.get_source(request).await.unwrap().into_inner()
+    }
+
+    pub(crate) async fn job(&self, job_id: i64) -> Job {
+        let mut jobs = self.jobs().await;
+        let answer = jobs.get_job(GetJobRequest { job_id }).await.unwrap();
+        answer.into_inner().job.unwrap()
+    }
+
+    /// Watches a source until this holds of it.
+    pub(crate) async fn watch_source(
+        &self,
+        name: &str,
+        holds: impl Fn(&WatchSourceResponse) -> bool,
+    ) -> WatchSourceResponse {
+        let request = WatchSourceRequest {
+            name: name.to_owned(),
+            ..WatchSourceRequest::default()
+        };
+        let watch = async {
+            let mut jobs = self.jobs().await;
+            let mut states = jobs.watch_source(request).await.unwrap().into_inner();
+            loop {
+                let state = states.message().await.unwrap().expect("the watch goes on");
+                if holds(&state) {
+                    return state;
+                }
+            }
+        };
+        time::timeout(PATIENCE, watch)
+            .await
+            .expect("what the test waits for comes about")
+    }
+
+    /// Watches a source until this many of its chunks are embedded.
+    pub(crate) async fn embedded(&self, name: &str, chunks: i64) {
+        let enough =
+            |state: &WatchSourceResponse| state.source.as_ref().unwrap().chunks_embedded >= chunks;
+        self.watch_source(name, enough).await;
+    }
+
+    /// Watches a job until it has ended, and returns how.
+    pub(crate) async fn ended(&self, job_id: i64) -> Job {
+        let watch = async {
+            let mut jobs = self.jobs().await;
+            let request = WatchJobRequest { job_id };
+            let mut states = jobs.watch_job(request).await.unwrap().into_inner();
+            let mut last = None;
+            while let Some(state) = states.message().await.unwrap() {
+                last = state.job;
+            }
+            last.expect("a watch begins with the present state")
+        };
+        time::timeout(PATIENCE, watch)
+            .await
+            .expect("the job comes to an end")
+    }
+
+    /// Waits for a job's success.
+    pub(crate) async fn succeeded(&self, job_id: i64) -> Job {
+        let job = self.ended(job_id).await;
+        assert_eq!(job.state(), JobState::Succeeded, "{job:?}");
+        job
+    }
+
+    /// Every state that the job was in, oldest first.
+    pub(crate) async fn history(&self, job_id: i64) -> Vec<Was> {
+        sqlx::query_as("SELECT * FROM public.history WHERE job_id = $1 ORDER BY seq")
+            .bind(job_id)
+            .fetch_all(self.database.pool())
+            .await
+            .unwrap()
+    }
+
+    /// Every chunk of a source.
+    pub(crate) async fn chunks(&self, source: &str) -> Vec<Chunk> {
+        sqlx::query_as(
+            "SELECT c.item_id, c.text, e.embedding,
+                    e.text_hash = c.text_hash AND e.text_hash = sha256(convert_to(c.text, 'UTF8'))
+                        AND e.model = s.model AS current
+             FROM weir.sources s JOIN weir.chunks c ON c.source_id = s.id
+             LEFT JOIN weir.embeddings e USING (source_id, item_id, chunk_index)
+             WHERE s.name = $1",
+        )
+        .bind(source)
+        .fetch_all(self.database.pool())
+        .await
+        .unwrap()
+    }
+
+    /// The chunks of a source that have their vector.
+    pub(crate) async fn persisted(&self, source: &str) -> Vec<Chunk> {
+        let mut chunks = self.chunks(source).await;
+        chunks.retain(|chunk| chunk.current == Some(true));
+        chunks
+    }
+
+    /// Rows of a table of the schema `weir`.
+    pub(crate) async fn rows(&self, table: &'static str) -> i64 {
+        let sql = format!("SELECT count(*) FROM weir.{table}");
+        sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
+            .fetch_one(self.database.pool())
+            .await
+            .unwrap()
+    }
+
+    /// Asserts that every chunk of a source has the vector of its text and
+    /// that no other vector is stored, and returns the chunks. Panics unless
+    /// this is the only source.
+    pub(crate) async fn assert_exact(&self, source: &str) -> Vec<Chunk> {
+        let chunks = self.chunks(source).await;
+        assert!(!chunks.is_empty());
+        assert_eq!(self.rows("embeddings").await, chunks.len() as i64);
+        for chunk in &chunks {
+            assert_eq!(chunk.current, Some(true), "{chunk:?}");
+            let stored = chunk.embedding.as_ref().unwrap().as_slice();
+            assert_eq!(stored, expected_vector(&chunk.text), "{chunk:?}");
+        }
+        let source = self.source(source).await.source.unwrap();
+        assert_eq!(source.chunks, chunks.len() as i64);
+        assert_eq!(source.chunks_embedded, chunks.len() as i64);
+        chunks
+    }
+
+    /// How much more often than these chunks need it their texts came to the
+    /// embedder, where they did.
+    pub(crate) fn repeated(&self, chunks: &[Chunk]) -> HashMap<String, usize> {
+        let received = self.embedder.received();
+        let excess = |(text, needed): (String, usize)| {
+            let received = received.get(&text).copied().unwrap_or_default();
+            let excess = received.saturating_sub(needed);
+            (excess > 0).then_some((text, excess))
+        };
+        count(chunks).into_iter().filter_map(excess).collect()
+    }
+}
+
+/// How many of the chunks have each text: several, where operations describe
+/// the same thing.
+pub(crate) fn count(chunks: &[Chunk]) -> HashMap<String, usize> {
+    let mut counts = HashMap::new();
+    for chunk in chunks {
+        *counts.entry(chunk.text.clone()).or_default() += 1;
+    }
+    counts
+}
+
+/// Asserts that at most `lost` texts were embedded again, and none for a chunk
+/// that was `persisted` before the work was cut off. `chunks` are all of them.
+pub(crate) fn assert_lost_at_most(
+    lost: usize,
+    repeated: &HashMap<String, usize>,
+    persisted: &[Chunk],
+    chunks: &[Chunk],
+) {
+    assert!(persisted.len() < chunks.len(), "the cut came too late");
+    assert!(repeated.values().sum::<usize>() <= lost, "{repeated:?}");
+    let (persisted, all) = (count(persisted), count(chunks));
+    for (text, again) in repeated {
+        let persisted = persisted.get(text).copied().unwrap_or_default();
+        assert!(again + persisted <= all[text], "embedded again: {text}");
+    }
+}
