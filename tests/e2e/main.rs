@@ -11,6 +11,7 @@
 mod blame;
 mod change;
 mod drain;
+mod model;
 mod restart;
 mod story;
 mod world;
