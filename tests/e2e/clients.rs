@@ -8,11 +8,13 @@
 
 use prost_types::Duration;
 use sqlx::AssertSqlSafe;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt as _;
 use weir_proto::v1::{
     self, job_service_client::JobServiceClient, put_source_request::Content,
     search_service_client::SearchServiceClient, source_service_client::SourceServiceClient,
+    stream_batches_request::Message as FromWorker, stream_batches_response::Message as ToWorker,
     worker_service_client::WorkerServiceClient,
 };
 use weir_tests::{
@@ -232,4 +234,66 @@ pub(crate) fn assert_status(status: &Status, code: Code, what: &str) {
         "{what:?} should be in {:?}",
         status.message()
     );
+}
+
+/// Asks until it is so. Each question is a round trip; nothing depends on its
+/// time.
+pub(crate) async fn until(mut so: impl AsyncFnMut() -> bool) {
+    let asking = async {
+        while !so().await {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(weir_tests::PATIENCE, asking)
+        .await
+        .unwrap_or_else(|_| panic!("it never came to be"));
+}
+
+pub(crate) type To = tokio::sync::mpsc::Sender<v1::StreamBatchesRequest>;
+pub(crate) type From = tonic::Streaming<v1::StreamBatchesResponse>;
+
+pub(crate) async fn stream(weir: &Weir, first: FromWorker) -> (To, From) {
+    let (to, requests) = tokio::sync::mpsc::channel(8);
+    send(&to, first).await;
+    let answer = weir
+        .worker()
+        .stream_batches(ReceiverStream::new(requests))
+        .await;
+    (to, answer.unwrap().into_inner())
+}
+
+pub(crate) async fn send(to: &To, message: FromWorker) {
+    let message = Some(message);
+    to.send(v1::StreamBatchesRequest { message }).await.unwrap();
+}
+
+pub(crate) async fn next(from: &mut From) -> ToWorker {
+    let message = tokio::time::timeout(weir_tests::PATIENCE, from.message()).await;
+    let message = message.unwrap().unwrap().unwrap();
+    message.message.unwrap()
+}
+
+pub(crate) async fn batch(from: &mut From) -> v1::Batch {
+    match next(from).await {
+        ToWorker::Batch(batch) => batch,
+        other => panic!("a batch was due, not {other:?}"),
+    }
+}
+
+pub(crate) fn open(lease: &v1::Lease) -> FromWorker {
+    FromWorker::Open(v1::StreamOpen {
+        job_id: lease.job_id,
+        epoch: lease.epoch,
+        window: 2,
+        batch_size: 2,
+        held: Vec::new(),
+    })
+}
+
+pub(crate) fn result(seq: i64, embedded: Vec<v1::EmbeddedChunk>) -> FromWorker {
+    FromWorker::Result(v1::BatchResult {
+        seq,
+        embedded,
+        rejected: Vec::new(),
+    })
 }

@@ -12,8 +12,8 @@ use weir_proto::v1::{
 };
 
 use crate::clients::{
-    Weir, assert_invalid, assert_status, claim_request, embedded, item, put_document, put_items,
-    put_texts, seconds, upsert, vector_bytes,
+    Weir, assert_invalid, assert_status, batch, claim_request, embedded, item, next, open,
+    put_document, put_items, put_texts, result, seconds, send, stream, until, upsert, vector_bytes,
 };
 
 const OPENAPI: &str = r#"{"openapi": "3.1.0", "paths": {"/a": {"get": {"summary": "Gets a."}}}}"#;
@@ -48,7 +48,13 @@ async fn broken_documents_are_refused_with_the_place() {
         "as YAML",
     )
     .await;
-    refuses(&weir, openapi, "openapi: 3.1.0\n\tpaths: x", "line 2").await;
+    refuses(
+        &weir,
+        openapi,
+        "openapi: 3.1.0\n\tpaths: x",
+        "a tab at line 1",
+    )
+    .await;
     refuses(&weir, openapi, "", "blank").await;
     refuses(
         &weir,
@@ -484,8 +490,7 @@ async fn an_import_that_its_client_cancels_leaves_nothing() {
     let before = weir.source("import").await.unwrap();
     let (to, parts) = tokio::sync::mpsc::channel(1);
     let mut sources = weir.sources();
-    let call =
-        tokio::spawn(async move { sources.import_source(ReceiverStream::new(parts)).await });
+    let call = tokio::spawn(async move { sources.import_source(ReceiverStream::new(parts)).await });
     to.send(open_items()).await.unwrap();
     let items = items_part(vec![item("a", "half of it")]);
     to.send(items).await.unwrap();
@@ -497,69 +502,7 @@ async fn an_import_that_its_client_cancels_leaves_nothing() {
     assert_eq!(weir.rows("items").await, 1);
 }
 
-/// Asks until it is so. Each question is a round trip; nothing depends on its
-/// time.
-async fn until(mut so: impl AsyncFnMut() -> bool) {
-    let asking = async {
-        while !so().await {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(weir_tests::PATIENCE, asking)
-        .await
-        .unwrap_or_else(|_| panic!("it never came to be"));
-}
-
 // Workers.
-
-type To = tokio::sync::mpsc::Sender<v1::StreamBatchesRequest>;
-type From = tonic::Streaming<v1::StreamBatchesResponse>;
-
-async fn stream(weir: &Weir, first: FromWorker) -> (To, From) {
-    let (to, requests) = tokio::sync::mpsc::channel(8);
-    send(&to, first).await;
-    let answer = weir
-        .worker()
-        .stream_batches(ReceiverStream::new(requests))
-        .await;
-    (to, answer.unwrap().into_inner())
-}
-
-async fn send(to: &To, message: FromWorker) {
-    let message = Some(message);
-    to.send(v1::StreamBatchesRequest { message }).await.unwrap();
-}
-
-async fn next(from: &mut From) -> ToWorker {
-    let message = tokio::time::timeout(weir_tests::PATIENCE, from.message()).await;
-    let message = message.unwrap().unwrap().unwrap();
-    message.message.unwrap()
-}
-
-async fn batch(from: &mut From) -> v1::Batch {
-    match next(from).await {
-        ToWorker::Batch(batch) => batch,
-        other => panic!("a batch was due, not {other:?}"),
-    }
-}
-
-fn open(lease: &v1::Lease) -> FromWorker {
-    FromWorker::Open(v1::StreamOpen {
-        job_id: lease.job_id,
-        epoch: lease.epoch,
-        window: 2,
-        batch_size: 2,
-        held: Vec::new(),
-    })
-}
-
-fn result(seq: i64, embedded: Vec<v1::EmbeddedChunk>) -> FromWorker {
-    FromWorker::Result(v1::BatchResult {
-        seq,
-        embedded,
-        rejected: Vec::new(),
-    })
-}
 
 #[tokio::test]
 async fn bad_results_are_refused_and_nothing_of_them_is_written() {
@@ -614,11 +557,7 @@ async fn bad_results_are_refused_and_nothing_of_them_is_written() {
         ),
         (with(&|c| c.chunk_index = 7), "embedded[1]", "7"),
         (with(&|c| c.chunk_index = -1), "embedded[1]", "-1"),
-        (
-            with(&|c| c.item_id = "a\0".to_owned()),
-            "embedded",
-            "NUL",
-        ),
+        (with(&|c| c.item_id = "a\0".to_owned()), "embedded", "NUL"),
         (with(&|c| c.text_hash = vec![0; 32]), "embedded[1]", "text"),
         (
             with(&|c| c.text_hash = vec![0; 31]),
