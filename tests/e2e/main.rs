@@ -8,8 +8,11 @@
     reason = "a test ends where it cannot go on"
 )]
 
+mod api;
 mod blame;
 mod change;
+mod clients;
+mod door;
 mod drain;
 mod model;
 mod restart;

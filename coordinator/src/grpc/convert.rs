@@ -34,18 +34,18 @@ pub(crate) struct Door {
 }
 
 impl Door {
-    /// Notes a fault.
+    /// Notes a fault, the first hundred of them.
     pub(crate) fn refuse(&mut self, field: impl Into<String>, message: impl Into<String>) {
-        self.violations.push(Violation::new(field, message));
+        if self.violations.len() < 100 {
+            self.violations.push(Violation::new(field, message));
+        }
     }
 
-    /// Lets the request in, or turns it away with all its faults (at most a
-    /// hundred of them).
-    pub(crate) fn close(mut self) -> Result<(), tonic::Status> {
+    /// Lets the request in, or turns it away with its faults.
+    pub(crate) fn close(self) -> Result<(), tonic::Status> {
         if self.violations.is_empty() {
             return Ok(());
         }
-        self.violations.truncate(100);
         Err(super::error::invalid(self.violations))
     }
 

@@ -9,14 +9,39 @@ use crate::{
     store::{StoreError, Violation},
 };
 
+/// Most bytes that the faults of one answer say. A status travels in headers,
+/// of which many clients take 8 KiB, and these bytes are in it three times:
+/// percent-encoded, and twice in base64.
+const MAX_FAULT_BYTES: usize = 1_200;
+
 /// `INVALID_ARGUMENT` that names each field and its fault, in the message and
-/// as a `google.rpc.BadRequest`.
-pub(crate) fn invalid(violations: Vec<Violation>) -> Status {
-    let message = violations
+/// as a `google.rpc.BadRequest`; the first ones where there are very many.
+pub(crate) fn invalid(mut violations: Vec<Violation>) -> Status {
+    let mut room = MAX_FAULT_BYTES;
+    let mut told = 0;
+    for violation in &mut violations {
+        let bytes = violation.field.len() + violation.message.len();
+        if bytes > room {
+            if told > 0 {
+                break;
+            }
+            let end = room.saturating_sub(violation.field.len());
+            let end = violation.message.floor_char_boundary(end);
+            violation.message.truncate(end);
+        }
+        room = room.saturating_sub(bytes);
+        told += 1;
+    }
+    let untold = violations.len() - told;
+    violations.truncate(told);
+    let mut message = violations
         .iter()
         .map(|violation| format!("{}: {}", violation.field, violation.message))
         .collect::<Vec<_>>()
         .join("; ");
+    if untold > 0 {
+        message.push_str("; and more of the kind");
+    }
     let details = ErrorDetails::with_bad_request(
         violations
             .into_iter()

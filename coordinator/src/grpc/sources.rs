@@ -96,6 +96,11 @@ impl Sources {
         stream: &mut Streaming<v1::ImportSourceRequest>,
     ) -> Result<Written, Status> {
         let import_id: i64 = rand::random();
+        let mut staged = Staged {
+            services: self.0.clone(),
+            import_id,
+            cleared: false,
+        };
         let outcome = async {
             let mut next = Some(first);
             while let Some(list) = next {
@@ -120,6 +125,7 @@ impl Sources {
         }
         .await;
         self.0.store.drop_import(import_id).await?;
+        staged.cleared = true;
         outcome
     }
 
@@ -146,7 +152,31 @@ impl Sources {
     }
 }
 
-/// The next message of an import, after its opening.
+/// The items that an import has stored so far. A call is dropped when its
+/// client goes away; they are cleared all the same.
+struct Staged {
+    services: Services,
+    import_id: i64,
+    cleared: bool,
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if self.cleared {
+            return;
+        }
+        let (store, import_id) = (self.services.store.clone(), self.import_id);
+        self.services.tasks.spawn(async move {
+            if let Err(error) = store.drop_import(import_id).await {
+                tracing::warn!(%error, "The items of an import that was broken off are left to the sweeper.");
+            }
+        });
+    }
+}
+
+/// The next message of an import, after its opening. A client that goes away
+/// looks like one that has sent all; but then the call is dropped when it next
+/// waits, so nothing may be committed before it has waited once.
 async fn message(stream: &mut Streaming<v1::ImportSourceRequest>) -> Result<Option<Part>, Status> {
     match stream.message().await? {
         None => Ok(None),

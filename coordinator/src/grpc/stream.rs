@@ -186,6 +186,20 @@ impl Handout {
         {
             door.refuse("open.held", "names more than a window of batches");
         }
+        let mut seqs = HashSet::new();
+        if let Some(held) = open
+            .held
+            .iter()
+            .find(|held| !(1..i64::MAX / 2).contains(&held.seq) || !seqs.insert(held.seq))
+        {
+            door.refuse(
+                "open.held",
+                format!(
+                    "seq {} is not the number of one batch that was sent",
+                    held.seq
+                ),
+            );
+        }
         door.close()?;
         let job = match services.store.renew(lease, services.lease_duration).await? {
             LeaseState::Held(job) => *job,

@@ -108,7 +108,11 @@ impl WorkerService for Workers {
         let max_jobs = door.number("max_jobs", request.max_jobs, 1, 1..=1_000);
         let wait = match request.wait.map(duration) {
             None => Duration::ZERO,
-            Some(Some(wait)) if wait.as_secs() <= MAX_CLAIM_WAIT_SECONDS.unsigned_abs() => wait,
+            Some(Some(wait))
+                if wait <= Duration::from_secs(MAX_CLAIM_WAIT_SECONDS.unsigned_abs()) =>
+            {
+                wait
+            }
             Some(_) => {
                 door.refuse("wait", format!("must be 0 to {MAX_CLAIM_WAIT_SECONDS} s"));
                 Duration::ZERO

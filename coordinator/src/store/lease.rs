@@ -244,7 +244,7 @@ impl Store {
         }
         let revoked: Option<String> = sqlx::query_scalar(
             "-- store::lease::not_held
-             SELECT revoke_reason FROM weir.jobs WHERE id = $1 AND epoch = $2 + 1 AND state <> 'running'",
+             SELECT revoke_reason FROM weir.jobs WHERE id = $1 AND epoch - 1 = $2 AND state <> 'running'",
         )
         .bind(lease.job_id)
         .bind(lease.epoch)

@@ -1,0 +1,299 @@
+//! A coordinator with a database of its own, and clients that are driven by
+//! hand.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "what cannot be set up or read fails the test"
+)]
+
+use prost_types::Duration;
+use sqlx::AssertSqlSafe;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status, transport::Channel};
+use tonic_types::StatusExt as _;
+use weir_proto::v1::{
+    self, job_service_client::JobServiceClient, put_source_request::Content,
+    search_service_client::SearchServiceClient, source_service_client::SourceServiceClient,
+    stream_batches_request::Message as FromWorker, stream_batches_response::Message as ToWorker,
+    worker_service_client::WorkerServiceClient,
+};
+use weir_tests::{
+    cluster::{Coordinator, MODEL},
+    postgres::TestDatabase,
+};
+
+/// One coordinator, the database it has to itself, and a connection to it.
+pub(crate) struct Weir {
+    pub(crate) coordinator: Coordinator,
+    pub(crate) channel: Channel,
+    pub(crate) database: TestDatabase,
+}
+
+impl Weir {
+    pub(crate) async fn start() -> Self {
+        Self::with(&[]).await
+    }
+
+    /// Starts the coordinator with some more variables.
+    pub(crate) async fn with(environment: &[(&str, &str)]) -> Self {
+        let database = TestDatabase::create().await;
+        let coordinator = Coordinator::spawn(database.url(), environment).await;
+        let channel = coordinator.connect().await;
+        Self {
+            coordinator,
+            channel,
+            database,
+        }
+    }
+
+    pub(crate) fn sources(&self) -> SourceServiceClient<Channel> {
+        SourceServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn jobs(&self) -> JobServiceClient<Channel> {
+        JobServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn worker(&self) -> WorkerServiceClient<Channel> {
+        WorkerServiceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn searches(&self) -> SearchServiceClient<Channel> {
+        SearchServiceClient::new(self.channel.clone())
+    }
+
+    /// How many rows a table of the schema has.
+    pub(crate) async fn rows(&self, table: &str) -> i64 {
+        let sql = format!("SELECT count(*) FROM weir.{table}");
+        sqlx::query_scalar(AssertSqlSafe(sql))
+            .fetch_one(self.database.pool())
+            .await
+            .unwrap()
+    }
+
+    /// Asserts that nothing of any source was written.
+    pub(crate) async fn assert_empty(&self) {
+        for table in ["sources", "items", "chunks", "jobs", "import_items"] {
+            assert_eq!(self.rows(table).await, 0, "weir.{table} was written");
+        }
+    }
+
+    /// Puts texts as items "0", "1", … of a source.
+    pub(crate) async fn put(&self, name: &str, texts: &[&str]) -> v1::PutSourceResponse {
+        let request = put_texts(name, texts);
+        self.sources()
+            .put_source(request)
+            .await
+            .unwrap()
+            .into_inner()
+    }
+
+    /// Claims one job that must be there.
+    pub(crate) async fn claim(&self) -> v1::Lease {
+        let answer = self.worker().claim_job(claim_request()).await.unwrap();
+        let mut leases = answer.into_inner().leases;
+        assert_eq!(leases.len(), 1, "a job should be there to be claimed");
+        leases.remove(0)
+    }
+
+    /// The pending chunks of a lease.
+    pub(crate) async fn batch(&self, lease: &v1::Lease) -> Vec<v1::Chunk> {
+        let request = v1::GetBatchRequest {
+            job_id: lease.job_id,
+            epoch: lease.epoch,
+            batch_size: 0,
+        };
+        let answer = self.worker().get_batch(request).await.unwrap();
+        answer.into_inner().chunks
+    }
+
+    pub(crate) async fn job(&self, job_id: i64) -> v1::Job {
+        let request = v1::GetJobRequest { job_id };
+        let answer = self.jobs().get_job(request).await.unwrap();
+        answer.into_inner().job.unwrap()
+    }
+
+    pub(crate) async fn source(&self, name: &str) -> Result<v1::Source, Status> {
+        let request = v1::GetSourceRequest {
+            name: name.to_owned(),
+            ..v1::GetSourceRequest::default()
+        };
+        let answer = self.sources().get_source(request).await?;
+        Ok(answer.into_inner().source.unwrap())
+    }
+}
+
+pub(crate) fn item(item_id: &str, text: &str) -> v1::Item {
+    v1::Item {
+        item_id: item_id.to_owned(),
+        text: text.to_owned(),
+        metadata: None,
+    }
+}
+
+pub(crate) fn put_items(name: &str, items: Vec<v1::Item>) -> v1::PutSourceRequest {
+    v1::PutSourceRequest {
+        name: name.to_owned(),
+        content: Some(Content::Items(v1::ItemList { items })),
+        ..v1::PutSourceRequest::default()
+    }
+}
+
+pub(crate) fn put_texts(name: &str, texts: &[&str]) -> v1::PutSourceRequest {
+    let items = texts
+        .iter()
+        .enumerate()
+        .map(|(index, text)| item(&index.to_string(), text));
+    put_items(name, items.collect())
+}
+
+pub(crate) fn put_document(
+    name: &str,
+    format: v1::DocumentFormat,
+    content: impl Into<Vec<u8>>,
+) -> v1::PutSourceRequest {
+    v1::PutSourceRequest {
+        name: name.to_owned(),
+        content: Some(Content::Document(v1::Document {
+            format: format.into(),
+            content: content.into(),
+            item_id: String::new(),
+        })),
+        ..v1::PutSourceRequest::default()
+    }
+}
+
+pub(crate) fn claim_request() -> v1::ClaimJobRequest {
+    v1::ClaimJobRequest {
+        worker_id: "by-hand".to_owned(),
+        models: vec![MODEL.to_owned()],
+        max_jobs: 1,
+        wait: None,
+    }
+}
+
+pub(crate) fn seconds(seconds: i64) -> Duration {
+    Duration { seconds, nanos: 0 }
+}
+
+pub(crate) fn vector_bytes(vector: &[f32]) -> Vec<u8> {
+    vector
+        .iter()
+        .flat_map(|number| number.to_le_bytes())
+        .collect()
+}
+
+/// A chunk with a vector.
+pub(crate) fn embedded(chunk: &v1::Chunk, vector: &[f32]) -> v1::EmbeddedChunk {
+    v1::EmbeddedChunk {
+        item_id: chunk.item_id.clone(),
+        chunk_index: chunk.chunk_index,
+        text_hash: chunk.text_hash.clone(),
+        vector: vector_bytes(vector).into(),
+    }
+}
+
+pub(crate) fn upsert(
+    lease: &v1::Lease,
+    embedded: Vec<v1::EmbeddedChunk>,
+) -> v1::UpsertBatchRequest {
+    v1::UpsertBatchRequest {
+        job_id: lease.job_id,
+        epoch: lease.epoch,
+        embedded,
+        rejected: Vec::new(),
+    }
+}
+
+/// Asserts an `INVALID_ARGUMENT` whose field violations name `field`, and whose
+/// message and violation both say `what`.
+#[track_caller]
+pub(crate) fn assert_invalid(status: &Status, field: &str, what: &str) {
+    assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
+    assert!(
+        status.message().contains(field) && status.message().contains(what),
+        "{field:?} and {what:?} should be in {:?}",
+        status.message()
+    );
+    let details = status
+        .get_details_bad_request()
+        .unwrap_or_else(|| panic!("no BadRequest in {status:?}"));
+    let named = details
+        .field_violations
+        .iter()
+        .any(|violation| violation.field == field && violation.description.contains(what));
+    assert!(named, "{field}: {what} is not in {details:?}");
+}
+
+/// Asserts a status code and a part of the message.
+#[track_caller]
+pub(crate) fn assert_status(status: &Status, code: Code, what: &str) {
+    assert_eq!(status.code(), code, "{status:?}");
+    assert!(
+        status.message().contains(what),
+        "{what:?} should be in {:?}",
+        status.message()
+    );
+}
+
+/// Asks until it is so. Each question is a round trip; nothing depends on its
+/// time.
+pub(crate) async fn until(mut so: impl AsyncFnMut() -> bool) {
+    let asking = async {
+        while !so().await {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(weir_tests::PATIENCE, asking)
+        .await
+        .unwrap_or_else(|_| panic!("it never came to be"));
+}
+
+pub(crate) type To = tokio::sync::mpsc::Sender<v1::StreamBatchesRequest>;
+pub(crate) type From = tonic::Streaming<v1::StreamBatchesResponse>;
+
+pub(crate) async fn stream(weir: &Weir, first: FromWorker) -> (To, From) {
+    let (to, requests) = tokio::sync::mpsc::channel(8);
+    send(&to, first).await;
+    let answer = weir
+        .worker()
+        .stream_batches(ReceiverStream::new(requests))
+        .await;
+    (to, answer.unwrap().into_inner())
+}
+
+pub(crate) async fn send(to: &To, message: FromWorker) {
+    let message = Some(message);
+    to.send(v1::StreamBatchesRequest { message }).await.unwrap();
+}
+
+pub(crate) async fn next(from: &mut From) -> ToWorker {
+    let message = tokio::time::timeout(weir_tests::PATIENCE, from.message()).await;
+    let message = message.unwrap().unwrap().unwrap();
+    message.message.unwrap()
+}
+
+pub(crate) async fn batch(from: &mut From) -> v1::Batch {
+    match next(from).await {
+        ToWorker::Batch(batch) => batch,
+        other => panic!("a batch was due, not {other:?}"),
+    }
+}
+
+pub(crate) fn open(lease: &v1::Lease) -> FromWorker {
+    FromWorker::Open(v1::StreamOpen {
+        job_id: lease.job_id,
+        epoch: lease.epoch,
+        window: 2,
+        batch_size: 2,
+        held: Vec::new(),
+    })
+}
+
+pub(crate) fn result(seq: i64, embedded: Vec<v1::EmbeddedChunk>) -> FromWorker {
+    FromWorker::Result(v1::BatchResult {
+        seq,
+        embedded,
+        rejected: Vec::new(),
+    })
+}

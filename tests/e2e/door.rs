@@ -1,0 +1,824 @@
+//! Bad input: each is refused with the right status, in words that say what and
+//! where, and leaves nothing behind.
+
+use std::fmt::Write as _;
+
+use prost_types::{Struct, Value, value::Kind};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
+use weir_proto::v1::{
+    self, DocumentFormat, import_source_request::Message as Part,
+    stream_batches_request::Message as FromWorker, stream_batches_response::Message as ToWorker,
+};
+
+use crate::clients::{
+    Weir, assert_invalid, assert_status, batch, claim_request, embedded, item, next, open,
+    put_document, put_items, put_texts, result, seconds, send, stream, until, upsert, vector_bytes,
+};
+
+const OPENAPI: &str = r#"{"openapi": "3.1.0", "paths": {"/a": {"get": {"summary": "Gets a."}}}}"#;
+
+/// Puts a document that must be refused for `what`.
+async fn refuses(weir: &Weir, format: DocumentFormat, content: impl Into<Vec<u8>>, what: &str) {
+    let request = put_document("bad", format, content);
+    let status = weir.sources().put_source(request).await.unwrap_err();
+    assert_invalid(&status, "document.content", what);
+}
+
+/// Asserts that the coordinator still takes a good put, and nothing else is
+/// there.
+async fn still_serves(weir: &Weir) {
+    weir.assert_empty().await;
+    let put = weir.put("good", &["fine"]).await;
+    assert_eq!(put.change.unwrap().items_added, 1);
+    assert_eq!(weir.rows("items").await, 1);
+}
+
+#[tokio::test]
+async fn broken_documents_are_refused_with_the_place() {
+    let weir = Weir::start().await;
+    let openapi = DocumentFormat::Openapi;
+    let truncated = &OPENAPI[..OPENAPI.len() - 20];
+    refuses(&weir, openapi, truncated, "line 1, column").await;
+    refuses(&weir, openapi, "{\"openapi\": }", "as JSON").await;
+    refuses(
+        &weir,
+        openapi,
+        "openapi: 3.1.0\npaths: [unclosed\n",
+        "as YAML",
+    )
+    .await;
+    refuses(
+        &weir,
+        openapi,
+        "openapi: 3.1.0\n\tpaths: x",
+        "a tab at line 1",
+    )
+    .await;
+    refuses(&weir, openapi, "", "blank").await;
+    refuses(
+        &weir,
+        openapi,
+        "{\"openapi\": \"3.1.0\"}",
+        "has no operations",
+    )
+    .await;
+    refuses(
+        &weir,
+        openapi,
+        "title: Poem",
+        "not an OpenAPI document: it has neither",
+    )
+    .await;
+    refuses(&weir, openapi, "openapi: 9.9.9\npaths: {}", "\"9.9.9\"").await;
+    still_serves(&weir).await;
+}
+
+#[tokio::test]
+async fn an_alias_bomb_is_refused() {
+    let weir = Weir::start().await;
+    let mut bomb = "openapi: 3.1.0\na0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol]\n".to_owned();
+    for n in 1..12 {
+        let alias = format!("*a{}", n - 1);
+        writeln!(bomb, "a{n}: &a{n} [{}]", [alias.as_str(); 9].join(", ")).unwrap();
+    }
+    refuses(&weir, DocumentFormat::Openapi, bomb, "aliases").await;
+    still_serves(&weir).await;
+}
+
+#[tokio::test]
+async fn operations_that_share_an_id_are_kept_apart_and_reported() {
+    let weir = Weir::start().await;
+    let content = r#"{"openapi": "3.0.0", "paths": {
+        "/a": {"get": {"operationId": "twin", "summary": "One."}},
+        "/b": {"get": {"operationId": "twin", "summary": "Two."}}}}"#;
+    let request = put_document("twins", DocumentFormat::Openapi, content);
+    let answer = weir.sources().put_source(request).await.unwrap();
+    let answer = answer.into_inner();
+    assert_eq!(answer.source.unwrap().items, 2);
+    assert_eq!(answer.warnings.len(), 1, "{:?}", answer.warnings);
+    assert_eq!(answer.warnings[0].item_id, "twin (GET /b)");
+    assert!(answer.warnings[0].message.contains("\"twin\" is used"));
+    let ids: Vec<String> = sqlx::query_scalar("SELECT item_id FROM weir.items ORDER BY 1")
+        .fetch_all(weir.database.pool())
+        .await
+        .unwrap();
+    assert_eq!(ids, ["twin", "twin (GET /b)"]);
+}
+
+#[tokio::test]
+async fn blank_texts_are_refused() {
+    let weir = Weir::start().await;
+    for text in ["", " \n\t", "\u{3000}"] {
+        let request = put_texts("bad", &["fine", text]);
+        let status = weir.sources().put_source(request).await.unwrap_err();
+        assert_invalid(&status, "items[1].text", "blank");
+    }
+    refuses(&weir, DocumentFormat::Markdown, " \n\n", "blank").await;
+    refuses(&weir, DocumentFormat::Text, "", "blank").await;
+    let lines = "{\"item_id\": \"a\", \"text\": \"x\"}\n{\"item_id\": \"b\", \"text\": \" \"}\n";
+    refuses(&weir, DocumentFormat::JsonLines, lines, "line 2").await;
+    let broken = "{\"item_id\": \"a\", \"text\": \"x\"}\n\n{\"item_id\": \n";
+    refuses(&weir, DocumentFormat::JsonLines, broken, "line 3").await;
+    still_serves(&weir).await;
+}
+
+#[tokio::test]
+async fn nul_and_invalid_utf8_are_refused() {
+    let weir = Weir::start().await;
+    for format in [
+        DocumentFormat::Openapi,
+        DocumentFormat::Markdown,
+        DocumentFormat::Text,
+        DocumentFormat::JsonLines,
+    ] {
+        refuses(&weir, format, "ab\0c", "NUL byte at offset 2").await;
+        refuses(&weir, format, b"abc\xffd".to_vec(), "offset 3").await;
+    }
+    let request = put_texts("bad", &["a\0b"]);
+    let status = weir.sources().put_source(request).await.unwrap_err();
+    assert_invalid(&status, "items[0].text", "NUL character at byte 1");
+    let request = put_items("bad", vec![item("a\0", "fine")]);
+    let status = weir.sources().put_source(request).await.unwrap_err();
+    assert_invalid(&status, "items[0].item_id", "U+0000");
+    let mut nul = item("a", "fine");
+    let value = Value {
+        kind: Some(Kind::StringValue("x\0".to_owned())),
+    };
+    nul.metadata = Some(Struct {
+        fields: [("k".to_owned(), value)].into(),
+    });
+    let request = put_items("bad", vec![nul]);
+    let status = weir.sources().put_source(request).await.unwrap_err();
+    assert_invalid(&status, "items[0].metadata", "NUL");
+    still_serves(&weir).await;
+}
+
+/// `PutSourceRequest` as a client writes it that checks no UTF-8.
+mod raw {
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Item {
+        #[prost(bytes, tag = "1")]
+        pub(super) item_id: Vec<u8>,
+        #[prost(bytes, tag = "2")]
+        pub(super) text: Vec<u8>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct ItemList {
+        #[prost(message, repeated, tag = "1")]
+        pub(super) items: Vec<Item>,
+    }
+
+    #[derive(Clone, PartialEq, prost::Message)]
+    pub(super) struct Put {
+        #[prost(string, tag = "2")]
+        pub(super) name: String,
+        #[prost(message, optional, tag = "5")]
+        pub(super) items: Option<ItemList>,
+    }
+}
+
+#[tokio::test]
+async fn items_that_are_not_utf8_are_refused() {
+    let weir = Weir::start().await;
+    let request = raw::Put {
+        name: "bad".to_owned(),
+        items: Some(raw::ItemList {
+            items: vec![raw::Item {
+                item_id: b"a".to_vec(),
+                text: b"abc\xff".to_vec(),
+            }],
+        }),
+    };
+    let mut client = tonic::client::Grpc::new(weir.channel.clone());
+    client.ready().await.unwrap();
+    let codec = tonic_prost::ProstCodec::<raw::Put, v1::PutSourceResponse>::default();
+    let path = "/weir.v1.SourceService/PutSource".parse().unwrap();
+    let call = client.unary(tonic::Request::new(request), path, codec);
+    let status = call.await.unwrap_err();
+    assert_status(&status, Code::InvalidArgument, "UTF-8");
+    assert!(status.message().contains("text"), "{status:?}");
+    still_serves(&weir).await;
+}
+
+#[tokio::test]
+async fn faults_of_items_are_told_all_at_once() {
+    let weir = Weir::start().await;
+    let request = put_items("bad", vec![item("a", "x"), item("b", "y"), item("a", "z")]);
+    let status = weir.sources().put_source(request).await.unwrap_err();
+    assert_invalid(&status, "items", "\"a\" occurs twice");
+
+    let mut request = put_texts("a/b", &["", ""]);
+    request.priority = 10;
+    request.namespace = "Upper".to_owned();
+    request.model = "gpt".to_owned();
+    let status = weir.sources().put_source(request).await.unwrap_err();
+    assert_invalid(&status, "name", "letters, digits");
+    assert_invalid(&status, "namespace", "lower-case");
+    assert_invalid(&status, "model", "\"gpt\" is not a model");
+    assert_invalid(&status, "priority", "0 to 9, not 10");
+
+    // However many faults there are, the answer fits what clients take.
+    let long_id = "é".repeat(300);
+    let items = (0..5_000).map(|_| item(&long_id, "")).collect();
+    let status = weir.sources().put_source(put_items("bad", items)).await;
+    assert_invalid(&status.unwrap_err(), "items[0].item_id", "600 bytes");
+    let request = put_texts("bad", &vec![""; 5_000]);
+    let status = weir.sources().put_source(request).await.unwrap_err();
+    assert_invalid(&status, "items[9].text", "blank");
+    still_serves(&weir).await;
+}
+
+#[tokio::test]
+async fn a_text_of_ten_megabytes_comes_through() {
+    let weir = Weir::start().await;
+    let text = "All work and no play makes a dull text. ".repeat(10 << 20 >> 5);
+    assert!(text.len() > 10 << 20);
+    let put = weir.put("long", &[&text]).await;
+    let source = put.source.unwrap();
+    assert_eq!(source.items, 1);
+    assert!(source.chunks > 10_000, "{}", source.chunks);
+    assert_eq!(weir.rows("chunks").await, source.chunks);
+    let status = format!("/proc/{}/status", weir.coordinator.process.pid());
+    let status = std::fs::read_to_string(status).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let peak_kb: u64 = peak
+        .and_then(|peak| peak.trim().strip_suffix(" kB")?.trim().parse().ok())
+        .unwrap();
+    assert!(peak_kb < 512 << 10, "the coordinator took {peak_kb} kB");
+}
+
+#[tokio::test]
+async fn names_are_refused_that_break_the_rules() {
+    let weir = Weir::start().await;
+    let long = "n".repeat(10_000);
+    for name in ["", "a/b", "../a", ".a", "a b", "ä", "a\0", long.as_str()] {
+        let status = weir.sources().put_source(put_texts(name, &["x"])).await;
+        assert_invalid(&status.unwrap_err(), "name", "1 to 200 letters");
+        assert_invalid(
+            &weir.source(name).await.unwrap_err(),
+            "name",
+            "1 to 200 letters",
+        );
+        let request = v1::DeleteSourceRequest {
+            name: name.to_owned(),
+            ..v1::DeleteSourceRequest::default()
+        };
+        let status = weir.sources().delete_source(request).await.unwrap_err();
+        assert_invalid(&status, "name", "1 to 200 letters");
+    }
+    for namespace in ["A", "a/b", "-a", "\0", long.as_str()] {
+        let mut request = put_texts("good", &["x"]);
+        request.namespace = namespace.to_owned();
+        let status = weir.sources().put_source(request).await.unwrap_err();
+        assert_invalid(&status, "namespace", "1 to 63 lower-case");
+    }
+    still_serves(&weir).await;
+}
+
+#[tokio::test]
+async fn requests_that_ask_for_what_is_not_there_are_refused() {
+    let weir = Weir::start().await;
+    let request = v1::PutSourceRequest {
+        name: "bad".to_owned(),
+        ..v1::PutSourceRequest::default()
+    };
+    let status = weir.sources().put_source(request).await.unwrap_err();
+    assert_invalid(&status, "content", "is missing");
+    let request = put_document("bad", DocumentFormat::Unspecified, OPENAPI);
+    let status = weir.sources().put_source(request).await.unwrap_err();
+    assert_invalid(&status, "document.format", "OPENAPI");
+
+    let mut claim = claim_request();
+    claim.models = vec!["fake".to_owned(), "gpt".to_owned()];
+    let status = weir.worker().claim_job(claim).await.unwrap_err();
+    assert_invalid(&status, "models[1]", "it has fake");
+    let request = v1::SearchRequest {
+        model: "gpt".to_owned(),
+        vector: vector_bytes(&[1.0]),
+        ..v1::SearchRequest::default()
+    };
+    let status = weir.searches().search(request).await.unwrap_err();
+    assert_invalid(&status, "model", "\"gpt\" is not a model");
+
+    for priority in [-1, 10, i32::MAX] {
+        let mut request = put_texts("bad", &["x"]);
+        request.priority = priority;
+        let status = weir.sources().put_source(request).await.unwrap_err();
+        assert_invalid(&status, "priority", "0 to 9");
+    }
+    for page_size in [-1, 1_001, i32::MIN] {
+        let request = v1::ListSourcesRequest {
+            page_size,
+            ..v1::ListSourcesRequest::default()
+        };
+        let status = weir.sources().list_sources(request).await.unwrap_err();
+        assert_invalid(&status, "page_size", "1 to 1000");
+        let request = v1::ListJobsRequest {
+            page_size,
+            ..v1::ListJobsRequest::default()
+        };
+        let status = weir.jobs().list_jobs(request).await.unwrap_err();
+        assert_invalid(&status, "page_size", "1 to 1000");
+    }
+    for states in [vec![0], vec![3, 99]] {
+        let last = states.len() - 1;
+        let request = v1::ListJobsRequest {
+            states,
+            ..v1::ListJobsRequest::default()
+        };
+        let status = weir.jobs().list_jobs(request).await.unwrap_err();
+        assert_invalid(&status, &format!("states[{last}]"), "not a job state");
+    }
+    still_serves(&weir).await;
+}
+
+#[tokio::test]
+async fn page_tokens_of_other_queries_are_refused() {
+    let weir = Weir::start().await;
+    weir.put("a", &["x"]).await;
+    weir.put("b", &["x"]).await;
+    let request = |namespace: &str, page_token: String| v1::ListSourcesRequest {
+        namespace: namespace.to_owned(),
+        page_size: 1,
+        page_token,
+    };
+    let first = request("", String::new());
+    let page = weir.sources().list_sources(first).await.unwrap();
+    let token = page.into_inner().next_page_token;
+    assert!(!token.is_empty());
+    for (namespace, token) in [
+        ("default", token.clone()),
+        ("", "garbage".to_owned()),
+        ("", "%%\0".to_owned()),
+        ("", format!("{token}AAAA")),
+        ("", token[..token.len() - 2].to_owned()),
+    ] {
+        let status = weir.sources().list_sources(request(namespace, token)).await;
+        assert_invalid(&status.unwrap_err(), "page_token", "not a token of this");
+    }
+    let jobs = v1::ListJobsRequest {
+        page_token: token.clone(),
+        ..v1::ListJobsRequest::default()
+    };
+    let status = weir.jobs().list_jobs(jobs).await.unwrap_err();
+    assert_invalid(&status, "page_token", "not a token of this");
+    let page = weir.sources().list_sources(request("", token)).await;
+    let page = page.unwrap().into_inner();
+    assert_eq!(page.sources[0].source.as_ref().unwrap().name, "b");
+}
+
+#[tokio::test]
+async fn messages_over_the_limit_are_refused() {
+    let weir = Weir::start().await;
+    let what = "message length too large";
+    let big = "x".repeat(64 << 20);
+    let status = weir.sources().put_source(put_texts("bad", &[&big])).await;
+    assert_status(&status.unwrap_err(), Code::ResourceExhausted, what);
+    let parts = vec![open_items(), items_part(vec![item("a", &big)])];
+    let status = import(&weir, parts).await.unwrap_err();
+    assert_status(&status, Code::ResourceExhausted, what);
+    drop(big);
+    weir.assert_empty().await;
+
+    weir.put("good", &["fine"]).await;
+    let lease = weir.claim().await;
+    let chunk = weir.batch(&lease).await.remove(0);
+    let mut large = embedded(&chunk, &[1.0]);
+    large.vector = vec![0; 32 << 20].into();
+    let request = upsert(&lease, vec![large.clone()]);
+    let status = weir.worker().upsert_batch(request).await.unwrap_err();
+    assert_status(&status, Code::ResourceExhausted, what);
+
+    let (to, mut from) = stream(&weir, open(&lease)).await;
+    let seq = batch(&mut from).await.seq;
+    send(&to, result(seq, vec![large])).await;
+    let status = from.message().await.unwrap_err();
+    assert_status(&status, Code::ResourceExhausted, what);
+    assert_eq!(weir.rows("embeddings").await, 0);
+
+    // Nothing is lost: the same chunk comes again.
+    let (to, mut from) = stream(&weir, open(&lease)).await;
+    let seq = batch(&mut from).await.seq;
+    send(&to, result(seq, vec![embedded(&chunk, &[1.0])])).await;
+    assert!(matches!(next(&mut from).await, ToWorker::Ack(_)));
+    assert!(matches!(next(&mut from).await, ToWorker::Finished(_)));
+    assert_eq!(weir.rows("embeddings").await, 1);
+}
+
+// Imports.
+
+fn part(message: Part) -> v1::ImportSourceRequest {
+    v1::ImportSourceRequest {
+        message: Some(message),
+    }
+}
+
+fn open_items() -> v1::ImportSourceRequest {
+    part(Part::Open(v1::ImportOpen {
+        name: "import".to_owned(),
+        ..v1::ImportOpen::default()
+    }))
+}
+
+fn items_part(items: Vec<v1::Item>) -> v1::ImportSourceRequest {
+    part(Part::Items(v1::ItemList { items }))
+}
+
+async fn import(
+    weir: &Weir,
+    parts: Vec<v1::ImportSourceRequest>,
+) -> Result<v1::ImportSourceResponse, tonic::Status> {
+    let parts = tokio_stream::iter(parts);
+    let answer = weir.sources().import_source(parts).await?;
+    Ok(answer.into_inner())
+}
+
+#[tokio::test]
+async fn malformed_imports_leave_nothing() {
+    let weir = Weir::start().await;
+    let a = || items_part(vec![item("a", "x")]);
+    let document = |format: DocumentFormat| {
+        part(Part::Open(v1::ImportOpen {
+            name: "import".to_owned(),
+            format: format.into(),
+            ..v1::ImportOpen::default()
+        }))
+    };
+    let bytes = || part(Part::DocumentPart(b"text".to_vec()));
+    let nothing = v1::ImportSourceRequest { message: None };
+    let cases = [
+        (vec![], "open", "first message"),
+        (vec![a()], "open", "first message"),
+        (vec![nothing.clone()], "open", "first message"),
+        (vec![open_items(), open_items()], "open", "once"),
+        (vec![open_items(), a(), open_items()], "open", "once"),
+        (vec![open_items(), a(), bytes()], "message", "items alone"),
+        (vec![open_items(), bytes()], "open.format", "must name"),
+        (vec![open_items(), nothing], "message", "is empty"),
+        (vec![open_items(), a(), a()], "items", "twice"),
+        (
+            vec![open_items(), items_part(vec![item("a", " ")])],
+            "items[0].text",
+            "blank",
+        ),
+        (
+            vec![document(DocumentFormat::Text), bytes(), a()],
+            "message",
+            "parts of it alone",
+        ),
+        (
+            vec![document(DocumentFormat::Openapi), bytes()],
+            "document.content",
+            "not an OpenAPI",
+        ),
+    ];
+    for (parts, field, what) in cases {
+        let status = import(&weir, parts).await.unwrap_err();
+        assert_invalid(&status, field, what);
+        weir.assert_empty().await;
+    }
+    let answer = import(&weir, vec![open_items(), a()]).await.unwrap();
+    assert_eq!(answer.source.unwrap().items, 1);
+}
+
+#[tokio::test]
+async fn an_import_that_its_client_cancels_leaves_nothing() {
+    let weir = Weir::start().await;
+    weir.put("import", &["before"]).await;
+    let before = weir.source("import").await.unwrap();
+    let (to, parts) = tokio::sync::mpsc::channel(1);
+    let mut sources = weir.sources();
+    let call = tokio::spawn(async move { sources.import_source(ReceiverStream::new(parts)).await });
+    to.send(open_items()).await.unwrap();
+    let items = items_part(vec![item("a", "half of it")]);
+    to.send(items).await.unwrap();
+    // The staged half is there before the client goes away.
+    until(async || weir.rows("import_items").await == 1).await;
+    call.abort();
+    until(async || weir.rows("import_items").await == 0).await;
+    assert_eq!(weir.source("import").await.unwrap(), before);
+    assert_eq!(weir.rows("items").await, 1);
+}
+
+// Workers.
+
+#[tokio::test]
+async fn bad_results_are_refused_and_nothing_of_them_is_written() {
+    let weir = Weir::start().await;
+    weir.put("source", &["one", "two", "three"]).await;
+    let lease = weir.claim().await;
+    let chunks = weir.batch(&lease).await;
+    let good = [0.6, 0.8];
+    let first = embedded(&chunks[0], &good);
+    let with = |change: &dyn Fn(&mut v1::EmbeddedChunk)| {
+        let mut chunk = embedded(&chunks[1], &good);
+        change(&mut chunk);
+        vec![first.clone(), chunk]
+    };
+    let vector = |vector: &'static [f32]| with(&|c| c.vector = vector_bytes(vector).into());
+    let cases = [
+        (
+            with(&|c| c.vector = vec![0; 7].into()),
+            "embedded[1].vector",
+            "7 bytes",
+        ),
+        (vector(&[]), "embedded[1].vector", "1 to 16000 numbers"),
+        (
+            with(&|c| c.vector = vec![0; 4 * 16_001].into()),
+            "embedded[1].vector",
+            "not 16001",
+        ),
+        (
+            vector(&[1.0, 0.0, 0.0]),
+            "embedded[1].vector",
+            "has 3 numbers",
+        ),
+        (
+            vector(&[1.0, f32::NAN]),
+            "embedded[1].vector",
+            "number 1 is NaN",
+        ),
+        (
+            vector(&[f32::INFINITY, 0.0]),
+            "embedded[1].vector",
+            "number 0 is inf",
+        ),
+        (
+            vector(&[f32::NEG_INFINITY, 0.0]),
+            "embedded[1].vector",
+            "number 0 is -inf",
+        ),
+        (
+            with(&|c| c.item_id = "nobody".to_owned()),
+            "embedded[1]",
+            "nobody",
+        ),
+        (with(&|c| c.chunk_index = 7), "embedded[1]", "7"),
+        (with(&|c| c.chunk_index = -1), "embedded[1]", "-1"),
+        (with(&|c| c.item_id = "a\0".to_owned()), "embedded", "NUL"),
+        (with(&|c| c.text_hash = vec![0; 32]), "embedded[1]", "text"),
+        (
+            with(&|c| c.text_hash = vec![0; 31]),
+            "embedded[1].text_hash",
+            "not 31",
+        ),
+        (with(&|c| *c = first.clone()), "embedded", "named twice"),
+    ];
+    for (outcome, field, what) in cases {
+        let request = upsert(&lease, outcome.clone());
+        let status = weir.worker().upsert_batch(request).await.unwrap_err();
+        assert_invalid(&status, field, what);
+        // The stream says the same.
+        let (to, mut from) = stream(&weir, open(&lease)).await;
+        let seq = batch(&mut from).await.seq;
+        send(&to, result(seq, outcome)).await;
+        let status = loop {
+            match from.message().await {
+                Ok(Some(answer)) if matches!(answer.message, Some(ToWorker::Batch(_))) => {}
+                Ok(other) => panic!("{other:?} where {what} should be refused"),
+                Err(status) => break status,
+            }
+        };
+        assert_invalid(&status, field, what);
+        for table in ["embeddings", "rejections", "models"] {
+            assert_eq!(weir.rows(table).await, 0, "{what}: weir.{table}");
+        }
+    }
+
+    let mut request = upsert(&lease, vec![first.clone()]);
+    request.rejected = vec![v1::RejectedChunk {
+        item_id: first.item_id.clone(),
+        chunk_index: first.chunk_index,
+        text_hash: first.text_hash.clone(),
+        reason: "too odd".to_owned(),
+    }];
+    let status = weir.worker().upsert_batch(request.clone()).await;
+    assert_invalid(&status.unwrap_err(), "rejected", "named twice");
+    request.embedded.clear();
+    request.rejected[0].reason = " ".to_owned();
+    let status = weir.worker().upsert_batch(request).await.unwrap_err();
+    assert_invalid(&status, "rejected[0].reason", "must say why");
+
+    // The first vectors that are good fix the dimension.
+    let request = upsert(&lease, vec![first]);
+    let answer = weir.worker().upsert_batch(request).await.unwrap();
+    let answer = answer.into_inner();
+    assert_eq!((answer.done, answer.total), (1, 3));
+    let request = upsert(&lease, vec![embedded(&chunks[1], &[1.0, 0.0, 0.0])]);
+    let status = weir.worker().upsert_batch(request).await.unwrap_err();
+    assert_invalid(&status, "embedded[0].vector", "of this model have 2");
+    let rest = chunks[1..].iter().map(|chunk| embedded(chunk, &good));
+    let request = upsert(&lease, rest.collect());
+    weir.worker().upsert_batch(request).await.unwrap();
+    assert_eq!(weir.rows("embeddings").await, 3);
+    assert_eq!(weir.job(lease.job_id).await.attempt, 0);
+}
+
+#[tokio::test]
+async fn results_of_leases_that_nobody_holds_are_refused() {
+    let weir = Weir::start().await;
+    let job_id = weir.put("source", &["one"]).await.jobs[0].job_id;
+    let lost = |epoch| v1::Lease {
+        job_id,
+        epoch,
+        ..v1::Lease::default()
+    };
+    // Queued: nobody holds it.
+    let hand_in = async |lease: &v1::Lease| {
+        let request = upsert(lease, Vec::new());
+        weir.worker().upsert_batch(request).await.unwrap_err()
+    };
+    assert_status(&hand_in(&lost(1)).await, Code::Aborted, "lease lost");
+    let lease = weir.claim().await;
+    let chunk = weir.batch(&lease).await.remove(0);
+    let outcome = vec![embedded(&chunk, &[1.0])];
+    for epoch in [lease.epoch + 1, i64::MAX] {
+        let request = upsert(&lost(epoch), outcome.clone());
+        let status = weir.worker().upsert_batch(request).await.unwrap_err();
+        assert_status(&status, Code::Aborted, "lease lost");
+    }
+    let status = hand_in(&lost(0)).await;
+    assert_invalid(&status, "epoch", "at least 1");
+
+    let mut nobody = lease.clone();
+    nobody.job_id += 1_000;
+    let not_found = |status: &tonic::Status| assert_status(status, Code::NotFound, "job");
+    not_found(&hand_in(&nobody).await);
+    let (job_id, epoch, reason) = (nobody.job_id, nobody.epoch, "why".to_owned());
+    let mut worker = weir.worker();
+    let request = v1::RenewLeaseRequest {
+        job_id,
+        epoch,
+        lease_duration: None,
+    };
+    not_found(&worker.renew_lease(request).await.unwrap_err());
+    let request = v1::GetBatchRequest {
+        job_id,
+        epoch,
+        batch_size: 0,
+    };
+    not_found(&worker.get_batch(request).await.unwrap_err());
+    let request = v1::CompleteJobRequest { job_id, epoch };
+    not_found(&worker.complete_job(request).await.unwrap_err());
+    let request = v1::FailJobRequest {
+        job_id,
+        epoch,
+        reason: reason.clone(),
+    };
+    not_found(&worker.fail_job(request).await.unwrap_err());
+    let request = v1::ReleaseJobRequest {
+        job_id,
+        epoch,
+        reason,
+    };
+    not_found(&worker.release_job(request).await.unwrap_err());
+    let (_to, mut from) = stream(&weir, open(&nobody)).await;
+    not_found(&from.message().await.unwrap_err());
+
+    // A stale epoch on a stream: the lease is revoked, and says so.
+    let (_to, mut from) = stream(&weir, open(&lost(lease.epoch + 1))).await;
+    assert!(matches!(next(&mut from).await, ToWorker::Revoked(_)));
+    assert_eq!(weir.rows("embeddings").await, 0);
+    let request = upsert(&lease, outcome);
+    weir.worker().upsert_batch(request).await.unwrap();
+}
+
+#[tokio::test]
+async fn bad_claims_and_renewals_are_refused() {
+    let weir = Weir::start().await;
+    weir.put("source", &["one"]).await;
+    type Change = fn(&mut v1::ClaimJobRequest);
+    let long = || "w".repeat(201);
+    let cases: [(Change, &str, &str); 9] = [
+        (|c| c.models.clear(), "models", "1 to 100"),
+        (
+            |c| c.models = vec!["fake".to_owned(); 101],
+            "models",
+            "1 to 100",
+        ),
+        (|c| c.worker_id.clear(), "worker_id", "visible ASCII"),
+        (
+            |c| c.worker_id = "a b".to_owned(),
+            "worker_id",
+            "visible ASCII",
+        ),
+        (
+            |c| c.worker_id = "ü".to_owned(),
+            "worker_id",
+            "visible ASCII",
+        ),
+        (|c| c.wait = Some(seconds(61)), "wait", "0 to 60 s"),
+        (|c| c.wait = Some(seconds(-1)), "wait", "0 to 60 s"),
+        (|c| c.max_jobs = -1, "max_jobs", "1 to 1000"),
+        (|c| c.max_jobs = 1_001, "max_jobs", "1 to 1000"),
+    ];
+    for (change, field, what) in cases {
+        let mut claim = claim_request();
+        change(&mut claim);
+        let status = weir.worker().claim_job(claim).await.unwrap_err();
+        assert_invalid(&status, field, what);
+    }
+    let mut claim = claim_request();
+    claim.worker_id = long();
+    let status = weir.worker().claim_job(claim).await.unwrap_err();
+    assert_invalid(&status, "worker_id", "1 to 200");
+    // The longest wait and a fraction is over it.
+    let mut claim = claim_request();
+    claim.wait = Some(prost_types::Duration {
+        seconds: 60,
+        nanos: 1,
+    });
+    let status = weir.worker().claim_job(claim).await.unwrap_err();
+    assert_invalid(&status, "wait", "0 to 60 s");
+
+    // The job is still there.
+    let lease = weir.claim().await;
+    let renew = |lease_duration| v1::RenewLeaseRequest {
+        job_id: lease.job_id,
+        epoch: lease.epoch,
+        lease_duration,
+    };
+    for duration in [seconds(0), seconds(-5), seconds(601), seconds(i64::MAX)] {
+        let status = weir.worker().renew_lease(renew(Some(duration))).await;
+        assert_invalid(&status.unwrap_err(), "lease_duration", "at most 600s");
+    }
+    let answer = weir.worker().renew_lease(renew(Some(seconds(60)))).await;
+    let answer = answer.unwrap().into_inner();
+    assert_eq!(answer.lease_duration, Some(seconds(60)));
+}
+
+#[tokio::test]
+async fn bad_streams_are_refused_and_lose_nothing() {
+    let weir = Weir::start().await;
+    weir.put("source", &["one"]).await;
+    let lease = weir.claim().await;
+    let opened = |change: &dyn Fn(&mut v1::StreamOpen)| {
+        let FromWorker::Open(mut message) = open(&lease) else {
+            panic!("open() opens");
+        };
+        change(&mut message);
+        FromWorker::Open(message)
+    };
+    let held = |seq| v1::HeldBatch {
+        seq,
+        chunks: Vec::new(),
+    };
+    let cases = [
+        (
+            FromWorker::Heartbeat(v1::Heartbeat {}),
+            "message",
+            "must open it",
+        ),
+        (result(1, Vec::new()), "message", "must open it"),
+        (opened(&|o| o.window = 0), "open.window", "1 to 64, not 0"),
+        (opened(&|o| o.window = 65), "open.window", "1 to 64"),
+        (opened(&|o| o.batch_size = 0), "open.batch_size", "1 to"),
+        (opened(&|o| o.batch_size = -1), "open.batch_size", "1 to"),
+        (
+            opened(&|o| o.held = (1..=65).map(held).collect()),
+            "open.held",
+            "window",
+        ),
+        (opened(&|o| o.held = vec![held(-1)]), "open.held", "seq"),
+        (
+            opened(&|o| o.held = vec![held(i64::MAX)]),
+            "open.held",
+            "seq",
+        ),
+        (
+            opened(&|o| o.held = vec![held(1), held(1)]),
+            "open.held",
+            "seq",
+        ),
+    ];
+    for (first, field, what) in cases {
+        let (_to, mut from) = stream(&weir, first).await;
+        let status = from.message().await.unwrap_err();
+        assert_invalid(&status, field, what);
+    }
+
+    for (message, field, what) in [
+        (
+            Some(result(99, Vec::new())),
+            "result.seq",
+            "99 is not the number",
+        ),
+        (Some(open(&lease)), "message", "opened once"),
+        (None, "message", "must carry"),
+    ] {
+        let (to, mut from) = stream(&weir, open(&lease)).await;
+        batch(&mut from).await;
+        to.send(v1::StreamBatchesRequest { message }).await.unwrap();
+        let status = from.message().await.unwrap_err();
+        assert_invalid(&status, field, what);
+    }
+
+    let (to, mut from) = stream(&weir, open(&lease)).await;
+    let batch = batch(&mut from).await;
+    let outcome = vec![embedded(&batch.chunks[0], &[1.0])];
+    send(&to, result(batch.seq, outcome)).await;
+    assert!(matches!(next(&mut from).await, ToWorker::Ack(_)));
+    assert!(matches!(next(&mut from).await, ToWorker::Finished(_)));
+}
