@@ -1,6 +1,11 @@
 //! The calls of the API, end to end: what is put, worked on by hand, watched,
 //! searched and deleted, over one coordinator and over two.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "what is not as it should be fails the test"
+)]
+
 use futures::future::join_all;
 use prost::Message as _;
 use prost_types::{FileDescriptorProto, FileDescriptorSet};
@@ -404,9 +409,9 @@ async fn jobs_are_listed_by_filter_and_page() {
         .await;
     assert_status(&status.unwrap_err(), Code::NotFound, "4711");
 
-    let stats = v1::GetQueueStatsRequest::default();
-    let stats = weir.jobs().get_queue_stats(stats).await.unwrap();
-    let queues = stats.into_inner().queues;
+    let request = v1::GetQueueStatsRequest::default();
+    let answer = weir.jobs().get_queue_stats(request).await.unwrap();
+    let queues = answer.into_inner().queues;
     let ready: Vec<_> = queues
         .iter()
         .map(|queue| {

@@ -1,6 +1,11 @@
 //! Bad input: each is refused with the right status, in words that say what and
 //! where, and leaves nothing behind.
 
+#![expect(
+    clippy::unwrap_used,
+    reason = "what is not as it should be fails the test"
+)]
+
 use std::fmt::Write as _;
 
 use prost_types::{Struct, Value, value::Kind};
