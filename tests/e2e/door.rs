@@ -510,6 +510,7 @@ async fn an_import_that_its_client_cancels_leaves_nothing() {
 // Workers.
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 async fn bad_results_are_refused_and_nothing_of_them_is_written() {
     let weir = Weir::start().await;
     weir.put("source", &["one", "two", "three"]).await;
@@ -692,10 +693,9 @@ async fn results_of_leases_that_nobody_holds_are_refused() {
 
 #[tokio::test]
 async fn bad_claims_and_renewals_are_refused() {
+    type Change = fn(&mut v1::ClaimJobRequest);
     let weir = Weir::start().await;
     weir.put("source", &["one"]).await;
-    type Change = fn(&mut v1::ClaimJobRequest);
-    let long = || "w".repeat(201);
     let cases: [(Change, &str, &str); 9] = [
         (|c| c.models.clear(), "models", "1 to 100"),
         (
@@ -726,7 +726,7 @@ async fn bad_claims_and_renewals_are_refused() {
         assert_invalid(&status, field, what);
     }
     let mut claim = claim_request();
-    claim.worker_id = long();
+    claim.worker_id = "w".repeat(201);
     let status = weir.worker().claim_job(claim).await.unwrap_err();
     assert_invalid(&status, "worker_id", "1 to 200");
     // The longest wait and a fraction is over it.
