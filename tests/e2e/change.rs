@@ -11,9 +11,10 @@ use crate::world::{World, count};
 
 const BATCH: usize = 8;
 
-fn items(ids: std::ops::Range<usize>, version: &str) -> HashMap<String, String> {
-    let text = |id| format!("item {id} {version}");
-    ids.map(|id| (format!("{id:03}"), text(id))).collect()
+fn items(ids: impl IntoIterator<Item = usize>, version: &str) -> HashMap<String, String> {
+    let text = |id| format!("item {id:03} {version}");
+    let item = |id| (format!("{id:03}"), text(id));
+    ids.into_iter().map(item).collect()
 }
 
 /// 100 items of which some are persisted, one batch is in the embedder, which
@@ -42,9 +43,10 @@ async fn a_change_ends_the_job_and_leaves_no_trace_of_the_old() {
     worker.process.sigstop();
     world.embedder.open_gate();
 
-    // A third stays, a third changes, a third goes, and ten are new.
-    let mut content = items(0..34, "old");
-    content.extend(items(34..67, "new"));
+    // Every third item stays, every third changes, every third goes, so that
+    // there are some of each among the persisted, the held and the waiting.
+    let mut content = items((0..100).step_by(3), "old");
+    content.extend(items((1..100).step_by(3), "new"));
     content.extend(items(100..110, "new"));
     let put = world.put_items("changing", content.clone()).await;
     let change = put.change.unwrap();
