@@ -5,11 +5,12 @@ CARGO ?= cargo
 BIN := $(or $(CARGO_TARGET_DIR),target)/debug
 SPEC ?= examples/logistics.openapi.yaml
 
-.PHONY: help demo test runtime build
+.PHONY: help demo test deny runtime build
 
 help:
 	@echo 'make demo [SPEC=file]  embed a document with everything local, watch it, search it'
 	@echo 'make test              run the whole suite on a real Postgres'
+	@echo 'make deny              check licences, advisories and sources (needs cargo-deny)'
 	@echo 'make runtime           get that Postgres and the local model (both commands do this)'
 
 # Puts SPEC, or a sample, through the whole of Weir on this machine.
@@ -19,6 +20,10 @@ demo: runtime build
 # The whole suite: unit, property, store and end-to-end tests.
 test: runtime build
 	$(CARGO) test --workspace
+
+# Licences, advisories, duplicates and sources of the dependencies.
+deny:
+	$(CARGO) deny --config .deny.toml check
 
 build:
 	$(CARGO) build --workspace --bins

@@ -5,7 +5,8 @@ use weir_proto::v1;
 
 use super::{
     Inner,
-    convert::{Door, metadata},
+    convert::metadata,
+    door::Door,
     error::{invalid_field, unreadable},
 };
 use crate::{

@@ -9,7 +9,8 @@ use weir_proto::v1::{self, job_service_server::JobService};
 
 use super::{
     Services,
-    convert::{Door, job_state, wire_job},
+    convert::{job_state, wire_job},
+    door::Door,
     error::going_away,
     page,
 };

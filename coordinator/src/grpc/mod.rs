@@ -3,7 +3,9 @@
 
 mod content;
 mod convert;
+mod door;
 mod error;
+mod imports;
 mod jobs;
 pub(crate) mod limits;
 mod page;

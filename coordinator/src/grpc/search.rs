@@ -3,10 +3,7 @@
 use tonic::{Request, Response, Status};
 use weir_proto::v1::{self, search_service_server::SearchService};
 
-use super::{
-    Services,
-    convert::{Door, wire_struct},
-};
+use super::{Services, convert::wire_struct, door::Door};
 use crate::store::search::Search;
 
 /// Finds the chunks nearest to a vector.

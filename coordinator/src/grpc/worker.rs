@@ -12,7 +12,8 @@ use weir_proto::{
 
 use super::{
     Services,
-    convert::{Door, duration, wire_duration},
+    convert::{duration, wire_duration},
+    door::Door,
     error::{going_away, invalid_field},
     stream,
 };

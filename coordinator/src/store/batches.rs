@@ -8,9 +8,8 @@ use sqlx::{Postgres, Transaction};
 use super::{
     Store, StoreError, Violation,
     lease::interval,
-    rows::{ChunkText, Embedded, LeaseKey, Rejected},
+    rows::{Embedded, LeaseKey, Rejected},
 };
-use crate::job::plan::PendingChunk;
 
 /// The outcome of some chunks of a job, on its way into the database.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,89 +52,6 @@ struct Verdict {
 }
 
 impl Store {
-    /// The pending chunks of a job, shortest text first, at most `limit`. The
-    /// lease must be held.
-    pub async fn pending(
-        &self,
-        lease: LeaseKey,
-        limit: i64,
-    ) -> Result<Vec<PendingChunk>, StoreError> {
-        let rows: Vec<(Option<String>, Option<i32>, Option<i32>)> = sqlx::query_as(
-            "-- store::batches::pending
-             SELECT p.item_id, p.chunk_index, p.text_bytes
-             FROM weir.jobs j
-             LEFT JOIN LATERAL (
-                 SELECT c.item_id, c.chunk_index, octet_length(c.text) AS text_bytes
-                 FROM weir.chunks c
-                 WHERE c.source_id = j.source_id AND c.item_id BETWEEN j.first_item_id AND j.last_item_id
-                   AND NOT EXISTS (
-                       SELECT FROM weir.embeddings e
-                       WHERE e.source_id = c.source_id AND e.item_id = c.item_id AND e.chunk_index = c.chunk_index
-                         AND e.model = j.model AND e.text_hash = c.text_hash)
-                   AND NOT EXISTS (
-                       SELECT FROM weir.rejections r
-                       WHERE r.source_id = c.source_id AND r.item_id = c.item_id AND r.chunk_index = c.chunk_index
-                         AND r.model = j.model AND r.text_hash = c.text_hash)
-                 ORDER BY text_bytes, c.item_id, c.chunk_index
-                 LIMIT $3
-             ) p ON true
-             WHERE j.id = $1 AND j.epoch = $2 AND j.state = 'running'",
-        )
-        .bind(lease.job_id)
-        .bind(lease.epoch)
-        .bind(limit)
-        .fetch_all(&self.pool)
-        .await?;
-        if rows.is_empty() {
-            self.not_held(lease).await?;
-        }
-        Ok(rows
-            .into_iter()
-            .filter_map(|(item_id, chunk_index, text_bytes)| {
-                Some(PendingChunk {
-                    item_id: item_id?,
-                    chunk_index: chunk_index?,
-                    text_bytes: text_bytes?,
-                })
-            })
-            .collect())
-    }
-
-    /// The texts of some chunks of a source, in the order asked for; a chunk
-    /// that is gone is left out.
-    pub async fn texts<'a>(
-        &self,
-        source_id: i64,
-        chunks: impl IntoIterator<Item = &'a PendingChunk>,
-    ) -> Result<Vec<ChunkText>, StoreError> {
-        let (ids, indexes): (Vec<&str>, Vec<i32>) = chunks
-            .into_iter()
-            .map(|chunk| (chunk.item_id.as_str(), chunk.chunk_index))
-            .unzip();
-        let rows: Vec<(String, i32, Vec<u8>, String)> = sqlx::query_as(
-            "-- store::batches::texts
-             SELECT c.item_id, c.chunk_index, c.text_hash, c.text
-             FROM unnest($2::text[], $3::int[]) WITH ORDINALITY AS wanted(item_id, chunk_index, place)
-             JOIN weir.chunks c
-               ON c.source_id = $1 AND c.item_id = wanted.item_id AND c.chunk_index = wanted.chunk_index
-             ORDER BY wanted.place",
-        )
-        .bind(source_id)
-        .bind(&ids)
-        .bind(&indexes)
-        .fetch_all(&self.pool)
-        .await?;
-        Ok(rows
-            .into_iter()
-            .map(|(item_id, chunk_index, text_hash, text)| ChunkText {
-                item_id,
-                chunk_index,
-                text_hash,
-                text,
-            })
-            .collect())
-    }
-
     /// Writes the outcomes of several jobs in one transaction, each with the
     /// renewal of its lease. An outcome that is refused does not hinder the
     /// others; an error of the database fails them all, and none is written.

@@ -1,7 +1,7 @@
 //! Writing content: the diff against what is stored, and the jobs that embed
 //! the difference, in one transaction.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+mod items;
 
 use sqlx::{Postgres, Transaction};
 
@@ -14,10 +14,7 @@ use super::{
     },
 };
 use crate::job::{
-    plan::{
-        ItemRange, JobCutter, PlannedItem, PlannedJob, StoredHashes, TextHash, changed_ranges,
-        diff_item, merge_ranges,
-    },
+    plan::{ItemRange, JobCutter, PlannedItem, PlannedJob, merge_ranges},
     state::{RevokeReason, Trigger},
 };
 
@@ -153,218 +150,6 @@ impl<'a> ContentWrite<'a> {
     /// The open transaction, for reading staged content.
     pub(super) fn transaction(&mut self) -> &mut Transaction<'static, Postgres> {
         &mut self.tx
-    }
-
-    /// Deletes the items after `after`, up to and with `upto`, that are not in
-    /// `keep`; an open end is the end of the source.
-    pub(super) async fn delete_between(
-        &mut self,
-        after: Option<&str>,
-        upto: Option<&str>,
-        keep: &[PlannedItem],
-    ) -> Result<(), StoreError> {
-        let keep: Vec<&str> = keep.iter().map(|item| item.item_id.as_str()).collect();
-        let gone = sqlx::query_as(
-            "-- store::content::delete_between
-             WITH items AS (
-                 DELETE FROM weir.items
-                 WHERE source_id = $1 AND ($2::text IS NULL OR item_id > $2) AND ($3::text IS NULL OR item_id <= $3)
-                   AND item_id <> ALL($4)
-                 RETURNING item_id
-             ), chunks AS (
-                 DELETE FROM weir.chunks c USING items i WHERE c.source_id = $1 AND c.item_id = i.item_id RETURNING 1
-             ), embeddings AS (
-                 DELETE FROM weir.embeddings e USING items i WHERE e.source_id = $1 AND e.item_id = i.item_id
-             ), rejections AS (
-                 DELETE FROM weir.rejections r USING items i WHERE r.source_id = $1 AND r.item_id = i.item_id
-             )
-             SELECT (SELECT count(*) FROM items), (SELECT count(*) FROM chunks)",
-        )
-        .bind(self.source.id)
-        .bind(after)
-        .bind(upto)
-        .bind(&keep)
-        .fetch_one(&mut *self.tx)
-        .await?;
-        self.count_deleted(gone);
-        Ok(())
-    }
-
-    /// Deletes these items, where the source has them.
-    async fn delete_items(&mut self, item_ids: &[String]) -> Result<(), StoreError> {
-        let gone = sqlx::query_as(
-            "-- store::content::delete_items
-             WITH items AS (
-                 DELETE FROM weir.items WHERE source_id = $1 AND item_id = ANY($2) RETURNING item_id
-             ), chunks AS (
-                 DELETE FROM weir.chunks c USING items i WHERE c.source_id = $1 AND c.item_id = i.item_id RETURNING 1
-             ), embeddings AS (
-                 DELETE FROM weir.embeddings e USING items i WHERE e.source_id = $1 AND e.item_id = i.item_id
-             ), rejections AS (
-                 DELETE FROM weir.rejections r USING items i WHERE r.source_id = $1 AND r.item_id = i.item_id
-             )
-             SELECT (SELECT count(*) FROM items), (SELECT count(*) FROM chunks)",
-        )
-        .bind(self.source.id)
-        .bind(item_ids)
-        .fetch_one(&mut *self.tx)
-        .await?;
-        self.count_deleted(gone);
-        Ok(())
-    }
-
-    fn count_deleted(&mut self, (items, chunks): (i64, i64)) {
-        self.change.items_deleted += items;
-        self.chunks_delta -= chunks;
-        self.chunks_touched |= chunks > 0;
-    }
-
-    /// Writes a page of items, in order of id. `dense` says that the source has
-    /// no other item between them.
-    pub(super) async fn write_items(
-        &mut self,
-        items: &[PlannedItem],
-        dense: bool,
-    ) -> Result<(), StoreError> {
-        let ids: Vec<&str> = items.iter().map(|item| item.item_id.as_str()).collect();
-        let metadata: Vec<Option<&str>> =
-            items.iter().map(|item| item.metadata.as_deref()).collect();
-        let written: Vec<(String, bool)> = sqlx::query_as(
-            "-- store::content::write_items
-             INSERT INTO weir.items (source_id, item_id, metadata)
-             SELECT $1, item_id, metadata::jsonb FROM unnest($2::text[], $3::text[]) AS new(item_id, metadata)
-             ON CONFLICT (source_id, item_id) DO UPDATE SET metadata = EXCLUDED.metadata
-             WHERE items.metadata IS DISTINCT FROM EXCLUDED.metadata
-             RETURNING item_id, xmax = 0",
-        )
-        .bind(self.source.id)
-        .bind(&ids)
-        .bind(&metadata)
-        .fetch_all(&mut *self.tx)
-        .await?;
-        let added: HashSet<String> = written
-            .iter()
-            .filter(|(_, added)| *added)
-            .map(|(item_id, _)| item_id.clone())
-            .collect();
-        let mut touched: HashSet<&str> = written.iter().map(|(id, _)| id.as_str()).collect();
-
-        let stored = self.stored_hashes(&ids, &added).await?;
-        let mut rows = ChunkRows::default();
-        let mut pending: BTreeSet<&str> = BTreeSet::new();
-        for item in items {
-            let none = BTreeMap::new();
-            let diff = diff_item(&item.chunks, stored.get(&item.item_id).unwrap_or(&none));
-            self.chunks_delta += diff.added as i64 - diff.removed as i64;
-            if let Some(from) = diff.removed_from {
-                rows.removed_ids.push(&item.item_id);
-                rows.removed_from.push(from as i32);
-                touched.insert(&item.item_id);
-            }
-            if !diff.changed.is_empty() {
-                pending.insert(&item.item_id);
-                touched.insert(&item.item_id);
-            }
-            for index in diff.changed {
-                let chunk = &item.chunks[index];
-                rows.ids.push(&item.item_id);
-                rows.indexes.push(index as i32);
-                rows.hashes.push(&chunk.text_hash);
-                rows.texts.push(&chunk.text);
-            }
-        }
-        self.change.items_added += added.len() as i64;
-        self.change.items_changed += (touched.len() - added.len()) as i64;
-        self.change.items_unchanged += (items.len() - touched.len()) as i64;
-        self.dirty.extend(changed_ranges(&ids, &pending, dense));
-        self.write_chunks(&rows).await
-    }
-
-    /// The hashes stored for those of `ids` that are not new.
-    async fn stored_hashes(
-        &mut self,
-        ids: &[&str],
-        added: &HashSet<String>,
-    ) -> Result<StoredHashes, StoreError> {
-        let known: Vec<&str> = ids
-            .iter()
-            .filter(|id| !added.contains(**id))
-            .copied()
-            .collect();
-        let mut stored = StoredHashes::new();
-        if known.is_empty() {
-            return Ok(stored);
-        }
-        let rows: Vec<(String, i32, Vec<u8>)> = sqlx::query_as(
-            "-- store::content::stored_hashes
-             SELECT item_id, chunk_index, text_hash FROM weir.chunks WHERE source_id = $1 AND item_id = ANY($2)",
-        )
-        .bind(self.source.id)
-        .bind(&known)
-        .fetch_all(&mut *self.tx)
-        .await?;
-        for (item_id, index, hash) in rows {
-            let hash = TextHash::try_from(hash.as_slice()).map_err(StoreError::corrupt)?;
-            stored
-                .entry(item_id)
-                .or_default()
-                .insert(index as usize, hash);
-        }
-        Ok(stored)
-    }
-
-    /// Writes changed chunks and removes those an item has no more, with the
-    /// vectors and rejections that belonged to the old texts.
-    async fn write_chunks(&mut self, rows: &ChunkRows<'_>) -> Result<(), StoreError> {
-        if !rows.removed_ids.is_empty() {
-            self.chunks_touched = true;
-            sqlx::query(
-                "-- store::content::write_chunks
-                 WITH gone AS (SELECT * FROM unnest($2::text[], $3::int[]) AS gone(item_id, first)),
-                 embeddings AS (
-                     DELETE FROM weir.embeddings e USING gone g
-                     WHERE e.source_id = $1 AND e.item_id = g.item_id AND e.chunk_index >= g.first
-                 ), rejections AS (
-                     DELETE FROM weir.rejections r USING gone g
-                     WHERE r.source_id = $1 AND r.item_id = g.item_id AND r.chunk_index >= g.first
-                 )
-                 DELETE FROM weir.chunks c USING gone g
-                 WHERE c.source_id = $1 AND c.item_id = g.item_id AND c.chunk_index >= g.first",
-            )
-            .bind(self.source.id)
-            .bind(&rows.removed_ids)
-            .bind(&rows.removed_from)
-            .execute(&mut *self.tx)
-            .await?;
-        }
-        if !rows.ids.is_empty() {
-            self.chunks_touched = true;
-            sqlx::query(
-                "-- store::content::write_chunks
-                 WITH changed AS (
-                     SELECT * FROM unnest($2::text[], $3::int[], $4::bytea[], $5::text[])
-                         AS changed(item_id, chunk_index, text_hash, text)
-                 ), embeddings AS (
-                     DELETE FROM weir.embeddings e USING changed n
-                     WHERE e.source_id = $1 AND e.item_id = n.item_id AND e.chunk_index = n.chunk_index
-                 ), rejections AS (
-                     DELETE FROM weir.rejections r USING changed n
-                     WHERE r.source_id = $1 AND r.item_id = n.item_id AND r.chunk_index = n.chunk_index
-                 )
-                 INSERT INTO weir.chunks (source_id, item_id, chunk_index, text_hash, text)
-                 SELECT $1, item_id, chunk_index, text_hash, text FROM changed
-                 ON CONFLICT (source_id, item_id, chunk_index)
-                 DO UPDATE SET text_hash = EXCLUDED.text_hash, text = EXCLUDED.text",
-            )
-            .bind(self.source.id)
-            .bind(&rows.ids)
-            .bind(&rows.indexes)
-            .bind(&rows.hashes)
-            .bind(&rows.texts)
-            .execute(&mut *self.tx)
-            .await?;
-        }
-        Ok(())
     }
 
     /// Ends what runs on the old content, queues what is pending now, and
@@ -528,15 +313,4 @@ async fn create_source(
     .execute(&mut **tx)
     .await?;
     Ok(())
-}
-
-/// The chunks of a page that change, as columns.
-#[derive(Default)]
-struct ChunkRows<'a> {
-    ids: Vec<&'a str>,
-    indexes: Vec<i32>,
-    hashes: Vec<&'a [u8]>,
-    texts: Vec<&'a str>,
-    removed_ids: Vec<&'a str>,
-    removed_from: Vec<i32>,
 }

@@ -7,6 +7,7 @@ pub mod error;
 pub mod imports;
 pub mod lease;
 mod migrate;
+pub mod pending;
 pub mod queue;
 pub mod rescue;
 pub mod rows;

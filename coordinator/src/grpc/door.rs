@@ -1,0 +1,286 @@
+//! The door: requests are checked here, and every fault of one is told at once.
+//! Inside nothing is checked again.
+
+use weir_proto::{
+    limits::{
+        MAX_DIMENSION, MAX_MODEL_CHARS, MAX_NAME_CHARS, MAX_NAMESPACE_CHARS, MAX_PAGE_SIZE,
+        MAX_REASON_CHARS,
+    },
+    v1,
+};
+
+use super::error::invalid;
+use crate::{
+    job::plan::TextHash,
+    store::{
+        Violation,
+        rows::{Embedded, LeaseKey, Rejected, SourceKey},
+    },
+};
+
+/// Gathers the faults of a request, so that a client hears of all at once.
+#[derive(Debug, Default)]
+pub(crate) struct Door {
+    violations: Vec<Violation>,
+}
+
+impl Door {
+    /// Notes a fault, the first hundred of them.
+    pub(crate) fn refuse(&mut self, field: impl Into<String>, message: impl Into<String>) {
+        if self.violations.len() < 100 {
+            self.violations.push(Violation::new(field, message));
+        }
+    }
+
+    /// Lets the request in, or turns it away with its faults.
+    pub(crate) fn close(self) -> Result<(), tonic::Status> {
+        if self.violations.is_empty() {
+            return Ok(());
+        }
+        Err(invalid(self.violations))
+    }
+
+    /// A namespace; empty means "default".
+    pub(crate) fn namespace(&mut self, namespace: String) -> String {
+        if namespace.is_empty() {
+            return "default".to_owned();
+        }
+        let lower = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+        if namespace.chars().count() > MAX_NAMESPACE_CHARS || !is_name(&namespace, lower) {
+            self.refuse(
+                "namespace",
+                format!(
+                    "must be 1 to {MAX_NAMESPACE_CHARS} lower-case letters, digits, '-', '_' or '.', beginning \
+                     with a letter or digit"
+                ),
+            );
+        }
+        namespace
+    }
+
+    /// A source's name.
+    pub(crate) fn name(&mut self, field: &'static str, name: String) -> String {
+        let plain = |c: char| c.is_ascii_alphanumeric();
+        if name.chars().count() > MAX_NAME_CHARS || !is_name(&name, plain) {
+            self.refuse(
+                field,
+                format!(
+                    "must be 1 to {MAX_NAME_CHARS} letters, digits, '-', '_' or '.', beginning with a letter or digit"
+                ),
+            );
+        }
+        name
+    }
+
+    /// A source's namespace and name.
+    pub(crate) fn source_key(&mut self, namespace: String, name: String) -> SourceKey {
+        SourceKey {
+            namespace: self.namespace(namespace),
+            name: self.name("name", name),
+        }
+    }
+
+    /// A model that sources may use; `None` when it is left empty.
+    pub(crate) fn model(&mut self, model: String, known: &[String]) -> Option<String> {
+        if model.is_empty() {
+            return None;
+        }
+        if !known.contains(&model) {
+            self.refuse(
+                "model",
+                format!(
+                    "{:?} is not a model of this coordinator; it has {}",
+                    cut(&model, MAX_MODEL_CHARS),
+                    known.join(", ")
+                ),
+            );
+        }
+        Some(model)
+    }
+
+    /// A number that must lie in a range; 0 stands for `default`.
+    pub(crate) fn number(
+        &mut self,
+        field: &'static str,
+        number: i32,
+        default: i32,
+        range: std::ops::RangeInclusive<i32>,
+    ) -> i32 {
+        if number == 0 {
+            return default;
+        }
+        if !range.contains(&number) {
+            self.refuse(
+                field,
+                format!("must be {} to {}, not {number}", range.start(), range.end()),
+            );
+        }
+        number
+    }
+
+    /// The size of a page.
+    pub(crate) fn page_size(&mut self, page_size: i32) -> i64 {
+        self.number("page_size", page_size, 100, 1..=MAX_PAGE_SIZE)
+            .into()
+    }
+
+    /// A priority.
+    pub(crate) fn priority(&mut self, priority: i32) -> i16 {
+        self.number("priority", priority, 0, 0..=9) as i16
+    }
+
+    /// The lease that a worker's call names.
+    pub(crate) fn lease(&mut self, job_id: i64, epoch: i64) -> LeaseKey {
+        if job_id < 1 {
+            self.refuse("job_id", "must be the id of a job that was claimed");
+        }
+        if epoch < 1 {
+            self.refuse(
+                "epoch",
+                "must be the epoch of the lease, which is at least 1",
+            );
+        }
+        LeaseKey { job_id, epoch }
+    }
+
+    /// A reason in words; too long ones are cut.
+    pub(crate) fn reason(&mut self, field: String, reason: &str) -> String {
+        if reason.trim().is_empty() {
+            self.refuse(field, "must say why, in words for a person");
+        }
+        cut(&reason.replace('\0', "\u{FFFD}"), MAX_REASON_CHARS)
+    }
+
+    /// A hash of a chunk's text.
+    fn text_hash(&mut self, field: &str, hash: &[u8]) -> TextHash {
+        TextHash::try_from(hash).unwrap_or_else(|_| {
+            self.refuse(
+                format!("{field}.text_hash"),
+                format!(
+                    "must be the 32 bytes of the chunk's SHA-256, not {}",
+                    hash.len()
+                ),
+            );
+            TextHash::default()
+        })
+    }
+
+    /// A vector from its bytes.
+    pub(crate) fn vector(&mut self, field: &str, bytes: &[u8]) -> Vec<f32> {
+        let (numbers, rest) = bytes.as_chunks::<4>();
+        let vector: Vec<f32> = numbers
+            .iter()
+            .map(|number| f32::from_le_bytes(*number))
+            .collect();
+        if !rest.is_empty() {
+            self.refuse(
+                field,
+                format!(
+                    "must be packed little-endian f32, 4 bytes a number; {} bytes are not",
+                    bytes.len()
+                ),
+            );
+        } else if vector.is_empty() || vector.len() > MAX_DIMENSION {
+            self.refuse(
+                field,
+                format!(
+                    "must have 1 to {MAX_DIMENSION} numbers, not {}",
+                    vector.len()
+                ),
+            );
+        } else if let Some(place) = vector.iter().position(|number| !number.is_finite()) {
+            self.refuse(
+                field,
+                format!(
+                    "number {place} is {}; every number must be finite",
+                    vector[place]
+                ),
+            );
+        }
+        vector
+    }
+
+    /// The chunks of a result: each well formed, none twice, all vectors of one
+    /// dimension.
+    pub(crate) fn outcome(
+        &mut self,
+        embedded: Vec<v1::EmbeddedChunk>,
+        rejected: Vec<v1::RejectedChunk>,
+    ) -> (Vec<Embedded>, Vec<Rejected>) {
+        let embedded: Vec<Embedded> = embedded
+            .into_iter()
+            .enumerate()
+            .map(|(index, chunk)| {
+                let field = format!("embedded[{index}]");
+                Embedded {
+                    text_hash: self.text_hash(&field, &chunk.text_hash),
+                    vector: self.vector(&format!("{field}.vector"), &chunk.vector),
+                    item_id: chunk.item_id,
+                    chunk_index: chunk.chunk_index,
+                }
+            })
+            .collect();
+        let rejected: Vec<Rejected> = rejected
+            .into_iter()
+            .enumerate()
+            .map(|(index, chunk)| {
+                let field = format!("rejected[{index}]");
+                Rejected {
+                    text_hash: self.text_hash(&field, &chunk.text_hash),
+                    reason: self.reason(format!("{field}.reason"), &chunk.reason),
+                    item_id: chunk.item_id,
+                    chunk_index: chunk.chunk_index,
+                }
+            })
+            .collect();
+        if let Some((index, chunk)) = embedded
+            .iter()
+            .enumerate()
+            .find(|(_, chunk)| chunk.vector.len() != embedded[0].vector.len())
+        {
+            self.refuse(
+                format!("embedded[{index}].vector"),
+                format!(
+                    "has {} numbers, the first has {}",
+                    chunk.vector.len(),
+                    embedded[0].vector.len()
+                ),
+            );
+        }
+        self.no_chunk_twice(&embedded, &rejected);
+        (embedded, rejected)
+    }
+
+    fn no_chunk_twice(&mut self, embedded: &[Embedded], rejected: &[Rejected]) {
+        let mut seen = std::collections::HashSet::new();
+        let embedded = embedded
+            .iter()
+            .map(|chunk| ("embedded", &chunk.item_id, chunk.chunk_index));
+        let rejected = rejected
+            .iter()
+            .map(|chunk| ("rejected", &chunk.item_id, chunk.chunk_index));
+        for (field, item_id, chunk_index) in embedded.chain(rejected) {
+            if item_id.contains('\0') {
+                self.refuse(field, "an item_id has a NUL character, which no item has");
+            }
+            if !seen.insert((item_id, chunk_index)) {
+                self.refuse(
+                    field,
+                    format!("chunk {chunk_index} of item {item_id:?} is named twice"),
+                );
+            }
+        }
+    }
+}
+
+fn is_name(name: &str, first: impl Fn(char) -> bool) -> bool {
+    name.chars().next().is_some_and(&first)
+        && name
+            .chars()
+            .all(|c| first(c) || matches!(c, '-' | '_' | '.'))
+}
+
+/// The first `chars` characters of a text.
+fn cut(text: &str, chars: usize) -> String {
+    text.chars().take(chars).collect()
+}

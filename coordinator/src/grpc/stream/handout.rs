@@ -1,0 +1,278 @@
+//! What a stream hands out, and what comes back for it.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use weir_proto::{
+    limits::{MAX_BATCH_SIZE, MAX_WINDOW},
+    v1::{self, stream_batches_response::Message as ToWorker},
+};
+
+use super::{End, Outbox, finished, send};
+use crate::{
+    grpc::{Services, door::Door, error::invalid_field, worker::MAX_BATCH_BYTES},
+    job::plan::{PendingChunk, next_batch_len},
+    store::{
+        batches::{Outcome, Progress},
+        lease::LeaseState,
+        rows::{ChunkText, Job, LeaseKey},
+    },
+};
+
+/// Pending chunks that a stream lists at a time, without their texts.
+const LISTED: i64 = 4_096;
+
+/// Batches whose texts are read at a time, so that the next one is at hand.
+const READ_AHEAD: usize = 4;
+
+/// What a stream has handed out and has still to hand out. All of it can be
+/// read off the database again, but for the batches that the worker holds, and
+/// these the worker names.
+pub(super) struct Handout {
+    lease: LeaseKey,
+    pub(super) job: Job,
+    window: usize,
+    batch_size: usize,
+    /// Batches that the worker holds, by number.
+    outstanding: HashMap<i64, Vec<(String, i32)>>,
+    next_seq: i64,
+    /// Pending chunks not handed out yet, shortest first.
+    listed: VecDeque<PendingChunk>,
+    /// The first of these, with their texts.
+    ready: VecDeque<ChunkText>,
+    /// Whether the last listing held everything that is pending.
+    listed_all: bool,
+}
+
+impl Handout {
+    pub(super) async fn open(services: &Services, open: v1::StreamOpen) -> Result<Self, End> {
+        let mut door = Door::default();
+        let lease = door.lease(open.job_id, open.epoch);
+        if !(1..=MAX_WINDOW).contains(&open.window) {
+            door.refuse(
+                "open.window",
+                format!("must be 1 to {MAX_WINDOW}, not {}", open.window),
+            );
+        }
+        if !(1..=MAX_BATCH_SIZE).contains(&open.batch_size) {
+            door.refuse(
+                "open.batch_size",
+                format!("must be 1 to {MAX_BATCH_SIZE}, not {}", open.batch_size),
+            );
+        }
+        if open.held.len() > MAX_WINDOW as usize
+            || open
+                .held
+                .iter()
+                .any(|held| held.chunks.len() > MAX_BATCH_SIZE as usize)
+        {
+            door.refuse("open.held", "names more than a window of batches");
+        }
+        let mut seqs = HashSet::new();
+        if let Some(held) = open
+            .held
+            .iter()
+            .find(|held| !(1..i64::MAX / 2).contains(&held.seq) || !seqs.insert(held.seq))
+        {
+            door.refuse(
+                "open.held",
+                format!(
+                    "seq {} is not the number of one batch that was sent",
+                    held.seq
+                ),
+            );
+        }
+        door.close()?;
+        let job = match services.store.renew(lease, services.lease_duration).await? {
+            LeaseState::Held(job) => *job,
+            LeaseState::Finished(job) => {
+                return Err(finished(job.chunks_done.into(), job.chunks_rejected.into()));
+            }
+        };
+        let outstanding: HashMap<_, _> = open
+            .held
+            .into_iter()
+            .map(|held| {
+                let chunks = held
+                    .chunks
+                    .into_iter()
+                    .map(|key| (key.item_id, key.chunk_index));
+                (held.seq, chunks.collect())
+            })
+            .collect();
+        Ok(Self {
+            lease,
+            window: open.window as usize,
+            batch_size: open.batch_size.min(services.max_batch_size) as usize,
+            next_seq: outstanding
+                .keys()
+                .copied()
+                .max()
+                .unwrap_or(0)
+                .saturating_add(1),
+            outstanding,
+            listed: VecDeque::new(),
+            ready: VecDeque::new(),
+            listed_all: false,
+            job,
+        })
+    }
+
+    /// Sends batches until the window is full or nothing is left to send. Ends
+    /// the stream when nothing is pending at all.
+    pub(super) async fn fill(&mut self, services: &Services, outbox: &Outbox) -> Result<(), End> {
+        while self.outstanding.len() < self.window {
+            if self.ready.is_empty() {
+                self.read_ahead(services).await?;
+            }
+            if self.ready.is_empty() {
+                if self.outstanding.is_empty() {
+                    let job = services.store.complete(self.lease).await?;
+                    services.wakeup.report_change(job.source_id);
+                    return Err(finished(job.chunks_done.into(), job.chunks_rejected.into()));
+                }
+                return Ok(());
+            }
+            let lengths: Vec<PendingChunk> = self.ready.iter().map(listed).collect();
+            let len = next_batch_len(&lengths, self.batch_size, MAX_BATCH_BYTES);
+            let chunks: Vec<ChunkText> = self.ready.drain(..len).collect();
+            let seq = self.next_seq;
+            self.next_seq += 1;
+            self.outstanding.insert(
+                seq,
+                chunks
+                    .iter()
+                    .map(|chunk| (chunk.item_id.clone(), chunk.chunk_index))
+                    .collect(),
+            );
+            send(
+                outbox,
+                ToWorker::Batch(v1::Batch {
+                    seq,
+                    chunks: chunks.into_iter().map(Into::into).collect(),
+                }),
+            )
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Reads the texts of the next few batches.
+    async fn read_ahead(&mut self, services: &Services) -> Result<(), End> {
+        if self.listed.is_empty() && !self.listed_all {
+            let pending = services.store.pending(self.lease, LISTED).await?;
+            self.listed_all = (pending.len() as i64) < LISTED;
+            let held: HashSet<(&str, i32)> = self
+                .outstanding
+                .values()
+                .flatten()
+                .map(|(item_id, index)| (item_id.as_str(), *index))
+                .collect();
+            self.listed = pending
+                .into_iter()
+                .filter(|chunk| !held.contains(&(chunk.item_id.as_str(), chunk.chunk_index)))
+                .collect();
+        }
+        let len = next_batch_len(&self.listed, self.batch_size * READ_AHEAD, MAX_BATCH_BYTES);
+        if len > 0 {
+            let next: Vec<PendingChunk> = self.listed.drain(..len).collect();
+            self.ready = services
+                .store
+                .texts(self.job.source_id, &next)
+                .await?
+                .into();
+        }
+        Ok(())
+    }
+
+    /// Writes a result and acknowledges it.
+    pub(super) async fn take(
+        &mut self,
+        services: &Services,
+        outbox: &Outbox,
+        result: v1::BatchResult,
+    ) -> Result<(), End> {
+        let Some(batch) = self.outstanding.get(&result.seq) else {
+            return Err(invalid_field(
+                "result.seq",
+                format!("{} is not the number of an outstanding batch", result.seq),
+            )
+            .into());
+        };
+        let whole = result.embedded.len() + result.rejected.len() >= batch.len();
+        let mut door = Door::default();
+        let (embedded, rejected) = door.outcome(result.embedded, result.rejected);
+        door.close()?;
+        let progress = services
+            .writer
+            .upsert(Outcome {
+                lease: self.lease,
+                embedded,
+                rejected,
+                complete: true,
+            })
+            .await?;
+        services.wakeup.report_change(progress.source_id);
+        self.outstanding.remove(&result.seq);
+        if !whole {
+            // What the result leaves out is pending again.
+            self.listed_all = false;
+        }
+        let Progress {
+            done,
+            rejected,
+            total,
+            finished: is_finished,
+            ..
+        } = progress;
+        send(
+            outbox,
+            ToWorker::Ack(v1::BatchAck {
+                seq: result.seq,
+                done: done + rejected,
+                total,
+            }),
+        )
+        .await?;
+        if is_finished {
+            tracing::info!(
+                job_id = self.lease.job_id,
+                epoch = self.lease.epoch,
+                "A job succeeded."
+            );
+            return Err(finished(done, rejected));
+        }
+        Ok(())
+    }
+
+    pub(super) async fn renew(&self, services: &Services) -> Result<(), End> {
+        match services
+            .store
+            .renew(self.lease, services.lease_duration)
+            .await?
+        {
+            LeaseState::Held(_) => Ok(()),
+            LeaseState::Finished(job) => {
+                Err(finished(job.chunks_done.into(), job.chunks_rejected.into()))
+            }
+        }
+    }
+
+    /// Looks whether the lease is still held, without renewing it.
+    pub(super) async fn check(&self, services: &Services) -> Result<(), End> {
+        match services.store.lease(self.lease).await? {
+            LeaseState::Held(_) => Ok(()),
+            LeaseState::Finished(job) => {
+                Err(finished(job.chunks_done.into(), job.chunks_rejected.into()))
+            }
+        }
+    }
+}
+
+/// A chunk without its text.
+fn listed(chunk: &ChunkText) -> PendingChunk {
+    PendingChunk {
+        item_id: chunk.item_id.clone(),
+        chunk_index: chunk.chunk_index,
+        text_bytes: i32::try_from(chunk.text.len()).unwrap_or(i32::MAX),
+    }
+}
