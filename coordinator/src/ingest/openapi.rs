@@ -138,7 +138,7 @@ fn find_operations<'a>(
                 .filter_map(|key| object.get(key)?.as_str())
                 .map(str::len)
                 .sum();
-            if operations.len() >= MAX_OPERATIONS || !refs.charge(1 + text_bytes / 256) {
+            if operations.len() >= MAX_OPERATIONS || !refs.charge(1 + text_bytes / 16) {
                 return Err(too_much(&operation));
             }
             operations.push(operation);

@@ -175,6 +175,16 @@ fn metadata_may_have_sixteen_kibibytes() {
         refusal(Format::JsonLines, line(MAX_METADATA_BYTES + 1))
             .contains("metadata is 16385 bytes of JSON; at most 16384 are allowed")
     );
+    // As it is written, for it is not parsed before.
+    let blanks = " ".repeat(MAX_METADATA_BYTES);
+    let spaced = format!(r#"{{"item_id":"i","text":"t","metadata":{{{blanks}}}}}"#);
+    assert!(refusal(Format::JsonLines, spaced).contains("metadata is 16386 bytes"));
+    let items = json!({"a": "x".repeat(MAX_METADATA_BYTES - 7)});
+    let fault = check_item("i", "t", items.as_object()).unwrap_err();
+    assert_eq!(
+        fault.to_string(),
+        "metadata is 16385 bytes of JSON; at most 16384 are allowed"
+    );
 }
 
 #[test]

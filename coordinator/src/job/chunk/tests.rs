@@ -176,6 +176,8 @@ fn any_text() -> impl Strategy<Value = String> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
     #[test]
     fn chunks_obey_the_rules(text in any_text(), size in 64usize..200, overlap in 0usize..=32) {
         let chunker = chunker(size, overlap);
