@@ -75,6 +75,9 @@ pub enum MigrateError {
         "the database is not up to date and --migrate (WEIR_MIGRATE) is false: run `weir-coordinator migrate`"
     )]
     NotMigrated,
+    /// There is no connection to be had.
+    #[error("the database of --database-url (WEIR_DATABASE_URL) cannot be reached: {0}")]
+    Unreachable(sqlx::Error),
     /// Anything else the database said.
     #[error("the database refused: {0}")]
     Database(#[from] sqlx::Error),
@@ -84,7 +87,7 @@ pub enum MigrateError {
 /// together take turns. With `apply` false it only checks that nothing is.
 pub async fn migrate(pool: &PgPool, apply: bool) -> Result<(), MigrateError> {
     // A connection of its own, closed at the end: it gives up the lock and the search_path.
-    let mut connection = pool.acquire().await?.detach();
+    let mut connection = connect(pool).await?;
     if !apply {
         return check(&mut connection).await;
     }
@@ -95,6 +98,18 @@ pub async fn migrate(pool: &PgPool, apply: bool) -> Result<(), MigrateError> {
     let result = apply_missing(&mut connection).await;
     connection.close().await?;
     result
+}
+
+/// A connection that is not the pool's. The pool waits a moment for a database
+/// that is starting, but does not tell why it waited in vain; a last try does.
+async fn connect(pool: &PgPool) -> Result<PgConnection, MigrateError> {
+    match pool.acquire().await {
+        Ok(connection) => Ok(connection.detach()),
+        Err(sqlx::Error::PoolTimedOut) => PgConnection::connect_with(&pool.connect_options())
+            .await
+            .map_err(MigrateError::Unreachable),
+        Err(error) => Err(MigrateError::Unreachable(error)),
+    }
 }
 
 async fn apply_missing(connection: &mut PgConnection) -> Result<(), MigrateError> {
