@@ -13,6 +13,22 @@ use weir_tests::postgres::TestDatabase;
 use crate::fixture::{LEASE, Weir, lease_of, many};
 
 #[tokio::test]
+async fn a_database_that_is_away_is_named_with_the_cause() {
+    // A port that was free a moment ago: nobody listens there.
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .unwrap()
+        .port();
+    let pool = PgPoolOptions::new()
+        .acquire_timeout(std::time::Duration::from_millis(100))
+        .connect_lazy(&format!("postgres://nobody@127.0.0.1:{port}/weir"))
+        .unwrap();
+    let error = migrate(&pool, true).await.unwrap_err().to_string();
+    assert!(error.contains("WEIR_DATABASE_URL"), "{error}");
+    assert!(error.contains("refused"), "{error}");
+}
+
+#[tokio::test]
 async fn migrating_again_changes_nothing() {
     let weir = Weir::new().await;
     weir.put("api", &many(3)).await;
