@@ -202,7 +202,8 @@ impl WorkerService for Workers {
             }
         };
         let pending = self.0.store.pending(lease, size.into()).await?;
-        let len = next_batch_len(&pending, size as usize, MAX_BATCH_BYTES);
+        let text_bytes = pending.iter().map(|chunk| chunk.text_bytes);
+        let len = next_batch_len(text_bytes, size as usize, MAX_BATCH_BYTES);
         let chunks = self.0.store.texts(job.source_id, &pending[..len]).await?;
         Ok(Response::new(v1::GetBatchResponse {
             chunks: chunks.into_iter().map(Into::into).collect(),

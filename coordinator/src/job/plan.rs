@@ -172,23 +172,24 @@ pub struct PendingChunk {
     /// The place in the item.
     pub chunk_index: i32,
     /// Length of the text in bytes.
-    pub text_bytes: i32,
+    pub text_bytes: usize,
 }
 
-/// How many of `pending` go into the next batch: at most `max_chunks`, and at
-/// most `max_bytes` of text, but always one.
-pub fn next_batch_len<'a>(
-    pending: impl IntoIterator<Item = &'a PendingChunk>,
+/// How many of the pending chunks, whose lengths in bytes are `text_bytes`, go
+/// into the next batch: at most `max_chunks`, and at most `max_bytes` of text,
+/// but always one.
+pub fn next_batch_len(
+    text_bytes: impl IntoIterator<Item = usize>,
     max_chunks: usize,
     max_bytes: usize,
 ) -> usize {
     let mut bytes = 0_usize;
-    pending
+    text_bytes
         .into_iter()
         .take(max_chunks)
         .enumerate()
-        .take_while(|(index, chunk)| {
-            bytes += chunk.text_bytes.unsigned_abs() as usize;
+        .take_while(|(index, text_bytes)| {
+            bytes += text_bytes;
             *index == 0 || bytes <= max_bytes
         })
         .count()
@@ -342,11 +343,8 @@ mod tests {
             fn a_batch_keeps_both_bounds_but_is_never_empty(
                 lengths in prop::collection::vec(0..500_i32, 1..50), max_chunks in 1..20_usize, max_bytes in 1..2000_usize
             ) {
-                let pending: Vec<PendingChunk> = lengths
-                    .iter()
-                    .map(|length| PendingChunk { item_id: "i".to_owned(), chunk_index: 0, text_bytes: *length })
-                    .collect();
-                let len = next_batch_len(&pending, max_chunks, max_bytes);
+                let text_bytes = lengths.iter().map(|length| *length as usize);
+                let len = next_batch_len(text_bytes, max_chunks, max_bytes);
                 prop_assert!((1..=max_chunks).contains(&len));
                 let bytes: i32 = lengths[..len].iter().sum();
                 prop_assert!(len == 1 || bytes as usize <= max_bytes);

@@ -49,7 +49,7 @@ impl Store {
                 Some(PendingChunk {
                     item_id: item_id?,
                     chunk_index: chunk_index?,
-                    text_bytes: text_bytes?,
+                    text_bytes: text_bytes?.unsigned_abs() as usize,
                 })
             })
             .collect())

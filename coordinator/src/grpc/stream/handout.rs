@@ -132,8 +132,8 @@ impl Handout {
                 }
                 return Ok(());
             }
-            let lengths: Vec<PendingChunk> = self.ready.iter().map(listed).collect();
-            let len = next_batch_len(&lengths, self.batch_size, MAX_BATCH_BYTES);
+            let text_bytes = self.ready.iter().map(|chunk| chunk.text.len());
+            let len = next_batch_len(text_bytes, self.batch_size, MAX_BATCH_BYTES);
             let chunks: Vec<ChunkText> = self.ready.drain(..len).collect();
             let seq = self.next_seq;
             self.next_seq += 1;
@@ -172,7 +172,8 @@ impl Handout {
                 .filter(|chunk| !held.contains(&(chunk.item_id.as_str(), chunk.chunk_index)))
                 .collect();
         }
-        let len = next_batch_len(&self.listed, self.batch_size * READ_AHEAD, MAX_BATCH_BYTES);
+        let text_bytes = self.listed.iter().map(|chunk| chunk.text_bytes);
+        let len = next_batch_len(text_bytes, self.batch_size * READ_AHEAD, MAX_BATCH_BYTES);
         if len > 0 {
             let next: Vec<PendingChunk> = self.listed.drain(..len).collect();
             self.ready = services
@@ -265,14 +266,5 @@ impl Handout {
                 Err(finished(job.chunks_done.into(), job.chunks_rejected.into()))
             }
         }
-    }
-}
-
-/// A chunk without its text.
-fn listed(chunk: &ChunkText) -> PendingChunk {
-    PendingChunk {
-        item_id: chunk.item_id.clone(),
-        chunk_index: chunk.chunk_index,
-        text_bytes: i32::try_from(chunk.text.len()).unwrap_or(i32::MAX),
     }
 }

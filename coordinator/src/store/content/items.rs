@@ -6,6 +6,21 @@ use super::ContentWrite;
 use crate::job::plan::{PlannedItem, StoredHashes, TextHash, changed_ranges, diff_item};
 use crate::store::StoreError;
 
+/// Goes on from the deleted `items`: their chunks, vectors and rejections go in
+/// the same statement. Answers how many items and chunks went.
+macro_rules! with_what_belongs_to_them {
+    () => {
+        ", chunks AS (
+             DELETE FROM weir.chunks c USING items i WHERE c.source_id = $1 AND c.item_id = i.item_id RETURNING 1
+         ), embeddings AS (
+             DELETE FROM weir.embeddings e USING items i WHERE e.source_id = $1 AND e.item_id = i.item_id
+         ), rejections AS (
+             DELETE FROM weir.rejections r USING items i WHERE r.source_id = $1 AND r.item_id = i.item_id
+         )
+         SELECT (SELECT count(*) FROM items), (SELECT count(*) FROM chunks)"
+    };
+}
+
 impl ContentWrite<'_> {
     /// Deletes the items after `after`, up to and with `upto`, that are not in
     /// `keep`; an open end is the end of the source.
@@ -16,22 +31,16 @@ impl ContentWrite<'_> {
         keep: &[PlannedItem],
     ) -> Result<(), StoreError> {
         let keep: Vec<&str> = keep.iter().map(|item| item.item_id.as_str()).collect();
-        let gone = sqlx::query_as(
+        let gone = sqlx::query_as(concat!(
             "-- store::content::delete_between
              WITH items AS (
                  DELETE FROM weir.items
                  WHERE source_id = $1 AND ($2::text IS NULL OR item_id > $2) AND ($3::text IS NULL OR item_id <= $3)
                    AND item_id <> ALL($4)
                  RETURNING item_id
-             ), chunks AS (
-                 DELETE FROM weir.chunks c USING items i WHERE c.source_id = $1 AND c.item_id = i.item_id RETURNING 1
-             ), embeddings AS (
-                 DELETE FROM weir.embeddings e USING items i WHERE e.source_id = $1 AND e.item_id = i.item_id
-             ), rejections AS (
-                 DELETE FROM weir.rejections r USING items i WHERE r.source_id = $1 AND r.item_id = i.item_id
-             )
-             SELECT (SELECT count(*) FROM items), (SELECT count(*) FROM chunks)",
-        )
+             )",
+            with_what_belongs_to_them!()
+        ))
         .bind(self.source.id)
         .bind(after)
         .bind(upto)
@@ -44,19 +53,13 @@ impl ContentWrite<'_> {
 
     /// Deletes these items, where the source has them.
     pub(super) async fn delete_items(&mut self, item_ids: &[String]) -> Result<(), StoreError> {
-        let gone = sqlx::query_as(
+        let gone = sqlx::query_as(concat!(
             "-- store::content::delete_items
              WITH items AS (
                  DELETE FROM weir.items WHERE source_id = $1 AND item_id = ANY($2) RETURNING item_id
-             ), chunks AS (
-                 DELETE FROM weir.chunks c USING items i WHERE c.source_id = $1 AND c.item_id = i.item_id RETURNING 1
-             ), embeddings AS (
-                 DELETE FROM weir.embeddings e USING items i WHERE e.source_id = $1 AND e.item_id = i.item_id
-             ), rejections AS (
-                 DELETE FROM weir.rejections r USING items i WHERE r.source_id = $1 AND r.item_id = i.item_id
-             )
-             SELECT (SELECT count(*) FROM items), (SELECT count(*) FROM chunks)",
-        )
+             )",
+            with_what_belongs_to_them!()
+        ))
         .bind(self.source.id)
         .bind(item_ids)
         .fetch_one(&mut *self.tx)
