@@ -3,10 +3,11 @@
 use std::io::Read as _;
 
 use serde_json::{Value, json};
+use sqlx::{Connection as _, PgConnection};
 use weir_tests::{
     cluster::{Process, weir},
     embedder::{DIMENSION, FakeEmbedder, Rude, expected_vector},
-    postgres::TestDatabase,
+    postgres::{OwnPostgres, TestDatabase},
 };
 
 fn client() -> reqwest::Client {
@@ -117,6 +118,48 @@ async fn databases_are_fresh_and_go_away() {
         .await
         .unwrap();
     assert_eq!(left, 0);
+}
+
+#[tokio::test]
+async fn a_crashed_server_comes_back_with_what_was_committed() {
+    let mut server = OwnPostgres::start(&[]).await;
+    let url = server.url();
+    let mut before = PgConnection::connect(&url).await.unwrap();
+    sqlx::raw_sql(
+        "CREATE TABLE kept AS SELECT 1 AS n; CREATE UNLOGGED TABLE lost AS SELECT 1 AS n",
+    )
+    .execute(&mut before)
+    .await
+    .unwrap();
+    server.kill().await;
+    assert!(
+        sqlx::raw_sql("SELECT 1")
+            .execute(&mut before)
+            .await
+            .is_err()
+    );
+    assert!(PgConnection::connect(&url).await.is_err());
+    assert!(server.socket().exists(), "a crash cleans nothing up");
+
+    server.start_again().await;
+    assert_eq!(server.url(), url);
+    let mut after = PgConnection::connect(&url).await.unwrap();
+    let counts = "SELECT (SELECT count(*) FROM kept), (SELECT count(*) FROM lost)";
+    let counts: (i64, i64) = sqlx::query_as(counts).fetch_one(&mut after).await.unwrap();
+    assert_eq!(counts, (1, 0), "a table that is not logged is emptied");
+}
+
+#[tokio::test]
+async fn a_silent_server_keeps_its_connections() {
+    let mut server = OwnPostgres::start(&[]).await;
+    let mut connection = PgConnection::connect(&server.url()).await.unwrap();
+    server.sigstop().await;
+    let mut query = Box::pin(sqlx::raw_sql("SELECT 1").execute(&mut connection));
+    assert!(futures::poll!(&mut query).is_pending());
+    server.sigcont();
+    query.await.unwrap();
+    // Nor does one that is silent at the end keep the test.
+    server.sigstop().await;
 }
 
 #[tokio::test]
