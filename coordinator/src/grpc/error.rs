@@ -67,6 +67,7 @@ impl From<StoreError> for Status {
             StoreError::NotFound(message) => Self::not_found(message),
             StoreError::LeaseLost { why, .. } => Self::aborted(format!("lease lost: {why}")),
             StoreError::Precondition(message) => Self::failed_precondition(message),
+            StoreError::Aborted(message) => Self::aborted(message),
             StoreError::Invalid(violations) => invalid(violations),
             StoreError::Unavailable(cause) => {
                 tracing::warn!(%cause, "The database is unavailable.");

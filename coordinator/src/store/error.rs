@@ -38,6 +38,9 @@ pub enum StoreError {
     /// The thing is in the wrong state for this.
     #[error("{0}")]
     Precondition(String),
+    /// What the call built on is gone; it has to begin again.
+    #[error("{0}")]
+    Aborted(String),
     /// The input does not fit what is stored.
     #[error("{}", .0.iter().map(|v| format!("{}: {}", v.field, v.message)).collect::<Vec<_>>().join("; "))]
     Invalid(Vec<Violation>),
