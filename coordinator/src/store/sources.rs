@@ -1,9 +1,8 @@
 //! Reading and deleting sources.
 
-use sqlx::{Postgres, Transaction};
-
 use super::{
     CHANGE_CHANNEL, REVOKE_CHANNEL, Store, StoreError,
+    database::Transaction,
     rows::{Job, Source, SourceKey, job_columns, source_columns},
 };
 use crate::job::state::RevokeReason;
@@ -152,7 +151,7 @@ pub(super) struct LockedSource {
 
 /// Takes the row lock of a source: the right to change its content.
 pub(super) async fn lock_source(
-    tx: &mut Transaction<'_, Postgres>,
+    tx: &mut Transaction,
     key: &SourceKey,
 ) -> Result<Option<LockedSource>, StoreError> {
     Ok(sqlx::query_as(
@@ -177,7 +176,7 @@ pub(super) struct UnsettledJob {
 /// on no worker persists anything for them until the transaction ends. After
 /// the lock of the source, before any change of its chunks (law 7).
 pub(super) async fn lock_unsettled_jobs(
-    tx: &mut Transaction<'_, Postgres>,
+    tx: &mut Transaction,
     source_id: i64,
 ) -> Result<Vec<UnsettledJob>, StoreError> {
     Ok(sqlx::query_as(
@@ -193,7 +192,7 @@ pub(super) async fn lock_unsettled_jobs(
 /// Ends a source's open jobs, moving their epoch, and settles those that had
 /// failed: whatever they left pending is the caller's from now on.
 pub(super) async fn cancel_open_jobs(
-    tx: &mut Transaction<'_, Postgres>,
+    tx: &mut Transaction,
     source_id: i64,
     reason: RevokeReason,
     why: &str,
@@ -227,7 +226,7 @@ pub(super) async fn cancel_open_jobs(
 
 /// Reads a source with its unsettled jobs.
 pub(super) async fn source_in(
-    tx: &mut Transaction<'_, Postgres>,
+    tx: &mut Transaction,
     key: &SourceKey,
 ) -> Result<SourceState, StoreError> {
     let source: Source = sqlx::query_as(concat!(
@@ -254,7 +253,7 @@ pub(super) async fn source_in(
 
 /// Sends a notification with a source's id when the transaction commits.
 pub(super) async fn notify(
-    tx: &mut Transaction<'_, Postgres>,
+    tx: &mut Transaction,
     channel: &'static str,
     source_id: i64,
 ) -> Result<(), StoreError> {
