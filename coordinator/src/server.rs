@@ -103,25 +103,21 @@ impl Server {
             self.store.clone(),
             reporter,
             shutdown.clone(),
-            unready.clone().drop_guard(),
+            (unready.clone().drop_guard(), self.config.drain_delay),
         ));
         self.start_background(&services, &background, &shutdown);
 
         let routes = routes(services, self.store.clone(), health, &shutdown)?;
         let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
         let (delay, timeout) = (self.config.drain_delay, self.config.drain_timeout);
-        let closing = async {
-            // Whoever asks about this replica's health is told before anybody is refused.
-            unready.cancelled().await;
-            tokio::time::sleep(delay).await;
-        };
         let serving = Transport::builder()
             .accept_http1(true)
             .http2_keepalive_interval(Some(KEEPALIVE.0))
             .http2_keepalive_timeout(Some(KEEPALIVE.1))
             .layer(MapResponseLayer::new(grpc::limits::relabel))
             .add_routes(routes)
-            .serve_with_incoming_shutdown(incoming, closing);
+            // Whoever asks about this replica's health is told before anybody is refused.
+            .serve_with_incoming_shutdown(incoming, unready.cancelled_owned());
         tracing::info!(address = %self.address, "listening");
         let deadline = async {
             shutdown.cancelled().await;
@@ -272,12 +268,13 @@ fn routes(
 }
 
 /// Keeps the health service true: serving while the database answers and the
-/// process is not stopping. Drops the last argument when it has said so.
+/// process is not stopping. Ends those who watch it and drops the guard when it
+/// has said that it stops and the delay after that is over.
 async fn report_health(
     store: Store,
-    reporter: HealthReporter,
+    mut reporter: HealthReporter,
     shutdown: CancellationToken,
-    _unready: DropGuard,
+    (unready, delay): (DropGuard, Duration),
 ) {
     let names = [
         "",
@@ -302,11 +299,17 @@ async fn report_health(
             reporter.set_service_status(name, status).await;
         }
         if shutdown.is_cancelled() && !serving {
-            return;
+            break;
         }
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = tokio::time::sleep(HEALTH_EVERY) => {}
         }
     }
+    tokio::time::sleep(delay).await;
+    // Watchers wait for as long as they can; they must not hold up the stop.
+    for name in names {
+        reporter.clear_service_status(name).await;
+    }
+    drop(unready);
 }

@@ -14,6 +14,7 @@
 
 pub mod cluster;
 pub mod embedder;
+pub mod pgproxy;
 pub mod postgres;
 
 use std::time::Duration;

@@ -9,6 +9,7 @@
 
 mod batches;
 mod claims;
+mod commit_then_error;
 mod fencing;
 mod fixture;
 mod imports;
