@@ -11,6 +11,7 @@ mod api;
 mod blame;
 mod change;
 mod clients;
+mod database_away;
 mod door;
 mod drain;
 mod model;

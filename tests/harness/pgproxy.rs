@@ -11,7 +11,10 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use sqlx::{
+    ConnectOptions as _,
+    postgres::{PgConnectOptions, PgSslMode},
+};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy},
     net::{TcpStream, UnixListener, UnixStream},
@@ -34,6 +37,10 @@ struct Shared {
     /// Which commit from now on is cut off; 0 for none.
     armed: AtomicUsize,
     cuts: AtomicUsize,
+    /// Connections there were so far.
+    connections: AtomicUsize,
+    /// How many of these, the first ones, pass no answers on any more.
+    silent: AtomicUsize,
 }
 
 impl Shared {
@@ -60,6 +67,8 @@ impl PgProxy {
             target,
             armed: AtomicUsize::new(0),
             cuts: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
+            silent: AtomicUsize::new(0),
         });
         Self {
             options: options.ssl_mode(PgSslMode::Disable),
@@ -84,6 +93,18 @@ impl PgProxy {
     /// The same for the `nth` commit from now on, counted from 1.
     pub fn arm_nth(&self, nth: usize) {
         self.shared.armed.store(nth, Ordering::SeqCst);
+    }
+
+    /// From now on the connections that there are stay open and give no answer,
+    /// as when the network lost them without a word.
+    pub fn silence(&self) {
+        let connections = self.shared.connections.load(Ordering::SeqCst);
+        self.shared.silent.store(connections, Ordering::SeqCst);
+    }
+
+    /// The URL of the database through the proxy.
+    pub fn url(&self) -> String {
+        self.options.to_url_lossy().into()
     }
 
     /// How many commits were cut off from their answers.
@@ -138,6 +159,7 @@ async fn pass_answers(
     mut to: impl AsyncWrite + Unpin,
     shared: &Shared,
 ) -> io::Result<()> {
+    let number = shared.connections.fetch_add(1, Ordering::SeqCst);
     let mut received = BytesMut::new();
     let mut answer = Answer::default();
     loop {
@@ -146,6 +168,9 @@ async fn pass_answers(
             if answer.is_commit() && shared.is_next() {
                 shared.cuts.fetch_add(1, Ordering::SeqCst);
                 return Ok(());
+            }
+            if number < shared.silent.load(Ordering::SeqCst) {
+                std::future::pending::<()>().await;
             }
             if answer.may_pass() {
                 to.write_all(&std::mem::take(&mut answer).bytes).await?;

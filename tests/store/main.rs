@@ -18,4 +18,5 @@ mod reads;
 mod rescue;
 mod schema;
 mod search;
+mod silence;
 mod sources;
