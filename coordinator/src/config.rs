@@ -71,6 +71,10 @@ pub struct ServeConfig {
     /// How long a lease lasts from each renewal. Longer than the embedder ever takes for a batch.
     #[arg(long, env = "WEIR_LEASE_DURATION", default_value = "10m", value_parser = positive_duration)]
     pub lease_duration: Duration,
+    /// How long a worker may take to come back after its connection broke, or to be heard of after
+    /// its claim, before its job goes to another. At most the lease.
+    #[arg(long, env = "WEIR_ORPHAN_GRACE", default_value = "10s", value_parser = positive_duration)]
+    pub orphan_grace: Duration,
     /// How long a job may hold its lease without persisting anything.
     #[arg(long, env = "WEIR_PROGRESS_DEADLINE", default_value = "1h", value_parser = positive_duration)]
     pub progress_deadline: Duration,
@@ -223,6 +227,7 @@ mod tests {
         let config = parse(&["--models", "m"]).unwrap();
         config.serve.validate().unwrap();
         assert_eq!(config.serve.lease_duration, Duration::from_mins(10));
+        assert_eq!(config.serve.orphan_grace, Duration::from_secs(10));
         assert_eq!(config.serve.retry_policy(), RetryPolicy::default());
         assert_eq!(config.serve.max_chunks_per_job, 1000);
         assert!(config.serve.migrate);
@@ -233,6 +238,7 @@ mod tests {
         for (args, setting) in [
             (&["--lease-duration", "0s"][..], "--lease-duration"),
             (&["--lease-duration", "soon"], "--lease-duration"),
+            (&["--orphan-grace", "0s"], "--orphan-grace"),
             (&["--max-attempts", "0"], "--max-attempts"),
             (&["--max-batch-size", "0"], "--max-batch-size"),
             (&["--listen", "here"], "--listen"),

@@ -29,7 +29,7 @@ use crate::{
     http,
     job::chunk::Chunker,
     maintenance::{self, rescuer::Rescuer, sweeper},
-    store::{self, Store},
+    store::{self, Store, rescue::Patience},
     wakeup::Wakeup,
     writer::Writer,
 };
@@ -143,6 +143,7 @@ impl Server {
                 models: self.config.models.clone(),
                 policy: self.config.retry_policy(),
                 lease_duration: self.config.lease_duration,
+                orphan_grace: self.config.orphan_grace,
                 max_chunks_per_job: self.config.max_chunks_per_job,
                 max_batch_size: self.config.max_batch_size,
                 poll_interval: self.config.poll_interval,
@@ -179,17 +180,21 @@ impl Server {
         ));
 
         let poll = self.config.poll_interval;
-        let rescuer = Rescuer {
+        let mut rescuer = Rescuer {
             store: self.store.clone(),
             wakeup: services.wakeup.clone(),
             policy: services.policy,
-            progress_deadline: self.config.progress_deadline,
+            patience: Patience {
+                orphan_grace: self.config.orphan_grace,
+                progress_deadline: self.config.progress_deadline,
+            },
+            answers_since: None,
         };
         tasks.spawn(maintenance::every(
             "rescuer",
             poll,
             shutdown.clone(),
-            async move || Ok(Rescuer::is_full(&rescuer.tick().await?)),
+            async move || rescuer.step().await,
         ));
         let (store, wakeup) = (self.store.clone(), services.wakeup.clone());
         tasks.spawn(maintenance::every(

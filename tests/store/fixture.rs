@@ -231,6 +231,15 @@ impl Weir {
         self.claim_many(1, LEASE).await.pop().expect("a job is due")
     }
 
+    /// Claims the one job that comes next, for a worker that is heard of and
+    /// then silent until its lease is over.
+    pub(crate) async fn claim_expired(&self) -> Job {
+        let job = self.claim().await;
+        let renewed = self.store.renew(lease_of(&job), Duration::ZERO).await;
+        renewed.expect("the lease is held");
+        job
+    }
+
     /// The texts that a job has still to embed, shortest first.
     pub(crate) async fn texts(&self, job: &Job) -> Vec<ChunkText> {
         let pending: Vec<PendingChunk> = self.store.pending(lease_of(job), ALL).await.unwrap();

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use proptest::prelude::*;
 use weir_coordinator::{
     job::{plan::PlannedItem, retry::RetryPolicy},
-    store::{StoreError, content::SourceWrite, rows::Job},
+    store::{StoreError, content::SourceWrite, rescue::Patience, rows::Job},
 };
 
 use crate::fixture::{LEASE, Weir, counts_of, item, key, lease_of, outcome, rejected, write};
@@ -19,6 +19,10 @@ enum Step {
     Delete,
     /// Claim; with a lease that is over at once, if so.
     Claim(bool),
+    /// Ask for batches of this size; with a lease that is over at once, if so.
+    Open(usize, i32, bool),
+    /// The stream breaks.
+    Orphan(usize),
     /// Embed this many chunks of a job held, and reject the next so many.
     Embed(usize, usize, usize),
     Fail(usize),
@@ -41,6 +45,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Delete),
         6 => any::<bool>().prop_map(Step::Claim),
         8 => (held.clone(), 0..5_usize, 0..2_usize).prop_map(|(job, done, refused)| Step::Embed(job, done, refused)),
+        3 => (held.clone(), 1..5_i32, any::<bool>()).prop_map(|(job, size, over)| Step::Open(job, size, over)),
+        1 => held.clone().prop_map(Step::Orphan),
         2 => held.clone().prop_map(Step::Fail),
         1 => held.clone().prop_map(Step::Release),
         2 => held.prop_map(Step::Complete),
@@ -125,6 +131,19 @@ async fn take(weir: &Weir, model: &mut Model, step: &Step) {
             model.leases.extend(weir.claim_many(1, lease).await);
             model.leases.extend(weir.claim_if("other", lease).await);
         }
+        Step::Open(place, size, over) => {
+            if let Some(job) = job(*place) {
+                let lease = if *over { Duration::ZERO } else { LEASE };
+                fenced(weir.store.open(lease_of(&job), lease, *size).await);
+            }
+        }
+        Step::Orphan(place) => {
+            if let Some(job) = job(*place) {
+                let until = job.lease_expires_at.unwrap();
+                let orphaned = weir.store.orphan(lease_of(&job), until, Duration::ZERO);
+                orphaned.await.unwrap();
+            }
+        }
         Step::Embed(place, done, refused) => {
             let Some(job) = job(*place) else { return };
             let Some(pending) = fenced(weir.store.pending(lease_of(&job), 100).await) else {
@@ -160,7 +179,14 @@ async fn take(weir: &Weir, model: &mut Model, step: &Step) {
             }
         }
         Step::Rescue => {
-            weir.store.rescue(10, LEASE, &policy, || 0.0).await.unwrap();
+            let patience = Patience {
+                orphan_grace: Duration::ZERO,
+                progress_deadline: LEASE,
+            };
+            weir.store
+                .rescue(10, &patience, &policy, || 0.0)
+                .await
+                .unwrap();
         }
         Step::Model(other) => {
             let name = if *other {

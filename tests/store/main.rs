@@ -8,11 +8,13 @@
 )]
 
 mod batches;
+mod bisection;
 mod claims;
 mod fencing;
 mod fixture;
 mod imports;
 mod laws;
+mod orphans;
 mod reads;
 mod rescue;
 mod schema;

@@ -1,6 +1,7 @@
 //! The pure rules of jobs: states, retries, planning. No runtime, no database,
 //! no wire; time and randomness come in as arguments.
 
+pub mod blame;
 pub mod chunk;
 pub mod plan;
 pub mod retry;

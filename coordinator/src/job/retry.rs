@@ -52,8 +52,14 @@ impl RetryPolicy {
         }
         Decision::Retry {
             attempt,
-            delay: self.backoff(attempt).mul_f64(random.clamp(0.0, 1.0)),
+            delay: self.delay(attempt, random),
         }
+    }
+
+    /// How long to wait after `attempt` charged tries: `random`, in 0..1, of
+    /// the longest wait.
+    pub fn delay(&self, attempt: i16, random: f64) -> Duration {
+        self.backoff(attempt).mul_f64(random.clamp(0.0, 1.0))
     }
 
     /// The longest wait after `attempt` charged tries: `backoff_base` doubled
