@@ -14,6 +14,7 @@ mod clients;
 mod door;
 mod drain;
 mod model;
+mod orphans;
 mod restart;
 mod story;
 mod world;

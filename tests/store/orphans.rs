@@ -48,7 +48,7 @@ async fn renewed(weir: &Weir, job: &Job) -> DateTime<Utc> {
 async fn an_orphaned_lease_ends_after_the_grace() {
     let weir = Weir::new().await;
     let (job, until) = running(&weir).await;
-    let grace = Duration::from_secs(60);
+    let grace = Duration::from_mins(1);
     assert!(
         weir.store
             .orphan(lease_of(&job), until, grace)
