@@ -8,6 +8,7 @@
 )]
 
 mod api;
+mod bisection;
 mod blame;
 mod change;
 mod clients;
