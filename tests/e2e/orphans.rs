@@ -133,3 +133,34 @@ async fn a_job_whose_claim_was_never_answered_to_is_claimed_again_uncharged() {
     assert!(why.contains("never heard of"), "{why}");
     assert!(weir.claim().await.epoch > lost.epoch);
 }
+
+#[tokio::test]
+async fn a_worker_that_dies_while_its_result_is_written_is_missed_as_well() {
+    let weir = Weir::with(&[SHORT_GRACE, QUICK_POLL]).await;
+    weir.put("source", &["one", "two", "three"]).await;
+    let lease = weir.claim().await;
+    let (to, mut from) = stream(&weir, open(&lease)).await;
+    let held = batch(&mut from).await;
+    let mut lock = weir.database.pool().begin().await.unwrap();
+    sqlx::query("SELECT FROM weir.jobs FOR UPDATE")
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+    send(&to, vectors(&held)).await;
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let waiting = async || {
+        sqlx::query_scalar(waiting)
+            .fetch_one(weir.database.pool())
+            .await
+    };
+    until(async || waiting().await.is_ok_and(|waiting: i64| waiting > 0)).await;
+    drop((to, from));
+    // Calls of one connection arrive in order: the stream is broken by the time of the answer.
+    weir.source("source").await.unwrap();
+    lock.rollback().await.unwrap();
+
+    until(async || weir.job(lease.job_id).await.epoch > lease.epoch).await;
+    let job = weir.job(lease.job_id).await;
+    assert_eq!((job.chunks_done, job.attempt), (2, 0), "{job:?}");
+}

@@ -242,27 +242,26 @@ impl Handout {
             rejected,
             total,
             suspects,
+            lease_expires_at,
             ..
         } = progress;
+        // Before the ack, which may find the worker gone.
         self.suspects = suspects;
-        send(
-            outbox,
-            ToWorker::Ack(v1::BatchAck {
-                seq: result.seq,
-                done: done + rejected,
-                total,
-            }),
-        )
-        .await?;
-        let Some(renewed_until) = progress.lease_expires_at else {
+        self.renewed_until = lease_expires_at.unwrap_or(self.renewed_until);
+        let ack = v1::BatchAck {
+            seq: result.seq,
+            done: done + rejected,
+            total,
+        };
+        send(outbox, ToWorker::Ack(ack)).await?;
+        if progress.finished {
             tracing::info!(
                 job_id = self.lease.job_id,
                 epoch = self.lease.epoch,
                 "A job succeeded."
             );
             return Err(finished(done, rejected));
-        };
-        self.renewed_until = renewed_until;
+        }
         Ok(())
     }
 
