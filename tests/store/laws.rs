@@ -88,6 +88,7 @@ async fn take(weir: &Weir, model: &mut Model, step: &Step) {
         max_attempts: 2,
         backoff_base: Duration::ZERO,
         backoff_cap: Duration::ZERO,
+        ..RetryPolicy::default()
     };
     let job = |place: usize| model.leases.iter().rev().nth(place).cloned();
     let write = model.write.clone().unwrap();

@@ -2,6 +2,7 @@
 //! no wire; time and randomness come in as arguments.
 
 pub mod chunk;
+pub mod parking;
 pub mod plan;
 pub mod retry;
 pub mod state;

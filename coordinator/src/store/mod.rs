@@ -8,12 +8,16 @@ pub mod imports;
 pub mod lease;
 mod migrate;
 pub mod pending;
+mod planning;
 pub mod queue;
+pub mod reconcile;
 pub mod rescue;
+pub mod retention;
 pub mod rows;
 pub mod search;
 pub mod sources;
 pub mod status;
+pub mod steer;
 
 use std::{str::FromStr, time::Duration};
 

@@ -6,7 +6,7 @@ use super::{
     CHANGE_CHANNEL, REVOKE_CHANNEL, Store, StoreError,
     rows::{Job, Source, SourceKey, job_columns, source_columns},
 };
-use crate::job::state::RevokeReason;
+use crate::job::{plan::ItemRange, state::RevokeReason};
 
 /// Most jobs that ride along with a source.
 pub const MAX_JOBS_WITH_SOURCE: i64 = 1_000;
@@ -111,7 +111,8 @@ impl Store {
             .await?
             .ok_or_else(|| key.not_found())?
             .id;
-        lock_unsettled_jobs(&mut tx, source_id).await?;
+        let unsettled = lock_unsettled_jobs(&mut tx, source_id).await?;
+        settle(&mut tx, unsettled.iter().filter(|job| !job.open)).await?;
         let jobs = cancel_open_jobs(
             &mut tx,
             source_id,
@@ -146,6 +147,8 @@ impl Store {
 #[derive(Debug, sqlx::FromRow)]
 pub(super) struct LockedSource {
     pub(super) id: i64,
+    pub(super) namespace: String,
+    pub(super) name: String,
     pub(super) model: String,
     pub(super) revision: i64,
 }
@@ -157,7 +160,8 @@ pub(super) async fn lock_source(
 ) -> Result<Option<LockedSource>, StoreError> {
     Ok(sqlx::query_as(
         "-- store::sources::lock_source
-         SELECT id, model, revision FROM weir.sources WHERE namespace = $1 AND name = $2 FOR UPDATE",
+         SELECT id, namespace, name, model, revision FROM weir.sources
+         WHERE namespace = $1 AND name = $2 FOR UPDATE",
     )
     .bind(&key.namespace)
     .bind(&key.name)
@@ -165,12 +169,44 @@ pub(super) async fn lock_source(
     .await?)
 }
 
+/// As [`lock_source`], of a source known by its row.
+pub(super) async fn lock_source_row(
+    tx: &mut Transaction<'_, Postgres>,
+    source_id: i64,
+) -> Result<Option<LockedSource>, StoreError> {
+    Ok(sqlx::query_as(
+        "-- store::sources::lock_source_row
+         SELECT id, namespace, name, model, revision FROM weir.sources WHERE id = $1 FOR UPDATE",
+    )
+    .bind(source_id)
+    .fetch_optional(&mut **tx)
+    .await?)
+}
+
 /// An unsettled job as a write sees it.
 #[derive(Debug, sqlx::FromRow)]
 pub(super) struct UnsettledJob {
-    pub(super) first_item_id: String,
-    pub(super) last_item_id: String,
+    pub(super) id: i64,
+    first_item_id: String,
+    last_item_id: String,
+    pub(super) model: String,
+    pub(super) priority: i16,
+    pub(super) parkings: i16,
+    pub(super) traceparent: Option<String>,
+    /// Queued or running; otherwise it failed or was cancelled.
     pub(super) open: bool,
+    /// Failed, and its parking is over.
+    pub(super) due: bool,
+}
+
+impl UnsettledJob {
+    /// The items it covers.
+    pub(super) fn range(&self) -> ItemRange {
+        ItemRange {
+            first: self.first_item_id.clone(),
+            last: self.last_item_id.clone(),
+        }
+    }
 }
 
 /// Takes the row locks of a source's unsettled jobs, in order of id: from here
@@ -182,7 +218,8 @@ pub(super) async fn lock_unsettled_jobs(
 ) -> Result<Vec<UnsettledJob>, StoreError> {
     Ok(sqlx::query_as(
         "-- store::sources::lock_unsettled_jobs
-         SELECT first_item_id, last_item_id, state IN ('queued', 'running') AS open
+         SELECT id, first_item_id, last_item_id, model, priority, parkings, traceparent,
+                state IN ('queued', 'running') AS open, state = 'failed' AND run_at <= now() AS due
          FROM weir.jobs WHERE source_id = $1 AND NOT settled ORDER BY id FOR UPDATE",
     )
     .bind(source_id)
@@ -190,8 +227,29 @@ pub(super) async fn lock_unsettled_jobs(
     .await?)
 }
 
-/// Ends a source's open jobs, moving their epoch, and settles those that had
-/// failed: whatever they left pending is the caller's from now on.
+/// Settles jobs that failed or were cancelled: whatever they left pending is
+/// the caller's from now on, and nothing waits for their time any more.
+pub(super) async fn settle(
+    tx: &mut Transaction<'_, Postgres>,
+    jobs: impl IntoIterator<Item = &UnsettledJob>,
+) -> Result<(), StoreError> {
+    let ids: Vec<i64> = jobs.into_iter().map(|job| job.id).collect();
+    if ids.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "-- store::sources::settle
+         UPDATE weir.jobs SET settled = true, run_at = least(run_at, now())
+         WHERE id = ANY($1) AND state IN ('failed', 'cancelled')",
+    )
+    .bind(&ids)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Ends and settles a source's open jobs, moving their epoch: whatever they
+/// left pending is the caller's from now on.
 pub(super) async fn cancel_open_jobs(
     tx: &mut Transaction<'_, Postgres>,
     source_id: i64,
@@ -208,9 +266,6 @@ pub(super) async fn cancel_open_jobs(
                  worker_id = NULL, lease_expires_at = NULL, claimed_at = NULL, finished_at = now()
              FROM open WHERE j.id = open.id
              RETURNING open.state AS was
-         ), settled AS (
-             UPDATE weir.jobs SET settled = true
-             WHERE source_id = $1 AND NOT settled AND state IN ('failed', 'cancelled')
          )
          SELECT count(*), count(*) FILTER (WHERE was = 'running') FROM cancelled",
     )
