@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use proptest::prelude::*;
 use weir_coordinator::{
     job::{plan::PlannedItem, retry::RetryPolicy},
+    maintenance::reconciler::Reconciler,
     store::{StoreError, content::SourceWrite, rows::Job},
 };
 
@@ -25,6 +26,13 @@ enum Step {
     Release(usize),
     Complete(usize),
     Rescue,
+    /// Cancel one of the newest jobs.
+    Cancel(usize),
+    /// Have one of the newest jobs run again; with force, if so.
+    Retry(usize, bool),
+    /// Lose vectors and counts behind the store's back, if so, end all
+    /// parking, and reconcile.
+    Reconcile(bool),
     /// Another model from now on.
     Model(bool),
 }
@@ -45,6 +53,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => held.clone().prop_map(Step::Release),
         2 => held.prop_map(Step::Complete),
         2 => Just(Step::Rescue),
+        2 => (0..6_usize).prop_map(Step::Cancel),
+        3 => (0..6_usize, any::<bool>()).prop_map(|(job, force)| Step::Retry(job, force)),
+        2 => any::<bool>().prop_map(Step::Reconcile),
         1 => any::<bool>().prop_map(Step::Model),
     ]
 }
@@ -80,6 +91,22 @@ fn fenced<T>(answer: Result<T, StoreError>) -> Option<T> {
         Err(StoreError::LeaseLost { .. } | StoreError::Precondition(_)) => None,
         Err(error) => panic!("{error:?}"),
     }
+}
+
+/// Vectors that no unsettled job counts, every third of them, and the counts.
+const LOSE: &str = "
+    DELETE FROM weir.embeddings e WHERE hashtext(e.item_id) % 3 = 0 AND NOT EXISTS (
+        SELECT FROM weir.jobs j WHERE j.source_id = e.source_id AND NOT j.settled
+           AND e.item_id BETWEEN j.first_item_id AND j.last_item_id);
+    UPDATE weir.sources SET items_total = items_total + 1, chunks_total = 0";
+
+/// The newest job but so many, if there is one.
+async fn newest(weir: &Weir, place: usize) -> Option<i64> {
+    sqlx::query_scalar("SELECT id FROM weir.jobs ORDER BY id DESC LIMIT 1 OFFSET $1")
+        .bind(place as i64)
+        .fetch_optional(weir.pool())
+        .await
+        .unwrap()
 }
 
 #[expect(clippy::too_many_lines, reason = "one arm for each step")]
@@ -162,6 +189,38 @@ async fn take(weir: &Weir, model: &mut Model, step: &Step) {
         }
         Step::Rescue => {
             weir.store.rescue(10, LEASE, &policy, || 0.0).await.unwrap();
+        }
+        Step::Cancel(place) => {
+            if let Some(job_id) = newest(weir, *place).await {
+                fenced(weir.store.cancel_job(job_id).await);
+            }
+        }
+        Step::Retry(place, force) => {
+            if let Some(job_id) = newest(weir, *place).await {
+                fenced(weir.retry(job_id, *force).await);
+            }
+        }
+        Step::Reconcile(lose) => {
+            if *lose {
+                weir.meddle(LOSE).await;
+            }
+            weir.meddle(
+                "UPDATE weir.jobs SET run_at = finished_at WHERE state = 'failed' AND NOT settled",
+            )
+            .await;
+            let reconciler = Reconciler {
+                store: weir.store.clone(),
+                interval: Duration::ZERO,
+                max_chunks_per_job: 5,
+            };
+            reconciler.tick().await.unwrap();
+            assert_eq!(
+                weir.number(
+                    "SELECT count(*) FROM weir.jobs WHERE state = 'failed' AND NOT settled"
+                )
+                .await,
+                0
+            );
         }
         Step::Model(other) => {
             let name = if *other {
