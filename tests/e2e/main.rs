@@ -15,5 +15,6 @@ mod door;
 mod drain;
 mod model;
 mod restart;
+mod steer;
 mod story;
 mod world;

@@ -268,7 +268,7 @@ async fn agrees(weir: &Weir, model: &Model) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 20, failure_persistence: None, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
     fn the_laws_hold_in_any_order(steps in prop::collection::vec(step(), 1..40)) {
