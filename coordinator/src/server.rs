@@ -177,7 +177,16 @@ impl Server {
             reporter.clone(),
             shutdown.clone(),
         ));
+        self.start_maintenance(services, tasks, shutdown);
+    }
 
+    /// Starts what keeps the queue and the sources in order.
+    fn start_maintenance(
+        &self,
+        services: &Services,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) {
         let poll = self.config.poll_interval;
         let rescuer = Rescuer {
             store: self.store.clone(),

@@ -223,8 +223,9 @@ async fn a_job_that_is_ready_keeps_its_place() {
     let weir = Weir::new().await;
     let first = weir.put("first", &many(1)).await.state.jobs.remove(0);
     weir.put("second", &many(1)).await;
-    assert_eq!(weir.retry(first.id, false).await.unwrap(), [first.clone()]);
-    assert_eq!(weir.claim().await.id, first.id);
+    let first_id = first.id;
+    assert_eq!(weir.retry(first_id, false).await.unwrap(), [first]);
+    assert_eq!(weir.claim().await.id, first_id);
 }
 
 #[tokio::test]

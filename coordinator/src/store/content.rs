@@ -7,12 +7,12 @@ use sqlx::{Postgres, Transaction};
 
 use super::{
     CHANGE_CHANNEL, Store, StoreError,
+    locks::{
+        LockedSource, UnsettledJob, cancel_open_jobs, lock_source, lock_unsettled_jobs, settle,
+    },
     planning::{Order, queue_pending},
     rows::SourceKey,
-    sources::{
-        LockedSource, SourceState, UnsettledJob, cancel_open_jobs, lock_source,
-        lock_unsettled_jobs, notify, settle, source_in,
-    },
+    sources::{SourceState, notify, source_in},
 };
 use crate::job::{
     plan::{ItemRange, PlannedItem},

@@ -6,6 +6,7 @@ pub mod content;
 pub mod error;
 pub mod imports;
 pub mod lease;
+mod locks;
 mod migrate;
 pub mod pending;
 mod planning;

@@ -4,10 +4,7 @@
 use futures::TryStreamExt as _;
 use sqlx::{Postgres, Transaction};
 
-use super::{
-    QUEUE_CHANNEL, StoreError,
-    sources::{LockedSource, notify},
-};
+use super::{QUEUE_CHANNEL, StoreError, locks::LockedSource, sources::notify};
 use crate::job::{
     plan::{ItemRange, JobCutter, PlannedJob, merge_ranges},
     state::Trigger,

@@ -8,11 +8,11 @@ use sqlx::{Postgres, Transaction};
 use super::{
     CHANGE_CHANNEL, Store, StoreError,
     lease::interval,
-    planning::{Order, is_pending, queue_pending},
-    sources::{
-        LockedSource, UnsettledJob, cancel_open_jobs, lock_source_row, lock_unsettled_jobs, notify,
-        settle,
+    locks::{
+        LockedSource, UnsettledJob, cancel_open_jobs, lock_source_row, lock_unsettled_jobs, settle,
     },
+    planning::{Order, is_pending, queue_pending},
+    sources::notify,
     steer::resume,
 };
 use crate::job::{

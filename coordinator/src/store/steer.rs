@@ -4,12 +4,12 @@ use sqlx::{Postgres, Transaction};
 
 use super::{
     CHANGE_CHANNEL, QUEUE_CHANNEL, REVOKE_CHANNEL, Store, StoreError,
+    locks::{
+        LockedSource, UnsettledJob, cancel_open_jobs, lock_source_row, lock_unsettled_jobs, settle,
+    },
     planning::{Order, queue_pending},
     rows::{Job, job_columns},
-    sources::{
-        LockedSource, MAX_JOBS_WITH_SOURCE, UnsettledJob, cancel_open_jobs, lock_source_row,
-        lock_unsettled_jobs, notify, settle,
-    },
+    sources::{MAX_JOBS_WITH_SOURCE, notify},
 };
 use crate::job::{
     plan::ItemRange,
