@@ -17,5 +17,6 @@ mod drain;
 mod model;
 mod orphans;
 mod restart;
+mod steer;
 mod story;
 mod world;

@@ -108,6 +108,8 @@ async fn the_last_attempt_fails_the_job() {
         (JobState::Failed, 1, job.epoch + 1)
     );
     assert!(failed.finished_at.is_some() && failed.last_error.is_some());
+    let parked = failed.run_at - failed.finished_at.unwrap();
+    assert_eq!(parked, chrono::TimeDelta::minutes(30));
     weir.check().await;
 }
 

@@ -3,6 +3,7 @@
 
 pub mod blame;
 pub mod chunk;
+pub mod parking;
 pub mod plan;
 pub mod retry;
 pub mod state;

@@ -220,23 +220,25 @@ impl Store {
         random: f64,
     ) -> Result<Failed, StoreError> {
         let mut tx = self.pool.begin().await?;
-        let held: Option<(i64, i16)> = sqlx::query_as(
+        let held: Option<(i64, i16, i16)> = sqlx::query_as(
             "-- store::lease::fail
-             SELECT source_id, attempt FROM weir.jobs
+             SELECT source_id, attempt, parkings FROM weir.jobs
              WHERE id = $1 AND epoch = $2 AND state = 'running' FOR UPDATE",
         )
         .bind(lease.job_id)
         .bind(lease.epoch)
         .fetch_optional(&mut *tx)
         .await?;
-        let Some((source_id, attempt)) = held else {
+        let Some((source_id, attempt, parkings)) = held else {
             drop(tx);
             return Err(self.not_fallible(lease).await);
         };
         let decision = policy.charge(attempt, random);
         let (state, attempt, delay) = match decision {
             Decision::Retry { attempt, delay } => (JobState::Queued, attempt, delay),
-            Decision::Fail { attempt } => (JobState::Failed, attempt, Duration::ZERO),
+            Decision::Fail { attempt } => {
+                (JobState::Failed, attempt, policy.parking.delay(parkings))
+            }
         };
         sqlx::query(
             "-- store::lease::fail

@@ -34,6 +34,7 @@ struct Expired {
     epoch: i64,
     source_id: i64,
     attempt: i16,
+    parkings: i16,
     heard: bool,
     /// Whether its worker persisted anything under this lease.
     progressed: bool,
@@ -112,7 +113,7 @@ impl Store {
         let mut tx = self.pool.begin().await?;
         let expired: Vec<Expired> = sqlx::query_as(
             "-- store::rescue::rescue
-             SELECT id, epoch, source_id, attempt, heard, progressed_at IS NOT NULL AS progressed,
+             SELECT id, epoch, source_id, attempt, parkings, heard, progressed_at IS NOT NULL AS progressed,
                     lease_expires_at <= now() AS lease_over, batch_size, suspects,
                     chunks_total - chunks_done - chunks_rejected AS pending
              FROM weir.jobs
@@ -140,7 +141,14 @@ impl Store {
                     rescued.retried += 1;
                 }
                 Verdict::Fail { attempt } => {
-                    fail(&mut tx, job, attempt, why).await?;
+                    fail(
+                        &mut tx,
+                        job,
+                        attempt,
+                        policy.parking.delay(job.parkings),
+                        why,
+                    )
+                    .await?;
                     rescued.failed += 1;
                 }
                 Verdict::Reject { attempt } => {
@@ -186,17 +194,19 @@ async fn fail(
     tx: &mut Transaction<'static, Postgres>,
     job: &Expired,
     attempt: i16,
+    parked_for: Duration,
     why: &str,
 ) -> Result<(), StoreError> {
     sqlx::query(
         "-- store::rescue::fail
          UPDATE weir.jobs
-         SET state = 'failed', epoch = epoch + 1, attempt = $2, finished_at = now(),
-             revoke_reason = $3, last_error = $4, worker_id = NULL, lease_expires_at = NULL, claimed_at = NULL
+         SET state = 'failed', epoch = epoch + 1, attempt = $2, finished_at = now(), run_at = now() + $3,
+             revoke_reason = $4, last_error = $5, worker_id = NULL, lease_expires_at = NULL, claimed_at = NULL
          WHERE id = $1",
     )
     .bind(job.id)
     .bind(attempt)
+    .bind(interval(parked_for))
     .bind(job.reason().0.as_str())
     .bind(why)
     .execute(&mut **tx)
