@@ -8,6 +8,7 @@
 )]
 
 mod api;
+mod bisection;
 mod blame;
 mod change;
 mod clients;
@@ -15,6 +16,8 @@ mod database_away;
 mod door;
 mod drain;
 mod model;
+mod orphans;
 mod restart;
+mod steer;
 mod story;
 mod world;

@@ -19,8 +19,10 @@ use weir_coordinator::{
         imports::ImportItem,
         lease::{Claim, LeaseState},
         migrate,
-        rescue::Rescued,
-        rows::Job,
+        reconcile::Unparked,
+        rescue::{Patience, Rescued},
+        rows::{Job, LeaseKey},
+        steer::Retry,
     },
     writer::Writer,
 };
@@ -28,6 +30,12 @@ use weir_tests::{PATIENCE, pgproxy::PgProxy, postgres::TestDatabase};
 
 use crate::fixture::{
     LEASE, MODEL, Weir, counts, item, items, key, lease_of, many, outcome, write,
+};
+
+/// Workers are waited for, and jobs are lost only when their lease has run out.
+const PATIENT: Patience = Patience {
+    orphan_grace: LEASE,
+    progress_deadline: LEASE,
 };
 
 /// A store on its own database, and another on the same behind a proxy.
@@ -113,35 +121,60 @@ async fn a_claim() {
     let faulty = Faulty::new().await;
     faulty.cut(faulty.claim()).await;
     assert_eq!(faulty.claim().await.unwrap(), [], "it was leased already");
-    sqlx::query(
-        "UPDATE weir.jobs SET lease_expires_at = now(), claimed_at = now() - interval '1 minute'",
-    )
-    .execute(faulty.weir.pool())
-    .await
-    .unwrap();
+    // Nobody has to know of a lease: whoever holds it has not been heard of.
+    let patience = Patience {
+        orphan_grace: Duration::ZERO,
+        ..PATIENT
+    };
     let policy = RetryPolicy::default();
-    let rescued = faulty.store.rescue(10, LEASE, &policy, || 0.0).await;
-    assert_eq!(rescued.unwrap().retried, 1, "nobody has to know of a lease");
+    let rescued = faulty.store.rescue(10, &patience, &policy, || 0.0).await;
+    assert_eq!(rescued.unwrap().retried, 1);
     let job = faulty.claim().await.unwrap().pop().unwrap();
+    assert_eq!(job.attempt, 0, "the try is not charged");
+    assert!(faulty.weir.embed(&job).await.finished);
+    faulty.finish(4).await;
+}
+
+/// A renewal in one of its forms.
+async fn renewed(renew: impl AsyncFn(&Store, LeaseKey) -> Result<LeaseState, StoreError>) {
+    let faulty = Faulty::new().await;
+    let job = faulty.weir.claim_expired().await;
+    let lease = lease_of(&job);
+    faulty.cut(renew(&faulty.store, lease)).await;
+    let renewed = "SELECT count(*) FROM weir.jobs WHERE lease_expires_at > now()";
+    assert_eq!(faulty.weir.number(renewed).await, 1);
+    let again = renew(&faulty.store, lease).await.unwrap();
+    assert!(matches!(again, LeaseState::Held(held) if held.epoch == job.epoch));
     assert!(faulty.weir.embed(&job).await.finished);
     faulty.finish(4).await;
 }
 
 #[tokio::test]
 async fn a_renewal() {
+    renewed(async |store, lease| store.renew(lease, LEASE).await).await;
+}
+
+#[tokio::test]
+async fn the_opening_of_a_stream() {
+    renewed(async |store, lease| store.open(lease, LEASE, 16).await).await;
+}
+
+#[tokio::test]
+async fn the_end_of_a_broken_streams_lease() {
     let faulty = Faulty::new().await;
-    let job = faulty
-        .weir
-        .claim_many(1, Duration::ZERO)
-        .await
-        .pop()
-        .unwrap();
+    let job = faulty.weir.claim().await;
     let lease = lease_of(&job);
-    faulty.cut(faulty.store.renew(lease, LEASE)).await;
-    let renewed = "SELECT count(*) FROM weir.jobs WHERE lease_expires_at > now()";
-    assert_eq!(faulty.weir.number(renewed).await, 1);
-    let again = faulty.store.renew(lease, LEASE).await.unwrap();
-    assert!(matches!(again, LeaseState::Held(held) if held.epoch == job.epoch));
+    let LeaseState::Held(held) = faulty.weir.store.renew(lease, LEASE).await.unwrap() else {
+        panic!("the lease is held");
+    };
+    let until = held.lease_expires_at.unwrap();
+    let orphan = || faulty.store.orphan(lease, until, Duration::from_secs(60));
+    faulty.cut(orphan()).await;
+    let cut_short = faulty.weir.job(job.id).await;
+    assert!(cut_short.lease_expires_at.unwrap() < until);
+    assert!(!orphan().await.unwrap(), "it is cut short already");
+    assert_eq!(faulty.weir.job(job.id).await, cut_short);
+    // The worker that comes back undoes it.
     assert!(faulty.weir.embed(&job).await.finished);
     faulty.finish(4).await;
 }
@@ -255,20 +288,139 @@ async fn a_release() {
 #[tokio::test]
 async fn a_rescue() {
     let faulty = Faulty::new().await;
-    let job = faulty
-        .weir
-        .claim_many(1, Duration::ZERO)
-        .await
-        .pop()
-        .unwrap();
+    let job = faulty.weir.claim_expired().await;
     let policy = RetryPolicy::default();
-    let rescue = || faulty.store.rescue(10, LEASE, &policy, || 0.0);
+    let rescue = || faulty.store.rescue(10, &PATIENT, &policy, || 0.0);
     faulty.cut(rescue()).await;
     let queued = faulty.weir.job(job.id).await;
-    assert_eq!(queued.state, JobState::Queued);
-    assert!(queued.attempt <= 1, "{queued:?}");
+    assert_eq!((queued.state, queued.attempt), (JobState::Queued, 1));
     assert_eq!(rescue().await.unwrap(), Rescued::default());
     assert_eq!(faulty.weir.job(job.id).await, queued, "charged once");
+    faulty.finish(4).await;
+}
+
+#[tokio::test]
+async fn a_cancellation() {
+    let faulty = Faulty::new().await;
+    let job = faulty.weir.claim().await;
+    faulty.cut(faulty.store.cancel_job(job.id)).await;
+    let cancelled = faulty.weir.job(job.id).await;
+    assert_eq!(cancelled.state, JobState::Cancelled);
+    assert_eq!(faulty.store.cancel_job(job.id).await.unwrap(), cancelled);
+    let reason = lost(faulty.store.renew(lease_of(&job), LEASE).await);
+    assert_eq!(reason, RevokeReason::Cancelled);
+    faulty.weir.put("api", &many(4)).await;
+    faulty.finish(4).await;
+}
+
+fn retry(job: &Job, force: bool) -> Retry {
+    Retry {
+        job_id: job.id,
+        force,
+        max_chunks_per_job: 1_000,
+        traceparent: None,
+    }
+}
+
+#[tokio::test]
+async fn a_retry() {
+    let faulty = Faulty::new().await;
+    let job = faulty.weir.claim().await;
+    faulty.weir.fail_for_good(&job).await;
+    let retry = retry(&job, false);
+    faulty.cut(faulty.store.retry_job(&retry)).await;
+    let open = || async { faulty.weir.store.source(&key("api")).await.unwrap().jobs };
+    let queued = open().await;
+    assert_eq!(queued.len(), 1);
+    assert_eq!(queued[0].state, JobState::Queued);
+    // The job that failed is settled: there is nothing of it to run again.
+    let again = faulty.store.retry_job(&retry).await;
+    assert!(
+        matches!(again, Err(StoreError::Precondition(_))),
+        "{again:?}"
+    );
+    assert_eq!(open().await, queued, "queued once");
+    faulty.finish(4).await;
+}
+
+#[tokio::test]
+async fn a_forced_retry() {
+    let faulty = Faulty::new().await;
+    let job = faulty.weir.claim().await;
+    assert!(faulty.weir.embed(&job).await.finished);
+    let retry = retry(&job, true);
+    faulty.cut(faulty.store.retry_job(&retry)).await;
+    faulty.store.retry_job(&retry).await.unwrap();
+    faulty.weir.check().await;
+    assert_eq!(faulty.weir.embed_all().await.len(), 4, "each text once");
+    faulty.finish(4).await;
+}
+
+#[tokio::test]
+async fn the_end_of_a_parking() {
+    let faulty = Faulty::new().await;
+    let job = faulty.weir.claim().await;
+    faulty.weir.fail_for_good(&job).await;
+    sqlx::query("UPDATE weir.jobs SET run_at = finished_at")
+        .execute(faulty.weir.pool())
+        .await
+        .unwrap();
+    let unpark = || faulty.store.unpark(job.source_id, 10, 1_000);
+    faulty.cut(unpark()).await;
+    assert_eq!(unpark().await.unwrap(), Unparked::default());
+    let parkings = "SELECT sum(parkings)::bigint FROM weir.jobs WHERE NOT settled";
+    assert_eq!(faulty.weir.number(parkings).await, 1, "queued once");
+    faulty.finish(4).await;
+}
+
+#[tokio::test]
+async fn a_repair() {
+    let faulty = Faulty::new().await;
+    let job = faulty.weir.claim().await;
+    assert!(faulty.weir.embed(&job).await.finished);
+    sqlx::query("DELETE FROM weir.embeddings WHERE item_id = 'i0001'")
+        .execute(faulty.weir.pool())
+        .await
+        .unwrap();
+    let repair = || faulty.store.repair_source(job.source_id, 1_000);
+    faulty.cut(repair()).await;
+    let again = repair().await.unwrap().unwrap();
+    assert_eq!((again.queued, again.superseded), (0, 0), "queued once");
+    assert_eq!(faulty.weir.embed_all().await, ["text 1"]);
+    faulty.finish(4).await;
+}
+
+#[tokio::test]
+async fn a_choice_of_sources_to_check() {
+    let faulty = Faulty::new().await;
+    let minute = Duration::from_mins(1);
+    sqlx::query("UPDATE weir.sources SET checked_at = now() - interval '1 hour'")
+        .execute(faulty.weir.pool())
+        .await
+        .unwrap();
+    faulty.cut(faulty.store.take_unchecked(minute, 10)).await;
+    // This check is left out; the next is due after the interval.
+    assert!(
+        faulty
+            .store
+            .take_unchecked(minute, 10)
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    let all = faulty.store.take_unchecked(Duration::ZERO, 10).await;
+    assert_eq!(all.unwrap().len(), 1);
+    faulty.finish(4).await;
+}
+
+#[tokio::test]
+async fn the_end_of_old_jobs() {
+    let faulty = Faulty::new().await;
+    let job = faulty.weir.claim().await;
+    assert!(faulty.weir.embed(&job).await.finished);
+    let drop_all = || faulty.store.drop_old_jobs(Duration::ZERO, 10);
+    faulty.cut(drop_all()).await;
+    assert_eq!(drop_all().await.unwrap(), 0);
     faulty.finish(4).await;
 }
 
