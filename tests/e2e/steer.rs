@@ -113,7 +113,15 @@ async fn a_job_cancelled_on_one_replica_ends_on_the_other() {
     let unsettled = world.source("long").await.jobs;
     assert_eq!(unsettled, [cancelled], "its chunks are still pending");
 
-    // The command line takes it up where it was.
+    // Cancelling again changes nothing; the command line takes it up where it was.
+    let (code, said) = run(&world, &["cancel", &job_id.to_string()]).await;
+    assert_eq!(
+        (code, &said["job"]["state"]),
+        (Some(0), &"cancelled".into())
+    );
+    let told = weir(&world.coordinator.url(), &["cancel", &job_id.to_string()]).await;
+    let told = String::from_utf8(told.stdout).unwrap();
+    assert!(told.contains("default/long is cancelled; "), "{told}");
     let (code, said) = run(&world, &["retry", &job_id.to_string()]).await;
     assert_eq!(code, Some(0), "{said}");
     let again = said["jobs"][0]["job_id"].as_i64().unwrap();
