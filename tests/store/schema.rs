@@ -252,6 +252,10 @@ async fn the_tables_refuse_nonsense_by_name() {
             "jobs_revoke_reason_known",
             "UPDATE weir.jobs SET revoke_reason = 'whim'",
         ),
+        (
+            "jobs_parkings_not_negative",
+            "UPDATE weir.jobs SET parkings = -1",
+        ),
         ("jobs_counts_add_up", "UPDATE weir.jobs SET chunks_done = 4"),
         (
             "jobs_counts_add_up",

@@ -167,11 +167,12 @@ impl Store {
                  WHERE j.source_id = $1 AND NOT j.settled
              )
              SELECT EXISTS (
-                        SELECT FROM gap g
-                        JOIN weir.chunks c ON c.source_id = $1 AND c.item_id > g.after AND c.item_id < g.before
-                        WHERE ",
+                        -- Gap by gap, each through the index: joined as sets, every chunk would meet every gap.
+                        SELECT FROM gap g CROSS JOIN LATERAL (
+                            SELECT FROM weir.chunks c
+                            WHERE c.source_id = $1 AND c.item_id > g.after AND c.item_id < g.before AND ",
             is_pending!("s.model"),
-            ") AS uncovered,
+            " LIMIT 1) pending) AS uncovered,
                     EXISTS (
                         SELECT FROM weir.embeddings r WHERE r.source_id = $1 AND NOT EXISTS (",
             chunk_of_result!(),
