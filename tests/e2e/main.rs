@@ -10,10 +10,10 @@
 mod api;
 mod blame;
 mod change;
-mod clients;
 mod door;
 mod drain;
 mod model;
 mod restart;
 mod story;
-mod world;
+
+use weir_tests::{clients, world};
