@@ -8,10 +8,13 @@
 )]
 
 mod api;
+mod batches;
 mod blame;
 mod change;
 mod door;
 mod drain;
+mod heartbeat;
+mod lease;
 mod model;
 mod restart;
 mod story;
