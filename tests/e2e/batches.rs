@@ -229,7 +229,7 @@ async fn a_deleted_source_ends_its_job_at_once_and_for_good() {
         "{states:?}"
     );
     assert!(history.iter().all(|was| was.attempt == 0), "{history:?}");
-    assert_eq!(world.embedder.received()["the text of item 000"], 1);
+    assert_eq!(world.embedder.received()["the text of item 001"], 1);
 }
 
 #[tokio::test]

@@ -1,11 +1,22 @@
 //! Leases: as long as configured, renewed, refused, and with the database away.
 
-use sqlx::AssertSqlSafe;
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::{PermissionsExt as _, symlink},
+    str::FromStr as _,
+};
+
+use sqlx::{ConnectOptions as _, postgres::PgConnectOptions};
+use tempfile::TempDir;
 use tonic::{Code, Status};
-use weir_proto::v1;
+use weir_cli::postgres::{EmbeddedPostgres, Options};
+use weir_proto::v1::{
+    self, source_service_client::SourceServiceClient, worker_service_client::WorkerServiceClient,
+};
 use weir_tests::{
-    clients::{Weir, assert_invalid, assert_status, seconds, until},
-    postgres::TestDatabase,
+    clients::{Weir, assert_invalid, assert_status, claim_request, put_texts, seconds, until},
+    cluster::Coordinator,
+    postgres::{TestDatabase, runtime_dir},
 };
 
 async fn renew(weir: &Weir, lease: &v1::Lease, wanted: Option<i64>) -> Result<i64, Status> {
@@ -68,38 +79,69 @@ async fn a_renewal_extends_the_lease_by_what_is_asked_and_never_by_nothing() {
     assert_status(&status, Code::Aborted, "lease lost");
 }
 
+/// A Postgres to stop and start again, always found at the same place.
+struct Server {
+    directory: TempDir,
+    running: Option<EmbeddedPostgres>,
+    url: String,
+}
+
+impl Server {
+    fn start() -> Self {
+        let readable = Permissions::from_mode(0o755);
+        let directory = tempfile::Builder::new().permissions(readable).tempdir();
+        let mut server = Self {
+            directory: directory.unwrap(),
+            running: None,
+            url: String::new(),
+        };
+        server.start_again();
+        server
+    }
+
+    fn start_again(&mut self) {
+        let server = EmbeddedPostgres::start(&Options {
+            runtime_dir: runtime_dir(),
+            data_dir: Some(self.directory.path().join("data")),
+            settings: vec![("fsync".into(), "off".into())],
+        })
+        .unwrap();
+        // Its socket is elsewhere each time.
+        let there = PgConnectOptions::from_str(&server.url()).unwrap();
+        let link = self.directory.path().join("socket");
+        let _ = fs::remove_file(&link);
+        symlink(there.get_socket().unwrap(), &link).unwrap();
+        self.url = there.socket(link).to_url_lossy().into();
+        self.running = Some(server);
+    }
+}
+
 #[tokio::test]
 async fn a_renewal_while_the_database_is_away_is_unavailable_and_costs_nothing() {
-    let weir = Weir::with(&[("WEIR_DATABASE_TIMEOUT", "1s")]).await;
-    weir.put("source", &["one"]).await;
-    let lease = weir.claim().await;
-    renew(&weir, &lease, None).await.unwrap();
-    let mut kept = weir.database.pool().acquire().await.unwrap();
-    let name: String = sqlx::query_scalar("SELECT current_database()::text")
-        .fetch_one(&mut *kept)
-        .await
-        .unwrap();
-    let lock_out = format!(
-        "ALTER DATABASE {name} CONNECTION LIMIT 0; ALTER DATABASE {name} ALLOW_CONNECTIONS false"
-    );
-    for sql in lock_out.split(';') {
-        let sql = AssertSqlSafe(sql.to_owned());
-        sqlx::raw_sql(sql).execute(&mut *kept).await.unwrap();
-    }
-    let terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-         WHERE datname = current_database() AND pid <> pg_backend_pid()";
-    sqlx::raw_sql(terminate).execute(&mut *kept).await.unwrap();
+    let mut server = Server::start();
+    let settings = [("WEIR_DATABASE_TIMEOUT", "1s")];
+    let coordinator = Coordinator::spawn(&server.url, &settings).await;
+    let channel = coordinator.connect().await;
+    let mut sources = SourceServiceClient::new(channel.clone());
+    let put = sources.put_source(put_texts("source", &["one"])).await;
+    assert_eq!(put.unwrap().into_inner().jobs.len(), 1);
+    let mut worker = WorkerServiceClient::new(channel);
+    let claimed = worker.claim_job(claim_request()).await.unwrap();
+    let lease = claimed.into_inner().leases.remove(0);
+    let request = v1::RenewLeaseRequest {
+        job_id: lease.job_id,
+        epoch: lease.epoch,
+        lease_duration: None,
+    };
+    worker.renew_lease(request).await.unwrap();
 
-    let status = renew(&weir, &lease, None).await.unwrap_err();
-    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    server.running.take().unwrap().stop();
+    let status = worker.renew_lease(request).await.unwrap_err();
+    assert_status(&status, Code::Unavailable, "database");
     // The cause is logged, not sent.
-    assert!(!status.message().contains(&name), "{status:?}");
+    let place = server.directory.path().to_string_lossy().into_owned();
+    assert!(!status.message().contains(&place), "{status:?}");
 
-    let let_in = format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true");
-    sqlx::raw_sql(AssertSqlSafe(let_in))
-        .execute(&mut *kept)
-        .await
-        .unwrap();
-    until(async || renew(&weir, &lease, None).await.is_ok()).await;
-    assert_eq!(weir.job(lease.job_id).await.epoch, lease.epoch);
+    server.start_again();
+    until(async || worker.renew_lease(request).await.is_ok()).await;
 }
