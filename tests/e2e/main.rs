@@ -9,16 +9,19 @@
 )]
 
 mod api;
+mod batches;
 mod bisection;
 mod blame;
 mod change;
-mod clients;
 mod database_away;
 mod door;
 mod drain;
+mod heartbeat;
+mod lease;
 mod model;
 mod orphans;
 mod restart;
 mod steer;
 mod story;
-mod world;
+
+use weir_tests::{clients, world};
