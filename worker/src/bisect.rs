@@ -48,12 +48,18 @@ pub(crate) async fn embed(embedder: &dyn Embedder, batch: &Batch, limit: Duratio
                 let keys = chunks.iter().map(|chunk| chunk.key.clone());
                 result.embedded.extend(keys.zip(vectors));
             }
-            Err(EmbedError::Input { .. }) if chunks.len() > 1 => {
+            Err(
+                EmbedError::TooLong { .. } | EmbedError::TooMany { .. } | EmbedError::Input { .. },
+            ) if chunks.len() > 1 => {
                 let middle = range.start + chunks.len() / 2;
                 ranges.push(middle..range.end);
                 ranges.push(range.start..middle);
             }
-            Err(EmbedError::Input { reason }) => {
+            Err(
+                EmbedError::TooLong { reason }
+                | EmbedError::TooMany { reason }
+                | EmbedError::Input { reason },
+            ) => {
                 let reason = rejection(&reason);
                 let keys = chunks.iter().map(|chunk| chunk.key.clone());
                 result
@@ -70,7 +76,7 @@ pub(crate) async fn embed(embedder: &dyn Embedder, batch: &Batch, limit: Duratio
                 });
                 return Outcome { result, failure };
             }
-            Err(EmbedError::Transient { reason }) => {
+            Err(EmbedError::Timeout { reason } | EmbedError::Transient { reason }) => {
                 let failure = Some(Failure::Job { reason });
                 return Outcome { result, failure };
             }
@@ -92,7 +98,7 @@ async fn call(
     let vectors = answer.unwrap_or_else(|_| {
         let limit = humantime::format_duration(limit);
         let reason = format!("the embedder took longer than embed_timeout ({limit})");
-        Err(EmbedError::Transient { reason })
+        Err(EmbedError::Timeout { reason })
     })?;
     // A vector must never meet another's chunk, whatever an embedder does.
     if vectors.len() != texts.len() {

@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     backoff,
-    embedder::{EmbedError, Embedder},
+    embedder::{EmbedError, Embedder, Probe},
 };
 
 const FIRST_WAIT: Duration = Duration::from_secs(1);
@@ -138,7 +138,7 @@ impl Governor {
     ) {
         loop {
             let (reason, retry_after) = match timeout(limit, embedder.probe()).await {
-                Ok(Ok(dimension)) => {
+                Ok(Ok(Probe { dimension, .. })) => {
                     *told = None;
                     self.health.send_replace(Health::Fit { dimension });
                     info!(dimension, "The embedder answers.");

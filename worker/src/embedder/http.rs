@@ -152,10 +152,13 @@ impl Server {
         }
         if error.is_timeout() {
             let timeout = humantime::format_duration(self.timeout);
-            return self.transient(format_args!(
-                "took longer than {timeout}; smaller batches or a longer --embed-timeout \
-                 (WEIR_EMBED_TIMEOUT) may help"
-            ));
+            return EmbedError::Timeout {
+                reason: format!(
+                    "the embedding server {} took longer than {timeout}; smaller batches or a \
+                     longer --embed-timeout (WEIR_EMBED_TIMEOUT) may help",
+                    self.name
+                ),
+            };
         }
         self.transient(format_args!("broke the connection ({})", innermost(error)))
     }
@@ -173,7 +176,8 @@ impl Server {
             status,
             headers: &headers,
             body: &refusal_body(response).await,
-            sent: texts.iter().copied().chain(key).collect(),
+            texts,
+            key,
             missing_hint: &self.missing_hint,
         };
         refusal.sort(SystemTime::now())

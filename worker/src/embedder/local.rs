@@ -59,10 +59,12 @@ impl Embedder for Local {
         let transient = |reason: String| EmbedError::Transient { reason };
         let vectors = timeout(self.timeout, work).await.map_err(|_| {
             let timeout = humantime::format_duration(self.timeout);
-            transient(format!(
-                "the local model took longer than {timeout}; smaller batches or a longer \
-                 --embed-timeout (WEIR_EMBED_TIMEOUT) may help"
-            ))
+            EmbedError::Timeout {
+                reason: format!(
+                    "the local model took longer than {timeout}; smaller batches or a longer \
+                     --embed-timeout (WEIR_EMBED_TIMEOUT) may help"
+                ),
+            }
         })?;
         let vectors = vectors.map_err(|_| transient("the local model panicked".to_owned()))?;
         let vectors = vectors.map_err(|failure| match failure {

@@ -29,25 +29,66 @@ pub trait Embedder: Send + Sync + 'static {
     /// this.
     async fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError>;
 
-    /// Embeds one short text and returns the dimension of its vector: shows at
-    /// start that the embedder works, and after an outage that it works again.
-    async fn probe(&self) -> Result<usize, EmbedError> {
-        let vectors = self.embed(&["probe"]).await?;
-        vectors
-            .first()
-            .map(Vec::len)
-            .ok_or_else(|| EmbedError::Transient {
+    /// Embeds one short text, and asks the server for its limits where it can
+    /// tell them: shows at start that the embedder works, and after an outage
+    /// that it works again.
+    async fn probe(&self) -> Result<Probe, EmbedError> {
+        let vectors = self.embed(&[PROBE]).await?;
+        let dimension = vectors.first().map(Vec::len);
+        Ok(Probe {
+            dimension: dimension.ok_or_else(|| EmbedError::Transient {
                 reason: "the embedder returned no vector for the probe".to_owned(),
-            })
+            })?,
+            limits: Limits::default(),
+        })
     }
+}
+
+/// The text that a probe embeds.
+const PROBE: &str = "probe";
+
+/// What a probe found out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probe {
+    /// Numbers in each vector of the model.
+    pub dimension: usize,
+    /// What one call may hold.
+    pub limits: Limits,
+}
+
+/// What the server says it takes; `None` where it says nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Texts in one call.
+    pub batch_size: Option<usize>,
+    /// Tokens of all texts of one call together.
+    pub batch_tokens: Option<usize>,
+    /// Tokens of one text, with those that frame it.
+    pub text_tokens: Option<usize>,
+    /// Calls at the same time.
+    pub concurrent_calls: Option<usize>,
 }
 
 /// Why a call failed, sorted by who is to blame, for that decides what happens
 /// next.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum EmbedError {
-    /// The texts are at fault: too long, or of a kind the model refuses. The
-    /// same call will fail again; some of its texts may be fine alone.
+    /// A text is longer than the model takes; shortened it may pass. Where
+    /// several were sent, the others may be fine.
+    #[error("{reason}")]
+    TooLong {
+        /// What the embedder said, for a person.
+        reason: String,
+    },
+    /// The texts together are more than the server takes in one call; fewer may
+    /// pass.
+    #[error("{reason}")]
+    TooMany {
+        /// What the embedder said, for a person.
+        reason: String,
+    },
+    /// A text can never be embedded, however short. The same call will fail
+    /// again; some of its texts may be fine alone.
     #[error("{reason}")]
     Input {
         /// What the embedder said, for a person.
@@ -62,8 +103,14 @@ pub enum EmbedError {
         /// How long it asked to be left alone, where it said so.
         retry_after: Option<Duration>,
     },
-    /// Anything else: a timeout, a broken answer. Trying again may help; the
-    /// job is charged.
+    /// The call took longer than allowed; fewer texts may take less.
+    #[error("{reason}")]
+    Timeout {
+        /// What happened, for a person.
+        reason: String,
+    },
+    /// Anything else: a broken answer. Trying again may help; the job is
+    /// charged.
     #[error("{reason}")]
     Transient {
         /// What happened, for a person.

@@ -45,8 +45,10 @@ pub(super) struct Refusal<'a> {
     pub(super) headers: &'a HeaderMap,
     /// The body, or its beginning.
     pub(super) body: &'a [u8],
-    /// What must not appear in a message: the texts and the key.
-    pub(super) sent: Vec<&'a str>,
+    /// The texts that were sent. A message must not show them.
+    pub(super) texts: &'a [&'a str],
+    /// Nor the key.
+    pub(super) key: Option<&'a str>,
     /// What to do about a missing model, for a person.
     pub(super) missing_hint: &'a str,
 }
@@ -68,20 +70,25 @@ impl Refusal<'_> {
             reason: format!("{answered}{quoted}{advice}"),
             retry_after,
         };
-        let input = || EmbedError::Input {
-            reason: format!("{answered}{quoted}"),
+        let reason = || format!("{answered}{quoted}");
+        let input = || EmbedError::Input { reason: reason() };
+        let too_long = || EmbedError::TooLong { reason: reason() };
+        let too_large = || {
+            if self.texts.len() > 1 {
+                EmbedError::TooMany { reason: reason() }
+            } else {
+                too_long()
+            }
         };
-        let transient = || EmbedError::Transient {
-            reason: format!("{answered}{quoted}"),
-        };
+        let transient = || EmbedError::Transient { reason: reason() };
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 embedder(" (check the key in --embedder-api-key-file, WEIR_EMBEDDER_API_KEY_FILE)")
             }
             StatusCode::NOT_FOUND => embedder(&format!(" ({})", self.missing_hint)),
             StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => embedder(""),
-            StatusCode::PAYLOAD_TOO_LARGE => input(),
-            _ if says(&TOO_LONG) => input(),
+            _ if says(&TOO_LONG) => too_long(),
+            StatusCode::PAYLOAD_TOO_LARGE => too_large(),
             _ if status.is_client_error() && says(&WRONG_MODEL) => {
                 embedder(&format!(" ({})", self.missing_hint))
             }
@@ -103,7 +110,8 @@ impl Refusal<'_> {
     /// What the server said, fit for logs and for the job's record: short, and
     /// without the texts or the key that it may quote.
     fn presentable(&self, message: &str) -> String {
-        if self.sent.iter().any(|sent| quotes(message, sent)) {
+        let mut sent = self.texts.iter().copied().chain(self.key);
+        if sent.any(|sent| quotes(message, sent)) {
             return " (its message is withheld, since it quotes what was sent)".to_owned();
         }
         let message = message.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -60,6 +60,27 @@ fn reason_of_input(error: EmbedError) -> String {
     }
 }
 
+fn reason_of_too_long(error: EmbedError) -> String {
+    match error {
+        EmbedError::TooLong { reason } => reason,
+        other => panic!("not a text that is too long: {other:?}"),
+    }
+}
+
+fn reason_of_too_many(error: EmbedError) -> String {
+    match error {
+        EmbedError::TooMany { reason } => reason,
+        other => panic!("not too many texts: {other:?}"),
+    }
+}
+
+fn reason_of_timeout(error: EmbedError) -> String {
+    match error {
+        EmbedError::Timeout { reason } => reason,
+        other => panic!("not a timeout: {other:?}"),
+    }
+}
+
 fn reason_of_embedder(error: EmbedError) -> String {
     match error {
         EmbedError::Embedder { reason, .. } => reason,
@@ -166,7 +187,7 @@ async fn no_texts_need_no_call() {
 #[tokio::test]
 async fn the_probe_returns_the_dimension() {
     let (embedder, _server) = embedder("ollama", ok(&json!({"embeddings": [[1, 2, 3]]}))).await;
-    assert_eq!(embedder.probe().await.unwrap(), 3);
+    assert_eq!(embedder.probe().await.unwrap().dimension, 3);
     let (embedder, _server) = self::embedder("ollama", Answer::whole("503 Busy", "")).await;
     reason_of_embedder(embedder.probe().await.unwrap_err());
 }
@@ -261,6 +282,19 @@ async fn overload_blames_the_embedder_for_as_long_as_it_says() {
 async fn texts_that_the_model_refuses_are_to_blame() {
     for (head, body) in [
         (
+            "422 Unprocessable Entity",
+            r#"{"message": "inputs cannot be empty"}"#,
+        ),
+        ("400 Bad Request", ""),
+    ] {
+        reason_of_input(sorted(head, body).await);
+    }
+}
+
+#[tokio::test]
+async fn a_text_that_is_too_long_is_told_from_one_that_is_bad() {
+    for (head, body) in [
+        (
             "400 Bad Request",
             r#"{"error": "the input length exceeds the context length"}"#,
         ),
@@ -273,13 +307,17 @@ async fn texts_that_the_model_refuses_are_to_blame() {
             r#"{"error": "the input length exceeds the context length"}"#,
         ),
         ("413 Payload Too Large", ""),
-        (
-            "422 Unprocessable Entity",
-            r#"{"message": "inputs cannot be empty"}"#,
-        ),
-        ("400 Bad Request", ""),
     ] {
-        reason_of_input(sorted(head, body).await);
+        reason_of_too_long(sorted(head, body).await);
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_is_too_large_may_pass_with_fewer_texts() {
+    let answer = Answer::whole("413 Payload Too Large", "");
+    for kind in ["ollama", "openai"] {
+        let error = embed(kind, answer.clone(), &["a", "b"]).await.unwrap_err();
+        reason_of_too_many(error);
     }
 }
 
@@ -335,7 +373,10 @@ async fn messages_of_the_server_are_short_and_quote_nothing_that_was_sent() {
         json!({"detail": [{"msg": "too long", "input": secret}]}),
     ] {
         let answer = Answer::whole("400 Bad Request", &body.to_string());
-        let reason = reason_of_input(embed("openai", answer, &["a", secret]).await.unwrap_err());
+        let reason = embed("openai", answer, &["a", secret])
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(!reason.contains("patient"), "{reason}");
     }
 }
@@ -445,7 +486,7 @@ async fn a_slow_answer_ends_at_the_timeout() {
         let server = RudeServer::start(Answer::Stall(beginning)).await;
         let flags = ["--embedder-url", &server.url, "--embed-timeout", "300ms"];
         let embedder = build(&config(&flags), "m").await.unwrap();
-        let reason = reason_of_transient(embedder.embed(&["a cat"]).await.unwrap_err());
+        let reason = reason_of_timeout(embedder.embed(&["a cat"]).await.unwrap_err());
         assert!(reason.contains("longer than 300ms"), "{reason}");
         assert!(reason.contains("WEIR_EMBED_TIMEOUT"), "{reason}");
     }
@@ -578,7 +619,7 @@ mod local {
     #[tokio::test]
     async fn embeds_for_many_callers_without_blocking_the_runtime() {
         let embedder = build(&local(&folder(), "5m"), "any name").await.unwrap();
-        assert_eq!(embedder.probe().await.unwrap(), 384);
+        assert_eq!(embedder.probe().await.unwrap().dimension, 384);
         let texts: Vec<String> = (0..40)
             .map(|index| format!("parcel number {index}"))
             .collect();
@@ -607,7 +648,7 @@ mod local {
         let embedder = build(&local(&folder(), "1ms"), "m").await.unwrap();
         let text = "parcel ".repeat(300);
         let texts = vec![text.as_str(); 100];
-        let reason = reason_of_transient(embedder.embed(&texts).await.unwrap_err());
+        let reason = reason_of_timeout(embedder.embed(&texts).await.unwrap_err());
         assert!(reason.contains("longer than 1ms"), "{reason}");
     }
 
