@@ -7,7 +7,11 @@ use rand::distr::{Alphanumeric, SampleString as _};
 use tonic::transport::Uri;
 use weir_proto::limits;
 
-use crate::{embedder::EmbedderConfig, telemetry::LogFormat};
+use crate::{
+    embedder::EmbedderConfig,
+    endpoint::{Settings, limits::CallSize},
+    telemetry::LogFormat,
+};
 
 /// Claims embedding jobs, embeds their chunks and streams the vectors back.
 #[derive(Debug, Clone, Parser)]
@@ -27,13 +31,24 @@ pub struct Config {
     #[arg(long, env = "WEIR_WORKER_ID", default_value_t = generated_worker_id(), hide_default_value = true, value_parser = worker_id)]
     pub worker_id: String,
 
-    /// How many jobs are worked on at the same time.
-    #[arg(long, env = "WEIR_CONCURRENCY", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    /// Most jobs worked on at the same time. Fewer are claimed when these keep
+    /// the embedder busy; many small ones share its calls.
+    #[arg(long, env = "WEIR_CONCURRENCY", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub concurrency: u32,
 
     /// Most chunks in one call to the embedder.
     #[arg(long, env = "WEIR_BATCH_SIZE", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::MAX_BATCH_SIZE)))]
     pub batch_size: u32,
+
+    /// Most estimated tokens in one call to the embedder; a token is taken for
+    /// four bytes.
+    #[arg(long, env = "WEIR_BATCH_TOKENS", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..))]
+    pub batch_tokens: u32,
+
+    /// Most calls to the embedder at the same time. How many there are is
+    /// learned from how it answers.
+    #[arg(long, env = "WEIR_EMBEDDER_CONCURRENCY", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=256))]
+    pub embedder_concurrency: u32,
 
     /// Most batches of a job that are received and not yet persisted. Two keep
     /// the embedder busy while the last result is written.
@@ -62,6 +77,25 @@ pub struct Config {
     #[arg(long, env = "WEIR_LOG", default_value = "info")]
     pub log: String,
 }
+
+impl Config {
+    /// How the embedder is used.
+    pub(crate) fn endpoint(&self) -> Settings {
+        Settings {
+            call: CallSize {
+                texts: self.batch_size as usize,
+                tokens: self.batch_tokens as usize,
+            },
+            calls: self.embedder_concurrency as usize,
+            timeout: self.embedder.embed_timeout,
+            shortest: SHORTEST_TEXT,
+        }
+    }
+}
+
+/// A text that is too long is not shortened to less than this, in bytes: a
+/// vector of so little would say nothing of it.
+const SHORTEST_TEXT: usize = 64;
 
 fn coordinator(text: &str) -> Result<Uri, String> {
     let uri: Uri = text

@@ -27,8 +27,8 @@ const LONGEST_RETRY_AFTER: Duration = Duration::from_mins(10);
 /// What is known of the embedder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Health {
-    /// It answered with vectors of this dimension.
-    Fit { dimension: usize },
+    /// It answered a probe.
+    Fit(Probe),
     /// It failed, or was never tried.
     Down {
         reason: String,
@@ -62,7 +62,10 @@ impl Governor {
     #[cfg(test)]
     pub(crate) fn fit_from_the_start(dimension: usize) -> Self {
         let governor = Self::new();
-        governor.health.send_replace(Health::Fit { dimension });
+        governor.health.send_replace(Health::Fit(Probe {
+            dimension,
+            limits: crate::embedder::Limits::default(),
+        }));
         governor
     }
 
@@ -72,12 +75,12 @@ impl Governor {
         self.worked.load(Ordering::Relaxed)
     }
 
-    /// Waits until the embedder is fit, and returns its dimension.
-    pub(crate) async fn fit(&self) -> usize {
+    /// Waits until the embedder is fit, and returns what it said of itself.
+    pub(crate) async fn fit(&self) -> Probe {
         let mut health = self.health.subscribe();
         loop {
-            if let Health::Fit { dimension } = *health.borrow_and_update() {
-                return dimension;
+            if let Health::Fit(probe) = *health.borrow_and_update() {
+                return probe;
             }
             changed(&mut health).await;
         }
@@ -91,7 +94,7 @@ impl Governor {
     /// Tells everyone that the embedder failed.
     pub(crate) fn failed(&self, reason: &str, retry_after: Option<Duration>) {
         let paused = self.health.send_if_modified(|health| {
-            let fit = matches!(health, Health::Fit { .. });
+            let fit = matches!(health, Health::Fit(_));
             if fit {
                 *health = Health::Down {
                     reason: reason.to_owned(),
@@ -138,16 +141,22 @@ impl Governor {
     ) {
         loop {
             let (reason, retry_after) = match timeout(limit, embedder.probe()).await {
-                Ok(Ok(Probe { dimension, .. })) => {
+                Ok(Ok(probe)) => {
                     *told = None;
-                    self.health.send_replace(Health::Fit { dimension });
-                    info!(dimension, "The embedder answers.");
+                    self.health.send_replace(Health::Fit(probe));
+                    info!(dimension = probe.dimension, "The embedder answers.");
                     return;
                 }
-                Ok(Err(EmbedError::Embedder {
-                    reason,
-                    retry_after,
-                })) => (reason, retry_after),
+                Ok(Err(
+                    EmbedError::Embedder {
+                        reason,
+                        retry_after,
+                    }
+                    | EmbedError::Overloaded {
+                        reason,
+                        retry_after,
+                    },
+                )) => (reason, retry_after),
                 Ok(Err(error)) => (error.to_string(), None),
                 Err(_) => (format!("it took longer than {limit:?} to answer"), None),
             };

@@ -7,8 +7,8 @@ pub mod embedder;
 pub mod telemetry;
 
 mod backoff;
-mod bisect;
 mod coordinator;
+mod endpoint;
 mod governor;
 mod plan;
 mod run;

@@ -114,12 +114,8 @@ impl Held {
         Ok(())
     }
 
-    /// The batch to embed next, unless one is in the embedder or none waits.
+    /// The batch to embed next, if one waits.
     pub(crate) fn start_next(&mut self) -> Option<Batch> {
-        let embedding = |state: &State| matches!(state, State::Embedding(_));
-        if self.batches.values().any(embedding) {
-            return None;
-        }
         let queued = |state: &&mut State| matches!(state, State::Queued(_));
         let state = self.batches.values_mut().find(queued)?;
         match std::mem::replace(state, State::Embedding(Vec::new())) {
@@ -132,7 +128,7 @@ impl Held {
         }
     }
 
-    /// Keeps the result of the batch in the embedder until it is acknowledged.
+    /// Keeps the result of a batch until it is acknowledged.
     pub(crate) fn embedded(&mut self, result: BatchResult) {
         if let Some(state) = self.batches.get_mut(&result.seq) {
             *state = State::Embedded(result);
@@ -181,11 +177,10 @@ impl Held {
         self.batches.retain(|_, s| !matches!(s, State::Queued(_)));
     }
 
-    /// Lets go of the batch in the embedder; it stays pending at the
+    /// Lets go of a batch that got no outcome; it stays pending at the
     /// coordinator.
-    pub(crate) fn forget_embedding(&mut self) {
-        self.batches
-            .retain(|_, s| !matches!(s, State::Embedding(_)));
+    pub(crate) fn forget(&mut self, seq: i64) {
+        self.batches.remove(&seq);
     }
 }
 

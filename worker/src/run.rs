@@ -1,14 +1,14 @@
 //! The worker as a whole: claims what it has permits for, runs a session for
 //! each lease, and drains.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use backon::{BackoffBuilder as _, ExponentialBackoff};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{debug, error, info, warn};
 
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     config::Config,
     coordinator::{CallError, Coordinator, Lease},
     embedder::Embedder,
-    governor::Governor,
+    endpoint::Endpoint,
     session::{self, Context},
 };
 
@@ -45,19 +45,17 @@ pub async fn run(
         concurrency = config.concurrency,
         "The worker started."
     );
+    let endpoint = Arc::new(Endpoint::new(embedder, config.endpoint()));
     let context = Arc::new(Context {
         config,
         coordinator,
-        embedder,
-        governor: Governor::new(),
+        endpoint: Arc::clone(&endpoint),
         shutdown,
     });
-    let (embedder, limit) = (&*context.embedder, context.config.embedder.embed_timeout);
-    let mut probe = pin!(context.governor.run(embedder, limit));
-    tokio::select! {
-        () = claim_and_drain(&context) => {}
-        never = &mut probe => match never {},
-    }
+    // A task of its own, so that the embedder never waits for a claim.
+    let embedding = AbortOnDropHandle::new(tokio::spawn(async move { endpoint.run().await }));
+    claim_and_drain(&context).await;
+    drop(embedding);
     info!("The worker has drained.");
     Ok(())
 }
@@ -97,8 +95,11 @@ struct Claimer {
 
 impl Claimer {
     async fn run(&mut self) {
-        while let Some(permits) = self.free_permits().await {
-            let dimension = self.context.governor.fit().await;
+        let endpoint = Arc::clone(&self.context.endpoint);
+        while let Some(mut permits) = self.free_permits().await {
+            let dimension = endpoint.governor.fit().await.dimension;
+            // No more than the embedder can be given: what it cannot is for other workers.
+            permits.truncate(endpoint.room().await);
             let asked = Instant::now();
             match self.claim(permits.len()).await {
                 Ok(leases) => {

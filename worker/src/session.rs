@@ -4,22 +4,18 @@
 mod hand_back;
 mod link;
 
-use std::{future::pending, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use tokio::{
-    task::JoinError,
-    time::{Instant, sleep_until},
-};
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, instrument, warn};
 
 use crate::{
-    bisect::{self, Failure, Outcome},
     config::Config,
     coordinator::{Coordinator, Event, HandBack, Lease},
-    embedder::Embedder,
-    governor::Governor,
-    plan::{self, Batch, Held},
+    endpoint::{Endpoint, Failure, Outcome, Share},
+    plan::{self, Held},
 };
 use hand_back::hand_back;
 use link::{Closed, Link};
@@ -32,8 +28,7 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 pub(crate) struct Context {
     pub(crate) config: Config,
     pub(crate) coordinator: Coordinator,
-    pub(crate) embedder: Arc<dyn Embedder>,
-    pub(crate) governor: Governor,
+    pub(crate) endpoint: Arc<Endpoint>,
     /// Cancelled when the worker is to drain.
     pub(crate) shutdown: CancellationToken,
 }
@@ -95,8 +90,12 @@ struct Session<'a> {
     context: &'a Context,
     held: Held,
     link: Link,
-    /// The call in flight. Its own task, so that no heartbeat waits for it.
-    embedding: Option<AbortOnDropHandle<Outcome>>,
+    /// The batches at the embedder.
+    embedding: FuturesUnordered<BoxFuture<'a, Outcome>>,
+    share: Share<'a>,
+    /// Most texts to have at the embedder, and how many are left of the job.
+    most: usize,
+    left: usize,
     ending: Option<Ending>,
     /// Chunks whose outcome was acknowledged on this lease.
     chunks_persisted: usize,
@@ -123,6 +122,8 @@ impl<'a> Session<'a> {
             config.window,
             dimension,
         );
+        let most = (batch_size * config.window) as usize;
+        let left = usize::try_from(lease.chunks_pending).unwrap_or_default();
         Self {
             context,
             held: Held::new(config.window),
@@ -132,7 +133,10 @@ impl<'a> Session<'a> {
                 config.window,
                 batch_size,
             ),
-            embedding: None,
+            embedding: FuturesUnordered::new(),
+            share: context.endpoint.share(most.min(left)),
+            most,
+            left,
             ending: None,
             chunks_persisted: 0,
             complete: false,
@@ -154,7 +158,7 @@ impl<'a> Session<'a> {
             tokio::select! {
                 biased;
                 () = context.shutdown.cancelled(), if may_drain => self.drain(),
-                reason = context.governor.down(), if may_pause => {
+                reason = context.endpoint.governor.down(), if may_pause => {
                     self.stop(HandBack::Release, reason);
                 }
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
@@ -162,8 +166,7 @@ impl<'a> Session<'a> {
                         return end;
                     }
                 }
-                outcome = joined(self.embedding.as_mut()) => {
-                    self.embedding = None;
+                Some(outcome) = self.embedding.next(), if !self.embedding.is_empty() => {
                     self.embedded(outcome);
                 }
                 event = self.link.next(&self.held) => match event {
@@ -180,41 +183,24 @@ impl<'a> Session<'a> {
         }
     }
     fn embed_next(&mut self) {
-        if self.embedding.is_some() {
-            return;
-        }
-        if let Some(batch) = self.held.start_next() {
-            let embedder = Arc::clone(&self.context.embedder);
-            let limit = self.context.config.embedder.embed_timeout;
-            let call = embed(embedder, batch, limit);
-            self.embedding = Some(AbortOnDropHandle::new(tokio::spawn(call)));
+        while let Some(batch) = self.held.start_next() {
+            self.embedding
+                .push(self.context.endpoint.embed(batch).boxed());
         }
     }
 
     /// Takes in what became of the batch in the embedder.
-    fn embedded(&mut self, outcome: Result<Outcome, JoinError>) {
-        let outcome = outcome.unwrap_or_else(|_| Outcome {
-            result: plan::BatchResult::default(),
-            failure: Some(Failure::Job {
-                reason: "the embedder panicked; its worker's log has the message".to_owned(),
-            }),
-        });
+    fn embedded(&mut self, outcome: Outcome) {
         // What a failing call did embed is not lost.
         if outcome.result.is_empty() {
-            self.held.forget_embedding();
+            self.held.forget(outcome.result.seq);
         } else {
             self.link.send(&outcome.result);
             self.held.embedded(outcome.result);
         }
         match outcome.failure {
-            None => self.context.governor.worked(),
-            Some(Failure::Embedder {
-                reason,
-                retry_after,
-            }) => {
-                self.context.governor.failed(&reason, retry_after);
-                self.stop(HandBack::Release, reason);
-            }
+            None => {}
+            Some(Failure::Embedder { reason }) => self.stop(HandBack::Release, reason),
             Some(Failure::Job { reason }) => self.stop(HandBack::Fail, reason),
         }
     }
@@ -235,6 +221,8 @@ impl<'a> Session<'a> {
             Event::Ack { seq, done, total } => {
                 if let Some(chunks) = self.held.acknowledge(seq) {
                     self.chunks_persisted += chunks;
+                    self.left = self.left.saturating_sub(chunks);
+                    self.share.set(self.most.min(self.left));
                 } else {
                     debug!(seq, "An ack came for a batch that is not held.");
                 }
@@ -284,18 +272,6 @@ impl<'a> Session<'a> {
     fn handed_back(&mut self) -> Option<End> {
         let Ending { how, reason, .. } = self.ending.take()?;
         Some(End::HandBack { how, reason })
-    }
-}
-
-async fn embed(embedder: Arc<dyn Embedder>, batch: Batch, limit: Duration) -> Outcome {
-    bisect::embed(&*embedder, &batch, limit).await
-}
-
-/// Waits for the call in flight, forever when there is none.
-async fn joined(call: Option<&mut AbortOnDropHandle<Outcome>>) -> Result<Outcome, JoinError> {
-    match call {
-        Some(call) => call.await,
-        None => pending().await,
     }
 }
 

@@ -94,8 +94,17 @@ pub enum EmbedError {
         /// What the embedder said, for a person.
         reason: String,
     },
-    /// The embedder is at fault: unreachable, unauthorised, without the model,
-    /// overloaded. No job is to blame.
+    /// The embedder works and has too much to do, or a quota is used up: the
+    /// same call may pass later.
+    #[error("{reason}")]
+    Overloaded {
+        /// What the embedder said, for a person.
+        reason: String,
+        /// How long it asked to be left alone, where it said so.
+        retry_after: Option<Duration>,
+    },
+    /// The embedder is at fault: unreachable, unauthorised, without the model.
+    /// No job is to blame.
     #[error("{reason}")]
     Embedder {
         /// What the embedder said, for a person.

@@ -66,6 +66,10 @@ impl Refusal<'_> {
         };
         let answered = format!("the embedding server {} answered {status}", self.server);
         let quoted = self.presentable(&message);
+        let overloaded = || EmbedError::Overloaded {
+            reason: format!("{answered}{quoted}"),
+            retry_after,
+        };
         let embedder = |advice: &str| EmbedError::Embedder {
             reason: format!("{answered}{quoted}{advice}"),
             retry_after,
@@ -86,7 +90,10 @@ impl Refusal<'_> {
                 embedder(" (check the key in --embedder-api-key-file, WEIR_EMBEDDER_API_KEY_FILE)")
             }
             StatusCode::NOT_FOUND => embedder(&format!(" ({})", self.missing_hint)),
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => embedder(""),
+            // A server that is starting or gone says 503 too, but not for how long.
+            StatusCode::TOO_MANY_REQUESTS => overloaded(),
+            StatusCode::SERVICE_UNAVAILABLE if retry_after.is_some() => overloaded(),
+            StatusCode::SERVICE_UNAVAILABLE => embedder(""),
             _ if says(&TOO_LONG) => too_long(),
             StatusCode::PAYLOAD_TOO_LARGE => too_large(),
             _ if status.is_client_error() && says(&WRONG_MODEL) => {

@@ -1,0 +1,326 @@
+//! One embedder, shared by all sessions of a worker: their texts travel
+//! together, as many at a time as the embedder can take, and whatever goes
+//! wrong is sorted by whose fault it is.
+
+pub(crate) mod limits;
+mod queue;
+mod request;
+mod settle;
+
+use std::{
+    convert::Infallible,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::FutureExt as _;
+use tokio::{
+    sync::{Notify, oneshot, watch},
+    task::JoinSet,
+    time::{Instant, sleep_until, timeout},
+};
+
+use self::{
+    limits::{CallSize, Limits},
+    queue::{Call, Queue, Text, size_of},
+    request::Requests,
+};
+pub(crate) use self::request::{Failure, Outcome};
+use crate::{
+    embedder::{EmbedError, Embedder},
+    governor::Governor,
+    plan::Batch,
+};
+
+/// How long a call that is not full waits for more texts. Far less than any
+/// call takes.
+const MERGE_WAIT: Duration = Duration::from_millis(4);
+/// An embedder that asks for more patience than this is down: the jobs go back
+/// to the queue meanwhile. Less than a lease, and long enough for a quota that
+/// is counted by the minute.
+const LONGEST_REST: Duration = Duration::from_secs(90);
+/// The rest after the first time that an embedder says it is overloaded and
+/// not for how long; doubles with each time after it.
+const FIRST_REST: Duration = Duration::from_millis(500);
+/// How often a text may be in a call that took too long before its job is
+/// charged.
+const MOST_TIMEOUTS: u8 = 3;
+
+/// How an endpoint is used.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Settings {
+    /// Most that one call carries.
+    pub(crate) call: CallSize,
+    /// Most calls under way.
+    pub(crate) calls: usize,
+    /// How long a call may take.
+    pub(crate) timeout: Duration,
+    /// Texts are not shortened to less than this, in bytes.
+    pub(crate) shortest: usize,
+}
+
+/// The way to an embedder.
+pub(crate) struct Endpoint {
+    embedder: Arc<dyn Embedder>,
+    settings: Settings,
+    pub(crate) governor: Governor,
+    state: Mutex<State>,
+    /// Texts have come.
+    work: Notify,
+    /// Until when nothing is sent, because the embedder asked for it.
+    rest: watch::Sender<Option<Instant>>,
+    /// How many texts the sessions want to have here.
+    demand: watch::Sender<usize>,
+}
+
+struct State {
+    queue: Queue,
+    requests: Requests,
+    limits: Limits,
+    /// Times in a row that the embedder was overloaded.
+    overloads: u32,
+}
+
+/// How a call ended.
+struct Ended {
+    call: Call,
+    answer: Result<Vec<Vec<f32>>, EmbedError>,
+    took: Duration,
+    /// As many calls as allowed were under way when it began.
+    saturated: bool,
+}
+
+/// Withdraws a batch that nobody waits for any more.
+struct Withdraw<'a> {
+    endpoint: &'a Endpoint,
+    request: u64,
+}
+
+impl Drop for Withdraw<'_> {
+    fn drop(&mut self) {
+        let mut state = self.endpoint.state();
+        if state.requests.forget(self.request) {
+            state.queue.withdraw(self.request);
+        }
+    }
+}
+
+/// How many texts a session wants to have at an endpoint.
+pub(crate) struct Share<'a> {
+    demand: &'a watch::Sender<usize>,
+    texts: usize,
+}
+
+impl Share<'_> {
+    pub(crate) fn set(&mut self, texts: usize) {
+        if texts != self.texts {
+            let before = std::mem::replace(&mut self.texts, texts);
+            self.demand.send_modify(|sum| *sum = *sum + texts - before);
+        }
+    }
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
+impl Endpoint {
+    pub(crate) fn new(embedder: Arc<dyn Embedder>, settings: Settings) -> Self {
+        Self {
+            embedder,
+            settings,
+            governor: Governor::new(),
+            state: Mutex::new(State {
+                queue: Queue::default(),
+                requests: Requests::default(),
+                limits: Limits::new(settings.call, settings.calls),
+                overloads: 0,
+            }),
+            work: Notify::new(),
+            rest: watch::Sender::new(None),
+            demand: watch::Sender::new(0),
+        }
+    }
+
+    /// Embeds a batch, together with whatever else waits. Withdraws it when
+    /// dropped.
+    pub(crate) async fn embed(&self, batch: Batch) -> Outcome {
+        let batch = Arc::new(batch);
+        let (reply, answer) = oneshot::channel();
+        let request = {
+            let mut state = self.state();
+            let request = state.requests.admit(Arc::clone(&batch), reply);
+            state.queue.push(request, &batch);
+            request
+        };
+        let _withdraw = Withdraw {
+            endpoint: self,
+            request,
+        };
+        self.work.notify_one();
+        answer.await.unwrap_or_else(|_| Outcome {
+            result: crate::plan::BatchResult {
+                seq: batch.seq,
+                ..Default::default()
+            },
+            failure: Some(Failure::Job {
+                reason: "the worker stopped embedding".to_owned(),
+            }),
+        })
+    }
+
+    /// Says that a session wants to have `texts` here.
+    pub(crate) fn share(&self, texts: usize) -> Share<'_> {
+        let mut share = Share {
+            demand: &self.demand,
+            texts: 0,
+        };
+        share.set(texts);
+        share
+    }
+
+    /// Waits until the sessions want less than the embedder can be given, and
+    /// returns how many texts more it may be.
+    pub(crate) async fn room(&self) -> usize {
+        let mut demand = self.demand.subscribe();
+        loop {
+            let most = {
+                let limits = &self.state().limits;
+                // The calls under way, and as much again that is ready to follow.
+                2 * limits.calls() * limits.size().texts
+            };
+            let wanted = *demand.borrow_and_update();
+            if wanted < most {
+                return most - wanted;
+            }
+            if demand.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Sends calls, and probes the embedder when it fails. Never returns.
+    pub(crate) async fn run(self: &Arc<Self>) -> Infallible {
+        let (embedder, limit) = (&*self.embedder, self.settings.timeout);
+        tokio::select! {
+            never = self.governor.run(embedder, limit) => never,
+            never = self.dispatch() => never,
+        }
+    }
+
+    async fn dispatch(self: &Arc<Self>) -> Infallible {
+        let mut calls = JoinSet::new();
+        loop {
+            let most = self.state().limits.calls();
+            tokio::select! {
+                Some(ended) = calls.join_next(), if !calls.is_empty() => {
+                    // A call catches its panics, and nobody aborts it but with this loop.
+                    if let Ok(ended) = ended {
+                        self.settle(ended);
+                    }
+                }
+                call = self.next_call(), if calls.len() < most => {
+                    let saturated = calls.len() + 1 >= most;
+                    calls.spawn(Arc::clone(self).call(call, saturated));
+                }
+            }
+        }
+    }
+
+    /// Waits for texts and takes those of the next call. Loses nothing when it
+    /// is dropped.
+    async fn next_call(&self) -> Call {
+        loop {
+            let work = self.work.notified();
+            let said = self.governor.fit().await;
+            self.rested().await;
+            let waiting = {
+                let mut state = self.state();
+                state.limits.keep_within(&said.limits);
+                let size = state.limits.size();
+                if state.queue.fills(size)
+                    && let Some(call) = state.queue.next(size)
+                {
+                    return call;
+                }
+                !state.queue.is_empty()
+            };
+            if !waiting {
+                work.await;
+            } else if timeout(MERGE_WAIT, work).await.is_err()
+                && let Some(call) = self.state().next_call()
+            {
+                return call;
+            }
+        }
+    }
+
+    /// Waits while the embedder wants to be left alone.
+    async fn rested(&self) {
+        let mut rest = self.rest.subscribe();
+        loop {
+            let until = *rest.borrow_and_update();
+            match until {
+                Some(until) if until > Instant::now() => tokio::select! {
+                    () = sleep_until(until) => {}
+                    _ = rest.changed() => {}
+                },
+                _ => return,
+            }
+        }
+    }
+
+    async fn call(self: Arc<Self>, call: Call, saturated: bool) -> Ended {
+        let began = Instant::now();
+        let answer = {
+            let texts: Vec<&str> = call.texts.iter().map(Text::as_str).collect();
+            let limit = self.settings.timeout;
+            let answer = AssertUnwindSafe(self.embedder.embed(&texts)).catch_unwind();
+            let answer = match timeout(limit, answer).await {
+                Ok(Ok(answer)) => answer,
+                Ok(Err(_)) => Err(EmbedError::Transient {
+                    reason: "the embedder panicked; its worker's log has the message".to_owned(),
+                }),
+                Err(_) => {
+                    let limit = humantime::format_duration(limit);
+                    Err(EmbedError::Timeout {
+                        reason: format!("the embedder took longer than embed_timeout ({limit})"),
+                    })
+                }
+            };
+            // A vector must never meet another's chunk, whatever an embedder does.
+            answer.and_then(|vectors| match vectors.len() {
+                got if got == texts.len() => Ok(vectors),
+                got => Err(EmbedError::Transient {
+                    reason: format!(
+                        "the embedder answered {got} vectors for {} texts",
+                        texts.len()
+                    ),
+                }),
+            })
+        };
+        Ended {
+            call,
+            answer,
+            took: began.elapsed(),
+            saturated,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing that holds this lock can panic half-way through a change.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn next_call(&mut self) -> Option<Call> {
+        self.queue.next(self.limits.size())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,170 @@
+//! The texts that wait for an embedder, and which of them travel together.
+//! Pure: no clock, no network, no runtime.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use super::limits::{CallSize, estimate_tokens};
+use crate::plan::Batch;
+
+/// One text of a request on its way through the embedder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Text {
+    /// Whose it is.
+    pub(crate) request: u64,
+    pub(crate) batch: Arc<Batch>,
+    /// Its place in the batch.
+    pub(crate) place: usize,
+    /// How much of it is sent, in bytes: less than all of it once it was
+    /// shortened.
+    pub(crate) bytes: usize,
+    /// In how many calls it was that took too long.
+    pub(crate) timeouts: u8,
+}
+
+impl Text {
+    /// What is sent.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.batch.chunks[self.place].text[..self.bytes]
+    }
+
+    /// Half of it, unless that would be less than `floor` bytes.
+    pub(crate) fn shortened(&self, floor: usize) -> Option<Self> {
+        let text = &self.batch.chunks[self.place].text;
+        let bytes = text.floor_char_boundary(self.bytes / 2);
+        (bytes >= floor.max(1) && bytes < self.bytes).then(|| Self {
+            bytes,
+            ..self.clone()
+        })
+    }
+}
+
+/// The size of a call with these texts.
+pub(crate) fn size_of(texts: &[Text]) -> CallSize {
+    CallSize {
+        texts: texts.len(),
+        tokens: texts.iter().map(|text| estimate_tokens(text.bytes)).sum(),
+    }
+}
+
+/// Texts that travel together.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Call {
+    pub(crate) texts: Vec<Text>,
+    /// The other half of a call that was refused: where these texts pass, the
+    /// culprit is there; where they do not, nothing speaks against it.
+    pub(crate) rest: Vec<Text>,
+}
+
+/// Texts in the order they came, and calls that search for a culprit.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    fresh: VecDeque<Text>,
+    /// Each is a call of its own, so that no other text suffers.
+    apart: VecDeque<Call>,
+}
+
+impl Queue {
+    /// Takes in the texts of a request.
+    pub(crate) fn push(&mut self, request: u64, batch: &Arc<Batch>) {
+        let texts = batch.chunks.iter().enumerate().map(|(place, chunk)| Text {
+            request,
+            batch: Arc::clone(batch),
+            place,
+            bytes: chunk.text.len(),
+            timeouts: 0,
+        });
+        self.fresh.extend(texts);
+    }
+
+    /// Forgets what waits of a request.
+    pub(crate) fn withdraw(&mut self, request: u64) {
+        self.fresh.retain(|text| text.request != request);
+        for call in &mut self.apart {
+            call.texts.retain(|text| text.request != request);
+            call.rest.retain(|text| text.request != request);
+        }
+        // A search whose next half is gone ends; the other half may have been innocent.
+        for call in std::mem::take(&mut self.apart) {
+            if call.texts.is_empty() {
+                self.put_back(call.rest);
+            } else {
+                self.apart.push_back(call);
+            }
+        }
+    }
+
+    /// Whether nothing waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.fresh.is_empty() && self.apart.is_empty()
+    }
+
+    /// Whether the next call would be no fuller if more came.
+    pub(crate) fn fills(&self, size: CallSize) -> bool {
+        let fits = fitting(self.fresh.iter(), size);
+        !self.apart.is_empty() || fits < self.fresh.len() || fits >= size.texts
+    }
+
+    /// The next call; `None` when nothing waits.
+    pub(crate) fn next(&mut self, size: CallSize) -> Option<Call> {
+        if let Some(call) = self.apart.pop_front() {
+            return Some(call);
+        }
+        let fits = fitting(self.fresh.iter(), size);
+        (fits > 0).then(|| Call {
+            texts: self.fresh.drain(..fits).collect(),
+            rest: Vec::new(),
+        })
+    }
+
+    /// Has these texts come first, as if they had never been sent.
+    pub(crate) fn put_back(&mut self, texts: Vec<Text>) {
+        for text in texts.into_iter().rev() {
+            self.fresh.push_front(text);
+        }
+    }
+
+    /// Has a text travel alone.
+    pub(crate) fn alone(&mut self, text: Text) {
+        self.apart.push_back(Call {
+            texts: vec![text],
+            rest: Vec::new(),
+        });
+    }
+
+    /// One of these texts, of which there are several, cannot be embedded: half
+    /// of them are tried.
+    pub(crate) fn search(&mut self, mut texts: Vec<Text>) {
+        let rest = texts.split_off(texts.len() / 2);
+        self.apart.push_back(Call { texts, rest });
+    }
+
+    /// Takes a call apart by the requests in it, so that the trouble of one is
+    /// not another's. `false`, and nothing is queued, when there is but one.
+    pub(crate) fn part(&mut self, texts: &[Text]) -> bool {
+        let groups = || texts.chunk_by(|a, b| a.request == b.request);
+        if groups().nth(1).is_none() {
+            return false;
+        }
+        self.apart.extend(groups().map(|texts| Call {
+            texts: texts.to_vec(),
+            rest: Vec::new(),
+        }));
+        true
+    }
+}
+
+/// How many of the first texts fit a call, one at least.
+fn fitting<'a>(texts: impl Iterator<Item = &'a Text>, size: CallSize) -> usize {
+    let mut tokens = 0;
+    texts
+        .take(size.texts.max(1))
+        .enumerate()
+        .take_while(|(place, text)| {
+            tokens += estimate_tokens(text.bytes);
+            *place == 0 || tokens <= size.tokens
+        })
+        .count()
+}
+
+#[cfg(test)]
+mod tests;

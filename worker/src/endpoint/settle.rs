@@ -1,0 +1,171 @@
+//! What follows from how a call ended.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::info;
+
+use super::{
+    Endpoint, Ended, FIRST_REST, LONGEST_REST, MOST_TIMEOUTS, State,
+    queue::{Text, size_of},
+    request::Failure,
+};
+use crate::embedder::EmbedError;
+
+impl Endpoint {
+    pub(super) fn settle(&self, ended: Ended) {
+        let mut state = self.state();
+        match ended.answer {
+            Ok(ref vectors) => {
+                self.governor.worked();
+                state.embedded(&ended, vectors);
+            }
+            Err(error) => {
+                // What was withdrawn meanwhile is not sent again.
+                let texts = state.wanted(ended.call.texts);
+                let rest = state.wanted(ended.call.rest);
+                state.queue.put_back(rest);
+                self.failed(&mut state, texts, error);
+            }
+        }
+        drop(state);
+        self.work.notify_one();
+    }
+
+    fn failed(&self, state: &mut State, texts: Vec<Text>, error: EmbedError) {
+        let size = size_of(&texts);
+        match error {
+            EmbedError::Input { reason } => match texts.as_slice() {
+                [text] => state.requests.rejected(text, &reason),
+                _ => state.suspect(texts),
+            },
+            EmbedError::TooLong { reason } => self.too_long(state, texts, &reason),
+            EmbedError::TooMany { reason } => {
+                state.limits.too_many(size);
+                if texts.len() > 1 {
+                    state.queue.put_back(texts);
+                } else {
+                    self.too_long(state, texts, &reason);
+                }
+            }
+            EmbedError::Timeout { reason } => {
+                state.limits.timed_out(size);
+                state.timed_out(texts, &reason);
+            }
+            EmbedError::Transient { reason } => {
+                if !state.queue.part(&texts)
+                    && let Some(text) = texts.first()
+                {
+                    state.fail_job(text.request, &reason);
+                }
+            }
+            EmbedError::Overloaded {
+                reason,
+                retry_after,
+            } => {
+                state.queue.put_back(texts);
+                self.overloaded(state, &reason, retry_after);
+            }
+            EmbedError::Embedder {
+                reason,
+                retry_after,
+            } => self.down(state, &reason, retry_after),
+        }
+    }
+
+    /// A text that is too long is sent again by half, until it would be too
+    /// short to mean anything.
+    fn too_long(&self, state: &mut State, texts: Vec<Text>, reason: &str) {
+        match texts.as_slice() {
+            [text] => match text.shortened(self.settings.shortest) {
+                Some(text) => state.queue.alone(text),
+                None => state.requests.rejected(text, reason),
+            },
+            _ => state.suspect(texts),
+        }
+    }
+
+    /// Leaves the embedder alone for a while and sends the same again; one that
+    /// needs too long is down.
+    fn overloaded(&self, state: &mut State, reason: &str, retry_after: Option<Duration>) {
+        state.limits.overloaded();
+        let doubled = FIRST_REST * 2_u32.saturating_pow(state.overloads.min(16));
+        let rest = retry_after.unwrap_or(doubled);
+        state.overloads += 1;
+        if rest > LONGEST_REST {
+            return self.down(state, reason, retry_after);
+        }
+        let until = Instant::now() + rest;
+        let later = self.rest.send_if_modified(|old| {
+            let later = old.is_none_or(|old| old < until);
+            if later {
+                *old = Some(until);
+            }
+            later
+        });
+        if later && state.overloads == 1 {
+            info!(
+                reason,
+                rest_ms = rest.as_millis() as u64,
+                "The embedder is overloaded; it is left alone for a while."
+            );
+        }
+    }
+
+    /// The embedder is at fault: no job is charged, and all go back.
+    fn down(&self, state: &mut State, reason: &str, retry_after: Option<Duration>) {
+        self.governor.failed(reason, retry_after);
+        state.overloads = 0;
+        state.queue = super::Queue::default();
+        state.requests.fail_all(&Failure::Embedder {
+            reason: reason.to_owned(),
+        });
+    }
+}
+
+impl State {
+    fn embedded(&mut self, ended: &Ended, vectors: &[Vec<f32>]) {
+        let texts = &ended.call.texts;
+        self.limits
+            .went_well(size_of(texts), ended.took, ended.saturated);
+        self.overloads = 0;
+        for (text, vector) in texts.iter().zip(vectors) {
+            self.requests.embedded(text, vector);
+        }
+        let rest = self.wanted(ended.call.rest.clone());
+        self.suspect(rest);
+    }
+
+    /// One of these texts cannot be embedded.
+    fn suspect(&mut self, mut texts: Vec<Text>) {
+        if texts.len() > 1 {
+            self.queue.search(texts);
+        } else if let Some(text) = texts.pop() {
+            self.queue.alone(text);
+        }
+    }
+
+    fn timed_out(&mut self, mut texts: Vec<Text>, reason: &str) {
+        let alone = texts.len() == 1;
+        for text in &mut texts {
+            text.timeouts += 1;
+            if alone || text.timeouts >= MOST_TIMEOUTS {
+                self.fail_job(text.request, reason);
+            }
+        }
+        let texts = self.wanted(texts);
+        self.queue.put_back(texts);
+    }
+
+    fn fail_job(&mut self, request: u64, reason: &str) {
+        let reason = reason.to_owned();
+        self.requests.fail(request, Failure::Job { reason });
+        self.queue.withdraw(request);
+    }
+
+    /// Those that somebody still waits for.
+    fn wanted(&self, mut texts: Vec<Text>) -> Vec<Text> {
+        texts.retain(|text| self.requests.contains(text.request));
+        texts
+    }
+}

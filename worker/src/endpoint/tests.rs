@@ -1,0 +1,408 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::future::join_all;
+use proptest::{collection::vec, prelude::*};
+use tokio::time::sleep;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::*;
+use crate::{
+    plan::{Chunk, ChunkKey},
+    testing,
+};
+
+type Answer = Result<Vec<Vec<f32>>, EmbedError>;
+type Rule = Box<dyn Fn(&[&str]) -> Result<(), EmbedError> + Send + Sync>;
+
+/// An embedder that takes a second for each call and refuses by a rule.
+struct Server {
+    rule: Rule,
+    calls: Mutex<Vec<Vec<String>>>,
+    under_way: AtomicUsize,
+    most_under_way: AtomicUsize,
+}
+
+impl Server {
+    fn new(rule: impl Fn(&[&str]) -> Result<(), EmbedError> + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self {
+            rule: Box::new(rule),
+            calls: Mutex::default(),
+            under_way: AtomicUsize::new(0),
+            most_under_way: AtomicUsize::new(0),
+        })
+    }
+
+    /// The calls so far, without probes.
+    fn calls(&self) -> Vec<Vec<String>> {
+        self.calls.lock().unwrap().clone()
+    }
+}
+
+#[async_trait]
+impl Embedder for Server {
+    async fn embed(&self, texts: &[&str]) -> Answer {
+        if texts != ["probe"] {
+            let texts = texts.iter().map(|&text| text.to_owned()).collect();
+            self.calls.lock().unwrap().push(texts);
+        }
+        let under_way = self.under_way.fetch_add(1, Ordering::Relaxed) + 1;
+        self.most_under_way.fetch_max(under_way, Ordering::Relaxed);
+        sleep(Duration::from_secs(1)).await;
+        self.under_way.fetch_sub(1, Ordering::Relaxed);
+        (self.rule)(texts)?;
+        Ok(texts.iter().map(|text| testing::vector(text)).collect())
+    }
+}
+
+fn any(texts: &[&str], bad: &str) -> bool {
+    texts.iter().any(|text| text.starts_with(bad))
+}
+
+/// Refuses a call with a text that begins with "bad".
+fn picky(texts: &[&str]) -> Result<(), EmbedError> {
+    let reason = || format!("refused {}", texts.join(" "));
+    if any(texts, "bad") {
+        return Err(EmbedError::Input { reason: reason() });
+    }
+    Ok(())
+}
+
+const SETTINGS: Settings = Settings {
+    call: CallSize {
+        texts: 32,
+        tokens: 10_000,
+    },
+    calls: 4,
+    timeout: Duration::from_secs(60),
+    shortest: 4,
+};
+
+/// An endpoint that runs.
+fn start(
+    server: &Arc<Server>,
+    settings: Settings,
+) -> (Arc<Endpoint>, AbortOnDropHandle<Infallible>) {
+    let embedder: Arc<dyn Embedder> = Arc::clone(server) as _;
+    let endpoint = Arc::new(Endpoint::new(embedder, settings));
+    let running = Arc::clone(&endpoint);
+    let running = tokio::spawn(async move { running.run().await });
+    (endpoint, AbortOnDropHandle::new(running))
+}
+
+fn key(text: &str) -> ChunkKey {
+    ChunkKey {
+        item_id: text.to_owned(),
+        chunk_index: 0,
+        text_hash: Vec::new(),
+    }
+}
+
+fn batch(texts: &[&str]) -> Batch {
+    let chunks = texts.iter().map(|&text| Chunk {
+        key: key(text),
+        text: text.to_owned(),
+    });
+    Batch {
+        seq: 5,
+        chunks: chunks.collect(),
+    }
+}
+
+/// The item ids with a vector, which is checked to be the right one.
+fn embedded(outcome: &Outcome) -> Vec<&str> {
+    let embedded = outcome.result.embedded.iter();
+    let embedded = embedded.inspect(|(key, vector)| {
+        assert_eq!(*vector, Bytes::from(testing::packed(&key.item_id)));
+    });
+    embedded.map(|(key, _)| key.item_id.as_str()).collect()
+}
+
+fn rejected(outcome: &Outcome) -> Vec<&str> {
+    let rejected = outcome.result.rejected.iter();
+    rejected.map(|(key, _)| key.item_id.as_str()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn small_batches_travel_together_and_come_apart_again() {
+    let server = Server::new(picky);
+    let (endpoint, _running) = start(&server, SETTINGS);
+    let texts: Vec<String> = (0..20).map(|n| format!("text {n}")).collect();
+    let outcomes = join_all(texts.iter().map(|text| endpoint.embed(batch(&[text])))).await;
+    for (text, outcome) in texts.iter().zip(&outcomes) {
+        assert_eq!(embedded(outcome), [text]);
+        assert_eq!(outcome.failure, None);
+    }
+    assert_eq!(server.calls().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_poison_text_hurts_no_other_batch() {
+    let server = Server::new(picky);
+    let (endpoint, _running) = start(&server, SETTINGS);
+    let texts = ["a", "b", "bad", "c", "d", "e", "f", "g"];
+    let outcomes = join_all(texts.map(|text| endpoint.embed(batch(&[text])))).await;
+    for (text, outcome) in texts.iter().zip(&outcomes) {
+        assert_eq!(outcome.failure, None, "{text}");
+        let healthy = usize::from(*text != "bad");
+        assert_eq!(embedded(outcome).len(), healthy, "{text}");
+        assert_eq!(rejected(outcome).len(), 1 - healthy, "{text}");
+    }
+    // All of them, halves down to the culprit, and what was innocent.
+    assert!(server.calls().len() <= 6, "{:?}", server.calls());
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_keep_to_the_bounds_of_texts_and_of_tokens() {
+    let server = Server::new(picky);
+    let call = CallSize {
+        texts: 3,
+        tokens: 20,
+    };
+    let (endpoint, _running) = start(&server, Settings { call, ..SETTINGS });
+    let long = "x".repeat(200);
+    let texts = ["a", "b", "c", "d", &long, "e"];
+    let outcome = endpoint.embed(batch(&texts)).await;
+    assert_eq!(embedded(&outcome), texts);
+    let sizes: Vec<usize> = server.calls().iter().map(Vec::len).collect();
+    assert_eq!(sizes, [3, 1, 1, 1], "a text larger than a call is a call");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transient_failure_charges_only_those_who_fail_alone() {
+    let server = Server::new(|texts| {
+        let reason = "a broken answer".to_owned();
+        if any(texts, "fail") {
+            Err(EmbedError::Transient { reason })
+        } else {
+            Ok(())
+        }
+    });
+    let (endpoint, _running) = start(&server, SETTINGS);
+    let [good, bad] = ["good", "fail"].map(|text| endpoint.embed(batch(&[text])));
+    let (good, bad) = tokio::join!(good, bad);
+    assert_eq!((embedded(&good), good.failure), (vec!["good"], None));
+    let reason = "a broken answer".to_owned();
+    assert_eq!(bad.failure, Some(Failure::Job { reason }));
+    assert!(bad.result.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_too_long_is_halved_until_it_fits_or_is_too_short_to_mean_anything() {
+    let server = Server::new(|texts| {
+        let long = texts.iter().any(|text| text.len() > 10);
+        let reason = "the context length is exceeded".to_owned();
+        if long || texts.contains(&"€€€") {
+            return Err(EmbedError::TooLong { reason });
+        }
+        Ok(())
+    });
+    let (endpoint, _running) = start(&server, SETTINGS);
+    let long = "0123456789abcdefghijklmnopqrstuv";
+    let outcome = endpoint.embed(batch(&["short", long, "€€€"])).await;
+    assert_eq!(outcome.failure, None);
+    let vectors: Vec<_> = outcome.result.embedded.iter().collect();
+    assert_eq!(vectors[0].1, testing::packed("short"));
+    assert_eq!(vectors[1].0, key(long));
+    assert_eq!(vectors[1].1, testing::packed("01234567"));
+    assert_eq!(rejected(&outcome), ["€€€"], "half of it is too little");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_embedder_that_is_down_charges_nobody() {
+    let server = Server::new(|texts| {
+        let reason = "401".to_owned();
+        let retry_after = None;
+        if any(texts, "down") {
+            return Err(EmbedError::Embedder { reason, retry_after });
+        }
+        Ok(())
+    });
+    let (endpoint, _running) = start(&server, SETTINGS);
+    let (down, other) = tokio::join!(
+        endpoint.embed(batch(&["down"])),
+        endpoint.embed(batch(&["other"]))
+    );
+    let reason = "401".to_owned();
+    for outcome in [down, other] {
+        let reason = reason.clone();
+        assert_eq!(outcome.failure, Some(Failure::Embedder { reason }));
+    }
+    assert_eq!(endpoint.governor.down().await, reason);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_overloaded_embedder_is_left_alone_for_as_long_as_it_asks_and_loses_nothing() {
+    let began = Instant::now();
+    let busy_until = began + Duration::from_secs(30);
+    let server = Server::new(move |texts| {
+        let left = busy_until.saturating_duration_since(Instant::now());
+        if left.is_zero() || texts == ["probe"] {
+            return Ok(());
+        }
+        Err(EmbedError::Overloaded {
+            reason: "429".to_owned(),
+            retry_after: Some(left),
+        })
+    });
+    let (endpoint, _running) = start(&server, SETTINGS);
+    let outcome = endpoint.embed(batch(&["a", "b"])).await;
+    assert_eq!((embedded(&outcome), outcome.failure.clone()), (vec!["a", "b"], None));
+    assert!(Instant::now() >= busy_until);
+    assert_eq!(server.calls().len(), 2, "refused once, and once again when it may be");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_overload_of_many_minutes_is_an_outage() {
+    let server = Server::new(|texts| {
+        if texts == ["probe"] {
+            return Ok(());
+        }
+        Err(EmbedError::Overloaded {
+            reason: "429".to_owned(),
+            retry_after: Some(Duration::from_mins(5)),
+        })
+    });
+    let (endpoint, _running) = start(&server, SETTINGS);
+    let outcome = endpoint.embed(batch(&["a"])).await;
+    assert!(matches!(outcome.failure, Some(Failure::Embedder { .. })));
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_take_too_long_are_made_smaller() {
+    let server = Server::new(|texts| {
+        let reason = "it took too long".to_owned();
+        if texts.len() > 10 {
+            return Err(EmbedError::Timeout { reason });
+        }
+        Ok(())
+    });
+    let (endpoint, _running) = start(&server, SETTINGS);
+    let texts: Vec<String> = (0..32).map(|n| n.to_string()).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let outcome = endpoint.embed(batch(&texts)).await;
+    assert_eq!((embedded(&outcome), outcome.failure.clone()), (texts.clone(), None));
+    let again = endpoint.embed(batch(&texts)).await;
+    assert_eq!(again.failure, None);
+    assert!(server.calls().last().unwrap().len() <= 10, "it is remembered");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_text_that_always_takes_too_long_charges_its_job_and_names_the_setting() {
+    let server = Server::new(|_| Ok(()));
+    let timeout = Duration::from_millis(300);
+    let (endpoint, _running) = start(&server, Settings { timeout, ..SETTINGS });
+    endpoint.governor.fit_for_tests(2);
+    let outcome = endpoint.embed(batch(&["a"])).await;
+    let reason = "the embedder took longer than embed_timeout (300ms)".to_owned();
+    assert_eq!(outcome.failure, Some(Failure::Job { reason }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_nobody_waits_for_is_not_sent() {
+    let server = Server::new(picky);
+    let one = CallSize {
+        texts: 1,
+        tokens: 100,
+    };
+    let settings = Settings {
+        call: one,
+        calls: 1,
+        ..SETTINGS
+    };
+    let (endpoint, _running) = start(&server, settings);
+    {
+        let given_up = endpoint.embed(batch(&["gone 1", "gone 2", "gone 3"]));
+        let given_up = timeout(Duration::from_millis(1_500), given_up).await;
+        assert!(given_up.is_err());
+    }
+    let outcome = endpoint.embed(batch(&["a"])).await;
+    assert_eq!(embedded(&outcome), ["a"]);
+    let calls = server.calls().concat();
+    assert!(!calls.contains(&"gone 3".to_owned()), "{calls:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn too_few_vectors_are_never_paired_with_texts() {
+    struct Short;
+    #[async_trait]
+    impl Embedder for Short {
+        async fn embed(&self, _: &[&str]) -> Answer {
+            Ok(vec![vec![1.0]])
+        }
+    }
+    let endpoint = Arc::new(Endpoint::new(Arc::new(Short), SETTINGS));
+    let running = Arc::clone(&endpoint);
+    let _running = AbortOnDropHandle::new(tokio::spawn(async move { running.run().await }));
+    let outcome = endpoint.embed(batch(&["a", "b"])).await;
+    let reason = "the embedder answered 1 vectors for 2 texts".to_owned();
+    assert_eq!(outcome.failure, Some(Failure::Job { reason }));
+    assert!(outcome.result.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_of_the_embedder_charges_the_job_and_ends_nothing_else() {
+    let server = Server::new(|texts| {
+        assert!(!any(texts, "panic"), "as the test wants");
+        Ok(())
+    });
+    let (endpoint, _running) = start(&server, SETTINGS);
+    let outcome = endpoint.embed(batch(&["panic"])).await;
+    assert!(matches!(outcome.failure, Some(Failure::Job { reason }) if reason.contains("panicked")));
+    assert_eq!(embedded(&endpoint.embed(batch(&["a"])).await), ["a"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn there_is_room_until_the_sessions_want_more_than_two_rounds_of_calls() {
+    let server = Server::new(picky);
+    let (endpoint, _running) = start(&server, SETTINGS);
+    assert_eq!(endpoint.room().await, 2 * 2 * 32);
+    let mut share = endpoint.share(100);
+    assert_eq!(endpoint.room().await, 28);
+    let other = endpoint.share(64);
+    assert!(timeout(Duration::from_secs(1), endpoint.room()).await.is_err());
+    share.set(10);
+    assert_eq!(endpoint.room().await, 54);
+    drop((share, other));
+    assert_eq!(endpoint.room().await, 128);
+}
+
+proptest! {
+    #[test]
+    fn exactly_the_guilty_texts_are_rejected(
+        guilty in vec(any::<bool>(), 1..40), sizes in vec(1..8_usize, 40), most in 1..33_usize
+    ) {
+        let texts: Vec<String> = guilty.iter().enumerate()
+            .map(|(n, bad)| format!("{} {n}", if *bad { "bad" } else { "good" }))
+            .collect();
+        let server = Server::new(picky);
+        let call = CallSize { texts: most, tokens: 10_000 };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let (endpoint, _running) = start(&server, Settings { call, ..SETTINGS });
+            let mut rest: Vec<&str> = texts.iter().map(String::as_str).collect();
+            let mut batches = Vec::new();
+            for size in sizes {
+                let size = size.min(rest.len());
+                if size > 0 {
+                    batches.push(rest.drain(..size).collect::<Vec<_>>());
+                }
+            }
+            let outcomes = join_all(batches.iter().map(|texts| endpoint.embed(batch(texts)))).await;
+            for (texts, outcome) in batches.iter().zip(&outcomes) {
+                let (good, bad): (Vec<&str>, Vec<&str>) = texts.iter().partition(|text| text.starts_with("good"));
+                assert_eq!(embedded(outcome), good);
+                assert_eq!(rejected(outcome), bad);
+                assert_eq!(outcome.failure, None);
+                for (key, reason) in &outcome.result.rejected {
+                    assert_eq!(*reason, format!("refused {}", key.item_id), "refused alone");
+                }
+            }
+        });
+    }
+}
