@@ -14,7 +14,9 @@
 
 pub mod cluster;
 pub mod embedder;
+pub mod invariants;
 pub mod postgres;
+pub mod proxy;
 
 use std::time::Duration;
 
