@@ -3,6 +3,7 @@
 use std::{io::Read as _, time::Duration};
 
 use serde_json::{Value, json};
+use sqlx::{Connection as _, PgConnection};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream, UnixListener},
@@ -12,7 +13,7 @@ use weir_tests::{
     PATIENCE,
     cluster::{Process, weir},
     embedder::{DIMENSION, FakeEmbedder, Rude, expected_vector},
-    postgres::TestDatabase,
+    postgres::{OwnPostgres, TestDatabase},
     proxy::{Cut, FaultProxy, Silence, Target},
 };
 
@@ -52,9 +53,15 @@ async fn both_protocols_give_the_same_vectors() {
     let vector: Vec<f32> = serde_json::from_value(answer["data"][0]["embedding"].clone()).unwrap();
     assert_eq!(vector, expected_vector("a"));
 
-    assert_eq!(embedder.received()["a"], 2);
+    let url = format!("{}/worker-1/api/embed", embedder.url());
+    client().post(url).json(&request).send().await.unwrap();
+
+    assert_eq!(embedder.received()["a"], 3);
     assert_eq!(embedder.answered()["b"], 1);
-    assert_eq!(embedder.calls().len(), 2);
+    let calls = embedder.calls();
+    let callers: Vec<_> = calls.iter().map(|call| call.caller.as_str()).collect();
+    assert_eq!(callers, ["", "", "worker-1"]);
+    assert!(calls.iter().all(|call| call.ended >= Some(call.came)));
 }
 
 #[tokio::test]
@@ -124,6 +131,48 @@ async fn databases_are_fresh_and_go_away() {
         .await
         .unwrap();
     assert_eq!(left, 0);
+}
+
+#[tokio::test]
+async fn a_crashed_server_comes_back_with_what_was_committed() {
+    let mut server = OwnPostgres::start(&[]).await;
+    let url = server.url();
+    let mut before = PgConnection::connect(&url).await.unwrap();
+    sqlx::raw_sql(
+        "CREATE TABLE kept AS SELECT 1 AS n; CREATE UNLOGGED TABLE lost AS SELECT 1 AS n",
+    )
+    .execute(&mut before)
+    .await
+    .unwrap();
+    server.kill().await;
+    assert!(
+        sqlx::raw_sql("SELECT 1")
+            .execute(&mut before)
+            .await
+            .is_err()
+    );
+    assert!(PgConnection::connect(&url).await.is_err());
+    assert!(server.socket().exists(), "a crash cleans nothing up");
+
+    server.start_again().await;
+    assert_eq!(server.url(), url);
+    let mut after = PgConnection::connect(&url).await.unwrap();
+    let counts = "SELECT (SELECT count(*) FROM kept), (SELECT count(*) FROM lost)";
+    let counts: (i64, i64) = sqlx::query_as(counts).fetch_one(&mut after).await.unwrap();
+    assert_eq!(counts, (1, 0), "a table that is not logged is emptied");
+}
+
+#[tokio::test]
+async fn a_silent_server_keeps_its_connections() {
+    let mut server = OwnPostgres::start(&[]).await;
+    let mut connection = PgConnection::connect(&server.url()).await.unwrap();
+    server.sigstop().await;
+    let mut query = Box::pin(sqlx::raw_sql("SELECT 1").execute(&mut connection));
+    assert!(futures::poll!(&mut query).is_pending());
+    server.sigcont();
+    query.await.unwrap();
+    // Nor does one that is silent at the end keep the test.
+    server.sigstop().await;
 }
 
 #[tokio::test]
@@ -276,7 +325,7 @@ async fn what_a_silent_proxy_held_arrives_when_it_speaks_again() {
         ];
         for (held, end, text) in held {
             if held {
-                let read = timeout(MOMENT, end.readable()).await;
+                let read = timeout(MOMENT, end.peek(&mut [0; 1])).await;
                 assert!(read.is_err(), "{silence:?} let {text:?} through");
             } else {
                 expect(end, text).await;
