@@ -1,0 +1,310 @@
+//! What became of each lease, and of each text that was embedded more than
+//! once: who had lost it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, SystemTime};
+
+use chrono::{DateTime, Utc};
+use sha2::{Digest as _, Sha256};
+use sqlx::PgPool;
+use weir_tests::embedder::Call;
+
+use crate::{
+    clients::place_of_text,
+    cluster::{BATCH, WINDOW},
+    journal::{Event, Journal},
+    schedule::{Fault, Place},
+};
+
+/// Notes what happens to jobs, and when each vector is written, by the clock of
+/// this machine.
+const TRIGGERS: &str = "
+    CREATE TABLE public.history (
+        seq bigint GENERATED ALWAYS AS IDENTITY, job_id bigint, source text COLLATE \"C\",
+        first_item_id text COLLATE \"C\", last_item_id text COLLATE \"C\", worker_id text, was text, state text,
+        was_epoch bigint, epoch bigint, reason text, moved boolean, at timestamptz);
+    CREATE FUNCTION public.note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO public.history (job_id, source, first_item_id, last_item_id, worker_id, was, state, was_epoch,
+                                    epoch, reason, moved, at)
+        VALUES (NEW.id, NEW.source, NEW.first_item_id, NEW.last_item_id, coalesce(NEW.worker_id, OLD.worker_id),
+                OLD.state, NEW.state, OLD.epoch, NEW.epoch, NEW.revoke_reason,
+                NEW.chunks_done + NEW.chunks_rejected > OLD.chunks_done + OLD.chunks_rejected, clock_timestamp());
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER note AFTER UPDATE ON weir.jobs FOR EACH ROW
+        WHEN ((OLD.state, OLD.epoch, OLD.chunks_done, OLD.chunks_rejected)
+              IS DISTINCT FROM (NEW.state, NEW.epoch, NEW.chunks_done, NEW.chunks_rejected))
+        EXECUTE FUNCTION public.note();
+    CREATE TABLE public.persisted (text_hash bytea, at timestamptz);
+    CREATE FUNCTION public.persist() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO public.persisted VALUES (NEW.text_hash, clock_timestamp());
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER persist AFTER INSERT OR UPDATE ON weir.embeddings FOR EACH ROW EXECUTE FUNCTION public.persist()";
+
+/// Begins to note.
+pub(crate) async fn begin(pool: &PgPool) -> sqlx::Result<()> {
+    sqlx::raw_sql(TRIGGERS).execute(pool).await.map(|_| ())
+}
+
+#[derive(Debug, sqlx::FromRow)]
+struct Moment {
+    job_id: i64,
+    source: String,
+    first_item_id: String,
+    last_item_id: String,
+    worker_id: Option<String>,
+    was: String,
+    state: String,
+    was_epoch: i64,
+    epoch: i64,
+    reason: Option<String>,
+    moved: bool,
+    at: DateTime<Utc>,
+}
+
+/// How a lease ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum End {
+    /// The job succeeded under it.
+    Succeeded,
+    /// It was taken away, for this reason.
+    Lost(String),
+    /// Its worker handed the job back.
+    HandedBack,
+}
+
+#[derive(Debug)]
+struct Lease {
+    job_id: i64,
+    source: String,
+    first_item_id: String,
+    last_item_id: String,
+    claimed: SystemTime,
+    end: Option<End>,
+}
+
+/// What the history of a run tells.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    leases: Vec<Lease>,
+    /// Places in `leases`, by worker, oldest first.
+    of_worker: HashMap<String, Vec<usize>>,
+    persisted: HashMap<Vec<u8>, SystemTime>,
+    /// When something was persisted, in order.
+    progress: Vec<SystemTime>,
+    /// Longest from the last that was heard of a job under a lease that was lost
+    /// until it moved again.
+    pub(crate) longest_recovery: Duration,
+}
+
+/// What was embedded more than once.
+#[derive(Debug, Default)]
+pub(crate) struct Repeats {
+    /// Texts, by what had become of them the first time.
+    pub(crate) texts: BTreeMap<String, usize>,
+    /// Calls that had such texts.
+    pub(crate) calls: usize,
+}
+
+impl History {
+    pub(crate) async fn read(pool: &PgPool) -> sqlx::Result<Self> {
+        let moments: Vec<Moment> = sqlx::query_as("SELECT * FROM public.history ORDER BY seq")
+            .fetch_all(pool)
+            .await?;
+        let persisted: Vec<(Vec<u8>, DateTime<Utc>)> =
+            sqlx::query_as("SELECT text_hash, min(at) FROM public.persisted GROUP BY text_hash")
+                .fetch_all(pool)
+                .await?;
+        let mut history = Self {
+            persisted: persisted
+                .into_iter()
+                .map(|(hash, at)| (hash, at.into()))
+                .collect(),
+            ..Self::default()
+        };
+        let mut open: HashMap<(i64, i64), usize> = HashMap::new();
+        // When each job was last heard of, and whether it has lost its lease since.
+        let mut heard: HashMap<i64, (SystemTime, bool)> = HashMap::new();
+        for moment in moments {
+            history.take(moment, &mut open, &mut heard);
+        }
+        Ok(history)
+    }
+
+    fn take(
+        &mut self,
+        moment: Moment,
+        open: &mut HashMap<(i64, i64), usize>,
+        heard: &mut HashMap<i64, (SystemTime, bool)>,
+    ) {
+        let at: SystemTime = moment.at.into();
+        let ended = moment.was == "running" && moment.state != "running";
+        let revoked = ended && moment.epoch > moment.was_epoch;
+        let lost = revoked && moment.reason.as_deref() == Some("lease_lost");
+        let (since, orphaned) = heard.get(&moment.job_id).copied().unwrap_or((at, false));
+        if lost {
+            heard.insert(moment.job_id, (since, true));
+        } else if moment.moved || !matches!(&moment.state[..], "queued" | "running") {
+            if orphaned {
+                let recovery = at.duration_since(since).unwrap_or_default();
+                self.longest_recovery = self.longest_recovery.max(recovery);
+            }
+            heard.insert(moment.job_id, (at, false));
+        } else if !orphaned {
+            heard.insert(moment.job_id, (at, false));
+        }
+        if moment.moved {
+            self.progress.push(at);
+        }
+        if moment.was == "queued" && moment.state == "running" {
+            let place = self.leases.len();
+            open.insert((moment.job_id, moment.epoch), place);
+            let worker = moment.worker_id.unwrap_or_default();
+            self.of_worker.entry(worker).or_default().push(place);
+            self.leases.push(Lease {
+                job_id: moment.job_id,
+                source: moment.source,
+                first_item_id: moment.first_item_id,
+                last_item_id: moment.last_item_id,
+                claimed: at,
+                end: None,
+            });
+        } else if ended && let Some(place) = open.remove(&(moment.job_id, moment.was_epoch)) {
+            self.leases[place].end = Some(if revoked {
+                End::Lost(moment.reason.unwrap_or_default())
+            } else if moment.state == "succeeded" {
+                End::Succeeded
+            } else {
+                End::HandedBack
+            });
+        }
+    }
+
+    /// How many leases there were, and how many of them were lost, by reason.
+    pub(crate) fn leases(&self) -> (usize, BTreeMap<String, usize>) {
+        let mut lost = BTreeMap::new();
+        for lease in &self.leases {
+            if let Some(End::Lost(reason)) = &lease.end {
+                *lost.entry(reason.clone()).or_default() += 1;
+            }
+        }
+        (self.leases.len(), lost)
+    }
+
+    /// How long it took from a moment until something was persisted.
+    pub(crate) fn until_progress(&self, from: SystemTime) -> Option<Duration> {
+        let next = self.progress.partition_point(|at| *at < from);
+        self.progress.get(next)?.duration_since(from).ok()
+    }
+
+    /// Finds for every text that was embedded more than once who had lost it.
+    /// Whatever nobody lost was repeated against the law.
+    pub(crate) fn repeats(&self, calls: &[Call], events: &[Event], journal: &Journal) -> Repeats {
+        let mut by_text: HashMap<&str, Vec<&Call>> = HashMap::new();
+        for call in calls.iter().filter(|call| call.answered) {
+            for text in &call.texts {
+                // A probe is no text of a client.
+                if place_of_text(text).is_some() {
+                    by_text.entry(text).or_default().push(call);
+                }
+            }
+        }
+        let mut repeats = Repeats::default();
+        let mut charged: HashMap<usize, usize> = HashMap::new();
+        let mut repeated_calls = std::collections::HashSet::new();
+        let mut wrong = Vec::new();
+        for (text, calls) in by_text {
+            let persisted = self.persisted.get(Sha256::digest(text).as_slice());
+            let mut unexplained = Vec::new();
+            let mut explained = 0;
+            for call in &calls {
+                let lease = self.lease_of(call, text);
+                if let (Some(at), Some(place)) = (persisted, lease)
+                    && self.leases[place].claimed > *at
+                {
+                    wrong.push(format!("{text:?} was embedded again under a lease that began after its vector was there"));
+                }
+                let why = match lease.map(|place| &self.leases[place].end) {
+                    Some(Some(End::Lost(reason))) => Some(format!("lease lost: {reason}")),
+                    _ if answer_was_lost(call, events) => {
+                        Some("answer cut off on its way".to_owned())
+                    }
+                    Some(Some(End::HandedBack)) => Some("handed back".to_owned()),
+                    _ => None,
+                };
+                match why {
+                    // One of the calls was not in vain.
+                    Some(why) if explained + 1 < calls.len() => {
+                        explained += 1;
+                        repeated_calls.insert(std::ptr::from_ref(*call));
+                        *repeats.texts.entry(why.clone()).or_default() += 1;
+                        if let Some(place) = lease.filter(|_| why.starts_with("lease lost")) {
+                            *charged.entry(place).or_default() += 1;
+                        }
+                    }
+                    Some(_) => {}
+                    None => unexplained.push(lease.map(|place| {
+                        let lease = &self.leases[place];
+                        format!(
+                            "{} under job {} ({:?})",
+                            call.caller, lease.job_id, lease.end
+                        )
+                    })),
+                }
+            }
+            if explained + 1 < calls.len() {
+                wrong.push(format!(
+                    "{text:?} was embedded {} times: {unexplained:?}",
+                    calls.len()
+                ));
+            }
+        }
+        for (place, texts) in charged {
+            if texts > WINDOW * BATCH {
+                let job_id = self.leases[place].job_id;
+                wrong.push(format!(
+                    "a lost lease of job {job_id} cost {texts} texts, more than a window"
+                ));
+            }
+        }
+        if let Some(first) = wrong.first() {
+            journal.find(format!(
+                "{} texts were embedded again without need, such as {first}",
+                wrong.len()
+            ));
+        }
+        repeats.calls = repeated_calls.len();
+        repeats
+    }
+
+    /// The lease under which a text was embedded: the last one of that worker on
+    /// a job with the text's item.
+    fn lease_of(&self, call: &Call, text: &str) -> Option<usize> {
+        let (source, item_id) = place_of_text(text)?;
+        let leases = self.of_worker.get(&call.caller)?;
+        let covers = |place: &&usize| {
+            let lease = &self.leases[**place];
+            lease.source == source
+                && (lease.first_item_id.as_str()..=lease.last_item_id.as_str()).contains(&item_id)
+                && lease.claimed <= call.came
+        };
+        leases.iter().rev().find(covers).copied()
+    }
+}
+
+/// Whether the network ate an answer of the embedder, or may have: something was
+/// wrong with it between the worker and the embedder.
+fn answer_was_lost(call: &Call, events: &[Event]) -> bool {
+    // An answer is on its way for a moment.
+    let until = call.ended.unwrap_or(call.came) + Duration::from_millis(500);
+    events.iter().any(|event| {
+        let Place::EmbedderLink(n) = event.place else {
+            return false;
+        };
+        call.caller.starts_with(&format!("worker-{n}."))
+            && !matches!(event.fault, Fault::Delay(_))
+            && event.from <= until
+            && call.came <= event.to
+    })
+}
