@@ -144,14 +144,14 @@ pub(crate) async fn check(
 ) -> sqlx::Result<usize> {
     for (name, ledger) in ledgers {
         let stored = stored(pool, name).await?;
-        match ledger.known() {
-            Some(content) if is_content(content, stored.as_ref()) => {}
-            Some(content) => journal.find(format!(
+        if !ledger.is_known() {
+            journal.find(format!("nobody knows what {name} should hold"));
+        } else if !is_content(ledger.content(), stored.as_ref()) {
+            journal.find(format!(
                 "{name} holds {:?} items, and not what its client put last, {:?}",
                 stored.map(|stored| stored.len()),
-                content.map(Content::len)
-            )),
-            None => journal.find(format!("nobody knows what {name} should hold")),
+                ledger.content().map(Content::len)
+            ));
         }
     }
     let named: Vec<(String,)> = sqlx::query_as("SELECT name FROM weir.sources")

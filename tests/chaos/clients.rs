@@ -181,7 +181,7 @@ impl Client {
                 Some(until) if until < Instant::now() => self.look(&name).await,
                 Some(_) => {}
             }
-            let pause = self.random.random_range(50..400);
+            let pause = self.random.random_range(20..300);
             time::sleep(Duration::from_millis(pause)).await;
         }
         self
@@ -221,7 +221,7 @@ impl Client {
     }
 
     async fn act(&mut self, name: &str) {
-        let content = self.kept[name].ledger.known().flatten().cloned();
+        let content = self.kept[name].ledger.content().cloned();
         let Some(content) = content else {
             let content = self.fresh(name);
             return self.replace(name, content).await;
@@ -353,7 +353,7 @@ impl Client {
         let kept = self.kept.get_mut(name).expect("it is one of ours");
         match answer {
             Answer::Said(said) => {
-                let items = kept.ledger.known().flatten().map(Content::len);
+                let items = kept.ledger.content().map(Content::len);
                 if items != Some(said.items_deleted as usize) {
                     let told = said.items_deleted;
                     self.journal
@@ -383,9 +383,9 @@ impl Client {
         let kept = self.kept.get_mut(name).expect("it is one of ours");
         match answer {
             Answer::Said((Some(source), Some(change), jobs)) => {
-                let before = kept.ledger.known().flatten().cloned().unwrap_or_default();
+                let before = kept.ledger.content().cloned().unwrap_or_default();
                 kept.ledger.answered(write);
-                let after = kept.ledger.known().flatten().cloned().unwrap_or_default();
+                let after = kept.ledger.content().cloned().unwrap_or_default();
                 let expected = difference(&before, &after, write);
                 let told = (
                     source.items,

@@ -103,7 +103,7 @@ impl Cluster {
     pub(crate) async fn start(journal: &Journal, seed: u64) -> Self {
         let postgres = OwnPostgres::start(&[]).await;
         let embedder = FakeEmbedder::start().await;
-        embedder.set_delay(Duration::from_millis(60), Duration::from_millis(4));
+        embedder.set_delay(Duration::from_millis(200), Duration::from_millis(20));
         let at_embedder = embedder.url().replace("http://", "").parse();
         let at_embedder = Target::Tcp(at_embedder.expect("its URL is an address"));
         let (mut postgres_links, mut coordinators, mut targets) = (vec![], vec![], vec![]);

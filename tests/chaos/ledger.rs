@@ -47,10 +47,15 @@ impl Ledger {
         }
     }
 
-    /// What the source holds, where that is known.
-    pub(crate) fn known(&self) -> Option<Option<&Content>> {
+    /// Whether it is known what the source holds.
+    pub(crate) fn is_known(&self) -> bool {
+        self.possible.len() == 1
+    }
+
+    /// What the source holds, where that is known and it is there.
+    pub(crate) fn content(&self) -> Option<&Content> {
         match &self.possible[..] {
-            [only] => Some(only.as_ref()),
+            [only] => only.as_ref(),
             _ => None,
         }
     }
@@ -96,17 +101,18 @@ fn a_lost_answer_leaves_two_possibilities_until_somebody_looks() {
     let content = |text: &str| Content::from([("a".to_owned(), text.to_owned())]);
     let mut ledger = Ledger::new();
     ledger.answered(&Write::Replace(content("one")));
-    assert_eq!(ledger.known(), Some(Some(&content("one"))));
+    assert_eq!(ledger.content(), Some(&content("one")));
     let patch = Write::Patch {
         upsert: content("two"),
         delete: Vec::new(),
     };
     ledger.lost(&patch);
-    assert_eq!(ledger.known(), None);
+    assert!(!ledger.is_known());
     assert_eq!(ledger.possible().len(), 2);
     assert!(!ledger.clone().seen(|seen| seen.is_none()));
     assert!(ledger.seen(|seen| seen == Some(&content("two"))));
     ledger.lost(&Write::Delete);
     ledger.answered(&Write::Delete);
-    assert_eq!(ledger.known(), Some(None));
+    assert!(ledger.is_known());
+    assert_eq!(ledger.content(), None);
 }

@@ -237,7 +237,7 @@ impl fmt::Display for Place {
 
 #[test]
 fn a_seed_is_a_schedule() {
-    let length = Duration::from_mins(2);
+    let length = Duration::from_mins(10);
     let schedule = |seed| {
         Place::all()
             .into_iter()

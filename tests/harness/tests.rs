@@ -1,5 +1,11 @@
 //! The harness itself: tests that lean on it must be able to trust it.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends where it cannot go on"
+)]
+
 use std::{io::Read as _, time::Duration};
 
 use serde_json::{Value, json};
