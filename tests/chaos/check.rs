@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    future::pending,
     time::Duration,
 };
 
@@ -13,9 +14,10 @@ use tokio::time::{self, Instant};
 use weir_tests::{cluster::MODEL, embedder::expected_vector, invariants::broken_invariants};
 
 use crate::{
-    clients::{NAMESPACE, POISON},
+    clients::NAMESPACE,
     journal::Journal,
     ledger::{Content, Ledger},
+    pen::POISON,
 };
 
 /// How long all work may take to end once nothing hinders it any more.
@@ -107,17 +109,29 @@ pub(crate) async fn dust_settles(pool: &PgPool, journal: &Journal) {
     }
 }
 
-/// Checks, now and then, what must hold at any moment.
-pub(crate) async fn watch_invariants(pool: &PgPool, journal: &Journal) {
+/// Checks, now and then, what must hold at any moment. Never returns.
+pub(crate) async fn watch(pool: &PgPool, journal: &Journal) {
     loop {
         time::sleep(Duration::from_millis(700)).await;
         // The database is away now and then.
-        if let Ok(broken) = broken_invariants(pool).await
-            && !broken.is_empty()
-        {
-            return journal.find(format!("in mid-run: {broken:?}"));
+        let mut broken = broken_invariants(pool).await.unwrap_or_default();
+        broken.extend(stuck(pool).await.unwrap_or_default());
+        if !broken.is_empty() {
+            journal.find(format!("broken in mid-run: {broken:?}"));
+            return pending().await;
         }
     }
+}
+
+/// Jobs that are held and do not move, for longer than a silent embedder, a
+/// silent network and a stopped process together can account for.
+async fn stuck(pool: &PgPool) -> sqlx::Result<Vec<(String, i64)>> {
+    sqlx::query_as(
+        "SELECT format('a job is held by %s and does not move', worker_id), id FROM weir.jobs
+         WHERE state = 'running' AND coalesce(progressed_at, claimed_at) < now() - interval '30 s'",
+    )
+    .fetch_all(pool)
+    .await
 }
 
 /// A chunk with all that was made of it.

@@ -26,11 +26,9 @@ use crate::{
     check,
     journal::Journal,
     ledger::{Content, Ledger, Write},
+    pen::Pen,
     schedule,
 };
-
-/// A text that has this in it is refused by the embedder.
-pub(crate) const POISON: &str = "poison";
 
 /// The namespace of every source.
 pub(crate) const NAMESPACE: &str = "chaos";
@@ -48,60 +46,6 @@ const STRAGGLER: Duration = Duration::from_secs(20);
 
 /// The same when nothing is stopped or silent any more.
 pub(crate) const STRAGGLER_IN_PEACE: Duration = Duration::from_secs(4);
-
-/// Writes texts, no two of them with the same words. Every part of a text names
-/// its item.
-#[derive(Debug)]
-struct Pen {
-    client: usize,
-    words: u64,
-}
-
-impl Pen {
-    /// A word for an item, as `source/item:w00000001`: as long as any other for
-    /// the same item.
-    fn word(&mut self, name: &str, item_id: &str) -> String {
-        self.words += 1;
-        format!("{name}/{item_id}:w{}{:07}", self.client, self.words)
-    }
-
-    /// One chunk, or several, or now and then one that no embedder takes.
-    fn text(&mut self, name: &str, item_id: &str, random: &mut StdRng) -> String {
-        match random.random_range(0..100) {
-            0..2 => format!("The {POISON} is {}.", self.word(name, item_id)),
-            2..12 => {
-                let sentence =
-                    |n| format!("In sentence {n} it is {} again.", self.word(name, item_id));
-                (0..8).map(sentence).collect::<Vec<_>>().join(" ")
-            }
-            _ => format!("The word is {}.", self.word(name, item_id)),
-        }
-    }
-
-    /// Another word instead of one of a text's.
-    fn edit(&mut self, text: &str, random: &mut StdRng) -> String {
-        let words: Vec<&str> = words(text).collect();
-        let word = words.choose(random).expect("every text has a word");
-        let (name, item_id) = place_of(word).expect("a word names its place");
-        text.replace(word, &self.word(name, item_id))
-    }
-}
-
-fn words(text: &str) -> impl Iterator<Item = &str> {
-    let bare = text.split(' ').map(|word| word.trim_end_matches('.'));
-    bare.filter(|word| place_of(word).is_some())
-}
-
-fn place_of(word: &str) -> Option<(&str, &str)> {
-    let (place, number) = word.split_once(":w")?;
-    let whole = number.len() == 8 && number.bytes().all(|b| b.is_ascii_digit());
-    place.split_once('/').filter(|_| whole)
-}
-
-/// The source and the item that a text or a part of it is of.
-pub(crate) fn place_of_text(text: &str) -> Option<(&str, &str)> {
-    words(text).find_map(place_of)
-}
 
 /// What became of a call.
 enum Answer<T> {
@@ -158,10 +102,7 @@ impl Client {
         };
         Self {
             random: schedule::source(seed, &("client", n)),
-            pen: Pen {
-                client: n,
-                words: 0,
-            },
+            pen: Pen::new(n),
             sources: SourceServiceClient::new(channel.clone()),
             jobs: JobServiceClient::new(channel),
             pool,

@@ -24,8 +24,8 @@ use weir_tests::{
 };
 
 use crate::{
-    clients::POISON,
     journal::{Event, Journal},
+    pen::POISON,
     schedule::{self, CLIENTS, COORDINATORS, Fault, Place, Rudeness, Step, WORKERS},
 };
 
@@ -214,14 +214,19 @@ impl Cluster {
 
     async fn hurt_postgres(&self, step: Step) {
         let mut postgres = self.postgres.lock().await;
-        if step.fault == Fault::Stop {
-            postgres.sigstop().await;
-            time::sleep(step.lasts).await;
-            postgres.sigcont();
-        } else {
-            postgres.kill().await;
-            time::sleep(step.lasts).await;
-            postgres.start_again().await;
+        match step.fault {
+            Fault::Stop => {
+                postgres.sigstop().await;
+                time::sleep(step.lasts).await;
+                postgres.sigcont();
+            }
+            // Ends it first, in order.
+            Fault::Terminate => postgres.start_again().await,
+            _ => {
+                postgres.kill().await;
+                time::sleep(step.lasts).await;
+                postgres.start_again().await;
+            }
         }
     }
 

@@ -10,9 +10,9 @@ use sqlx::PgPool;
 use weir_tests::embedder::Call;
 
 use crate::{
-    clients::place_of_text,
     cluster::{BATCH, WINDOW},
     journal::{Event, Journal},
+    pen::place_of_text,
     schedule::{Fault, Place},
 };
 

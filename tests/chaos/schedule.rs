@@ -37,7 +37,7 @@ pub(crate) enum Place {
 pub(crate) enum Fault {
     /// SIGKILL; it starts again at the end.
     Kill,
-    /// SIGTERM; it starts again at the end.
+    /// Ended in order; it starts again at the end.
     Terminate,
     /// SIGSTOP, and SIGCONT at the end.
     Stop,
@@ -77,7 +77,7 @@ impl Fault {
     pub(crate) fn kind(self) -> &'static str {
         match self {
             Self::Kill => "SIGKILL",
-            Self::Terminate => "SIGTERM",
+            Self::Terminate => "restart",
             Self::Stop => "SIGSTOP",
             Self::Cut(Cut::Reset) => "reset",
             Self::Cut(Cut::Close) => "closed",
@@ -147,11 +147,10 @@ impl Place {
 
     fn draw(self, random: &mut StdRng) -> (Fault, Duration) {
         let fault = match self {
-            Self::Coordinator(_) | Self::Worker(_) => *one_of(
+            Self::Coordinator(_) | Self::Worker(_) | Self::Postgres => *one_of(
                 random,
                 &[Fault::Kill, Fault::Kill, Fault::Stop, Fault::Terminate],
             ),
-            Self::Postgres => *one_of(random, &[Fault::Kill, Fault::Kill, Fault::Stop]),
             Self::Embedder => {
                 let rudeness = [
                     Rudeness::Busy,
