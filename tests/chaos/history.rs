@@ -1,20 +1,17 @@
-//! What became of each lease, and of each text that was embedded more than
-//! once: who had lost it.
+//! What became of each lease, as the database itself notes it.
 
-use std::collections::{BTreeMap, HashMap};
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    time::{Duration, SystemTime},
+};
 
 use chrono::{DateTime, Utc};
 use sha2::{Digest as _, Sha256};
 use sqlx::PgPool;
 use weir_tests::embedder::Call;
 
-use crate::{
-    cluster::{BATCH, WINDOW},
-    journal::{Event, Journal},
-    pen::place_of_text,
-    schedule::{Fault, Place},
-};
+use crate::pen::place_of_text;
 
 /// Notes what happens to jobs, and when each vector is written, by the clock of
 /// this machine.
@@ -65,7 +62,7 @@ struct Moment {
 
 /// How a lease ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum End {
+pub(crate) enum End {
     /// The job succeeded under it.
     Succeeded,
     /// It was taken away, for this reason.
@@ -74,14 +71,17 @@ enum End {
     HandedBack,
 }
 
+/// A lease, from its claim on.
 #[derive(Debug)]
-struct Lease {
+pub(crate) struct Lease {
     job_id: i64,
+    epoch: i64,
     source: String,
     first_item_id: String,
     last_item_id: String,
-    claimed: SystemTime,
-    end: Option<End>,
+    pub(crate) claimed: SystemTime,
+    /// Unset where it has none, or where the harness was not told.
+    pub(crate) end: Option<End>,
 }
 
 /// What the history of a run tells.
@@ -96,15 +96,6 @@ pub(crate) struct History {
     /// Longest from the last that was heard of a job under a lease that was lost
     /// until it moved again.
     pub(crate) longest_recovery: Duration,
-}
-
-/// What was embedded more than once.
-#[derive(Debug, Default)]
-pub(crate) struct Repeats {
-    /// Texts, by what had become of them the first time.
-    pub(crate) texts: BTreeMap<String, usize>,
-    /// Calls that had such texts.
-    pub(crate) calls: usize,
 }
 
 impl History {
@@ -164,6 +155,7 @@ impl History {
             self.of_worker.entry(worker).or_default().push(place);
             self.leases.push(Lease {
                 job_id: moment.job_id,
+                epoch: moment.epoch,
                 source: moment.source,
                 first_item_id: moment.first_item_id,
                 last_item_id: moment.last_item_id,
@@ -198,113 +190,32 @@ impl History {
         self.progress.get(next)?.duration_since(from).ok()
     }
 
-    /// Finds for every text that was embedded more than once who had lost it.
-    /// Whatever nobody lost was repeated against the law.
-    pub(crate) fn repeats(&self, calls: &[Call], events: &[Event], journal: &Journal) -> Repeats {
-        let mut by_text: HashMap<&str, Vec<&Call>> = HashMap::new();
-        for call in calls.iter().filter(|call| call.answered) {
-            for text in &call.texts {
-                // A probe is no text of a client.
-                if place_of_text(text).is_some() {
-                    by_text.entry(text).or_default().push(call);
-                }
-            }
-        }
-        let mut repeats = Repeats::default();
-        let mut charged: HashMap<usize, usize> = HashMap::new();
-        let mut repeated_calls = std::collections::HashSet::new();
-        let mut wrong = Vec::new();
-        for (text, calls) in by_text {
-            let persisted = self.persisted.get(Sha256::digest(text).as_slice());
-            let mut unexplained = Vec::new();
-            let mut explained = 0;
-            for call in &calls {
-                let lease = self.lease_of(call, text);
-                if let (Some(at), Some(place)) = (persisted, lease)
-                    && self.leases[place].claimed > *at
-                {
-                    wrong.push(format!("{text:?} was embedded again under a lease that began after its vector was there"));
-                }
-                let why = match lease.map(|place| &self.leases[place].end) {
-                    Some(Some(End::Lost(reason))) => Some(format!("lease lost: {reason}")),
-                    _ if answer_was_lost(call, events) => {
-                        Some("answer cut off on its way".to_owned())
-                    }
-                    Some(Some(End::HandedBack)) => Some("handed back".to_owned()),
-                    _ => None,
-                };
-                match why {
-                    // One of the calls was not in vain.
-                    Some(why) if explained + 1 < calls.len() => {
-                        explained += 1;
-                        repeated_calls.insert(std::ptr::from_ref(*call));
-                        *repeats.texts.entry(why.clone()).or_default() += 1;
-                        if let Some(place) = lease.filter(|_| why.starts_with("lease lost")) {
-                            *charged.entry(place).or_default() += 1;
-                        }
-                    }
-                    Some(_) => {}
-                    None => unexplained.push(lease.map(|place| {
-                        let lease = &self.leases[place];
-                        format!(
-                            "{} under job {} ({:?})",
-                            call.caller, lease.job_id, lease.end
-                        )
-                    })),
-                }
-            }
-            if explained + 1 < calls.len() {
-                wrong.push(format!(
-                    "{text:?} was embedded {} times: {unexplained:?}",
-                    calls.len()
-                ));
-            }
-        }
-        for (place, texts) in charged {
-            if texts > WINDOW * BATCH {
-                let job_id = self.leases[place].job_id;
-                wrong.push(format!(
-                    "a lost lease of job {job_id} cost {texts} texts, more than a window"
-                ));
-            }
-        }
-        if let Some(first) = wrong.first() {
-            journal.find(format!(
-                "{} texts were embedded again without need, such as {first}",
-                wrong.len()
-            ));
-        }
-        repeats.calls = repeated_calls.len();
-        repeats
+    /// When the vector of a text was first written.
+    pub(crate) fn persisted(&self, text: &str) -> Option<SystemTime> {
+        self.persisted.get(Sha256::digest(text).as_slice()).copied()
     }
 
     /// The lease under which a text was embedded: the last one of that worker on
     /// a job with the text's item.
-    fn lease_of(&self, call: &Call, text: &str) -> Option<usize> {
+    pub(crate) fn lease_of(&self, call: &Call, text: &str) -> Option<&Lease> {
         let (source, item_id) = place_of_text(text)?;
         let leases = self.of_worker.get(&call.caller)?;
-        let covers = |place: &&usize| {
-            let lease = &self.leases[**place];
+        let covers = |lease: &&Lease| {
             lease.source == source
                 && (lease.first_item_id.as_str()..=lease.last_item_id.as_str()).contains(&item_id)
                 && lease.claimed <= call.came
         };
-        leases.iter().rev().find(covers).copied()
+        let mut latest = leases.iter().rev().map(|place| &self.leases[*place]);
+        latest.find(covers)
     }
 }
 
-/// Whether the network ate an answer of the embedder, or may have: something was
-/// wrong with it between the worker and the embedder.
-fn answer_was_lost(call: &Call, events: &[Event]) -> bool {
-    // An answer is on its way for a moment.
-    let until = call.ended.unwrap_or(call.came) + Duration::from_millis(500);
-    events.iter().any(|event| {
-        let Place::EmbedderLink(n) = event.place else {
-            return false;
-        };
-        call.caller.starts_with(&format!("worker-{n}."))
-            && !matches!(event.fault, Fault::Delay(_))
-            && event.from <= until
-            && call.came <= event.to
-    })
+impl fmt::Display for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "job {} at epoch {} ({:?})",
+            self.job_id, self.epoch, self.end
+        )
+    }
 }

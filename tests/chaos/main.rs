@@ -18,6 +18,7 @@ mod history;
 mod journal;
 mod ledger;
 mod pen;
+mod repeats;
 mod report;
 mod schedule;
 

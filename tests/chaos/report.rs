@@ -9,6 +9,7 @@ use crate::{
     cluster::{BATCH, Cluster, WINDOW},
     history::History,
     journal::Journal,
+    repeats,
 };
 
 /// Prints what a run did, and finds what was repeated too often.
@@ -59,7 +60,7 @@ pub(crate) async fn print(
     let (leases, lost) = history.leases();
     let calls = cluster.embedder.calls();
     let answered = calls.iter().filter(|call| call.answered).count();
-    let repeats = history.repeats(&calls, &events, journal);
+    let repeats = repeats::reckon(history, &calls, &events, journal);
     let killed = cluster.worker_kills.load(Ordering::SeqCst);
     let revoked: usize = lost.values().sum();
     println!("\njobs                    {jobs:?}");
@@ -70,11 +71,7 @@ pub(crate) async fn print(
         calls.len()
     );
     println!("texts embedded again    {:?}", repeats.texts);
-    let of_leases = repeats
-        .texts
-        .iter()
-        .filter(|(why, _)| why.starts_with("lease"));
-    let texts: usize = of_leases.map(|(_, texts)| texts).sum();
+    let texts = repeats.by_leases();
     let bound = (killed + revoked) * WINDOW;
     println!(
         "  in batches            {}; by lost leases {texts} texts, at most ({killed} killed + {revoked} lost) x {WINDOW} x {BATCH} = {}",
