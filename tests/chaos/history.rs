@@ -13,8 +13,9 @@ use weir_tests::embedder::Call;
 
 use crate::pen::place_of_text;
 
-/// Notes what happens to jobs, and when each vector is written, by the clock of
-/// this machine.
+/// Notes what happens to jobs, and when each vector is written under whose
+/// lease, by the clock of this machine. Before the vector, for then the job has
+/// not ended with it yet.
 const TRIGGERS: &str = "
     CREATE TABLE public.history (
         seq bigint GENERATED ALWAYS AS IDENTITY, job_id bigint, source text COLLATE \"C\",
@@ -32,12 +33,13 @@ const TRIGGERS: &str = "
         WHEN ((OLD.state, OLD.epoch, OLD.chunks_done, OLD.chunks_rejected)
               IS DISTINCT FROM (NEW.state, NEW.epoch, NEW.chunks_done, NEW.chunks_rejected))
         EXECUTE FUNCTION public.note();
-    CREATE TABLE public.persisted (text_hash bytea, at timestamptz);
+    CREATE TABLE public.persisted (text_hash bytea, worker_id text, at timestamptz);
     CREATE FUNCTION public.persist() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-        INSERT INTO public.persisted VALUES (NEW.text_hash, clock_timestamp());
-        RETURN NULL;
+        INSERT INTO public.persisted SELECT NEW.text_hash, worker_id, clock_timestamp() FROM weir.jobs
+        WHERE source_id = NEW.source_id AND state = 'running' AND NEW.item_id BETWEEN first_item_id AND last_item_id;
+        RETURN NEW;
     END $$;
-    CREATE TRIGGER persist AFTER INSERT OR UPDATE ON weir.embeddings FOR EACH ROW EXECUTE FUNCTION public.persist()";
+    CREATE TRIGGER persist BEFORE INSERT ON weir.embeddings FOR EACH ROW EXECUTE FUNCTION public.persist()";
 
 /// Begins to note.
 pub(crate) async fn begin(pool: &PgPool) -> sqlx::Result<()> {
@@ -90,7 +92,8 @@ pub(crate) struct History {
     leases: Vec<Lease>,
     /// Places in `leases`, by worker, oldest first.
     of_worker: HashMap<String, Vec<usize>>,
-    persisted: HashMap<Vec<u8>, SystemTime>,
+    /// By the hash of the text: under whose lease, and when.
+    persisted: HashMap<Vec<u8>, Vec<(String, SystemTime)>>,
     /// When something was persisted, in order.
     progress: Vec<SystemTime>,
     /// Longest from the last that was heard of a job under a lease that was lost
@@ -103,17 +106,15 @@ impl History {
         let moments: Vec<Moment> = sqlx::query_as("SELECT * FROM public.history ORDER BY seq")
             .fetch_all(pool)
             .await?;
-        let persisted: Vec<(Vec<u8>, DateTime<Utc>)> =
-            sqlx::query_as("SELECT text_hash, min(at) FROM public.persisted GROUP BY text_hash")
+        let persisted: Vec<(Vec<u8>, String, DateTime<Utc>)> =
+            sqlx::query_as("SELECT text_hash, worker_id, at FROM public.persisted ORDER BY at")
                 .fetch_all(pool)
                 .await?;
-        let mut history = Self {
-            persisted: persisted
-                .into_iter()
-                .map(|(hash, at)| (hash, at.into()))
-                .collect(),
-            ..Self::default()
-        };
+        let mut history = Self::default();
+        for (text_hash, worker, at) in persisted {
+            let written = history.persisted.entry(text_hash).or_default();
+            written.push((worker, at.into()));
+        }
         let mut open: HashMap<(i64, i64), usize> = HashMap::new();
         // When each job was last heard of, and whether it has lost its lease since.
         let mut heard: HashMap<i64, (SystemTime, bool)> = HashMap::new();
@@ -190,9 +191,13 @@ impl History {
         self.progress.get(next)?.duration_since(from).ok()
     }
 
-    /// When the vector of a text was first written.
-    pub(crate) fn persisted(&self, text: &str) -> Option<SystemTime> {
-        self.persisted.get(Sha256::digest(text).as_slice()).copied()
+    /// Under whose leases the vector of a text was written, and when, the first
+    /// time first.
+    pub(crate) fn persisted(&self, text: &str) -> &[(String, SystemTime)] {
+        let hash = Sha256::digest(text);
+        self.persisted
+            .get(hash.as_slice())
+            .map_or(&[], Vec::as_slice)
     }
 
     /// The lease under which a text was embedded: the last one of that worker on

@@ -41,6 +41,8 @@ pub(crate) struct Repeats {
     pub(crate) calls: usize,
     /// What no reason accounts for.
     wrong: Vec<String>,
+    /// Vectors written under a lease of a worker that did not make them.
+    foreign: Vec<String>,
 }
 
 /// Why a call was in vain.
@@ -67,6 +69,7 @@ pub(crate) fn reckon(
     // Texts lost, by lease.
     let mut lost: HashMap<*const Lease, usize> = HashMap::new();
     for (text, calls) in answered(calls) {
+        repeats.check_writers(history, text, &calls);
         let mut again = calls.len() - 1;
         let mut untold = Vec::new();
         for call in calls {
@@ -110,19 +113,36 @@ pub(crate) fn reckon(
             "{count} times there was no need to embed again, such as {first}"
         ));
     }
+    if let Some(first) = repeats.foreign.first() {
+        let count = repeats.foreign.len();
+        journal.find(format!(
+            "{count} vectors were written by strangers to the lease, such as {first}"
+        ));
+    }
     repeats.calls = in_vain.len();
     repeats
 }
 
 impl Repeats {
     fn check_lease(&mut self, history: &History, text: &str, lease: Option<&Lease>) {
-        let (Some(lease), Some(persisted)) = (lease, history.persisted(text)) else {
+        let (Some(lease), [(_, persisted), ..]) = (lease, history.persisted(text)) else {
             return;
         };
-        if lease.claimed > persisted {
+        if lease.claimed > *persisted {
             self.wrong.push(format!(
                 "{text:?}, whose vector was there before {lease} began"
             ));
+        }
+    }
+
+    /// Law 3: whoever wrote the vector under its lease had been given it.
+    fn check_writers(&mut self, history: &History, text: &str, calls: &[&Call]) {
+        for (worker, at) in history.persisted(text) {
+            let embedded = |call: &&Call| call.caller == *worker && call.came < *at;
+            if !calls.iter().any(embedded) {
+                self.foreign
+                    .push(format!("{text:?}, under a lease of {worker}"));
+            }
         }
     }
 
