@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::job::{
     chunk::{Chunker, ChunkerError},
+    parking::ParkingPolicy,
     retry::RetryPolicy,
 };
 
@@ -71,6 +72,10 @@ pub struct ServeConfig {
     /// How long a lease lasts from each renewal. Longer than the embedder ever takes for a batch.
     #[arg(long, env = "WEIR_LEASE_DURATION", default_value = "10m", value_parser = positive_duration)]
     pub lease_duration: Duration,
+    /// How long a worker may take to come back after its connection broke, or to be heard of after
+    /// its claim, before its job goes to another. At most the lease.
+    #[arg(long, env = "WEIR_ORPHAN_GRACE", default_value = "10s", value_parser = positive_duration)]
+    pub orphan_grace: Duration,
     /// How long a job may hold its lease without persisting anything.
     #[arg(long, env = "WEIR_PROGRESS_DEADLINE", default_value = "1h", value_parser = positive_duration)]
     pub progress_deadline: Duration,
@@ -83,6 +88,19 @@ pub struct ServeConfig {
     /// No wait between tries is longer than this.
     #[arg(long, env = "WEIR_BACKOFF_CAP", default_value = "15m", value_parser = positive_duration)]
     pub backoff_cap: Duration,
+    /// How long a failed job waits before what it left is queued again; doubles with each failure
+    /// that follows.
+    #[arg(long, env = "WEIR_PARK_BASE", default_value = "30m", value_parser = positive_duration)]
+    pub park_base: Duration,
+    /// No failed job waits longer than this.
+    #[arg(long, env = "WEIR_PARK_CAP", default_value = "6h", value_parser = positive_duration)]
+    pub park_cap: Duration,
+    /// How often each source is compared with its vectors.
+    #[arg(long, env = "WEIR_RECONCILE_INTERVAL", default_value = "1h", value_parser = positive_duration)]
+    pub reconcile_interval: Duration,
+    /// How long jobs that are over and done with are kept.
+    #[arg(long, env = "WEIR_JOB_RETENTION", default_value = "14days", value_parser = positive_duration)]
+    pub job_retention: Duration,
     /// Longest chunk, in characters; longer texts are split.
     #[arg(long, env = "WEIR_CHUNK_SIZE", default_value = "1000")]
     pub chunk_size: usize,
@@ -149,6 +167,9 @@ pub enum ConfigError {
         "--backoff-cap (WEIR_BACKOFF_CAP) must not be shorter than --backoff-base (WEIR_BACKOFF_BASE)"
     )]
     BackoffCap,
+    /// The parking's cap is below its base.
+    #[error("--park-cap (WEIR_PARK_CAP) must not be shorter than --park-base (WEIR_PARK_BASE)")]
+    ParkCap,
 }
 
 impl DatabaseConfig {
@@ -185,6 +206,9 @@ impl ServeConfig {
         if self.backoff_cap < self.backoff_base {
             return Err(ConfigError::BackoffCap);
         }
+        if self.park_cap < self.park_base {
+            return Err(ConfigError::ParkCap);
+        }
         Ok(Chunker::new(self.chunk_size, self.chunk_overlap)?)
     }
 
@@ -194,6 +218,10 @@ impl ServeConfig {
             max_attempts: self.max_attempts,
             backoff_base: self.backoff_base,
             backoff_cap: self.backoff_cap,
+            parking: ParkingPolicy {
+                base: self.park_base,
+                cap: self.park_cap,
+            },
         }
     }
 }
@@ -223,8 +251,11 @@ mod tests {
         let config = parse(&["--models", "m"]).unwrap();
         config.serve.validate().unwrap();
         assert_eq!(config.serve.lease_duration, Duration::from_mins(10));
+        assert_eq!(config.serve.orphan_grace, Duration::from_secs(10));
         assert_eq!(config.serve.retry_policy(), RetryPolicy::default());
         assert_eq!(config.serve.max_chunks_per_job, 1000);
+        assert_eq!(config.serve.reconcile_interval, Duration::from_hours(1));
+        assert_eq!(config.serve.job_retention, Duration::from_hours(14 * 24));
         assert!(config.serve.migrate);
     }
 
@@ -233,6 +264,7 @@ mod tests {
         for (args, setting) in [
             (&["--lease-duration", "0s"][..], "--lease-duration"),
             (&["--lease-duration", "soon"], "--lease-duration"),
+            (&["--orphan-grace", "0s"], "--orphan-grace"),
             (&["--max-attempts", "0"], "--max-attempts"),
             (&["--max-batch-size", "0"], "--max-batch-size"),
             (&["--listen", "here"], "--listen"),
@@ -252,6 +284,7 @@ mod tests {
                 "chunk_overlap",
             ),
             (&["--models", "a", "--backoff-cap", "1s"], "--backoff-cap"),
+            (&["--models", "a", "--park-cap", "29m"], "--park-cap"),
         ] {
             let error = parse(args).unwrap().serve.validate().err().unwrap();
             assert!(error.to_string().contains(setting), "{args:?}: {error}");

@@ -28,8 +28,8 @@ use crate::{
     grpc::{self, Inner, Jobs, Searches, Services, Sources, Workers},
     http,
     job::chunk::Chunker,
-    maintenance::{self, rescuer::Rescuer, sweeper},
-    store::{self, Store},
+    maintenance::{self, reconciler::Reconciler, rescuer::Rescuer, retention, sweeper},
+    store::{self, Store, rescue::Patience},
     wakeup::Wakeup,
     writer::Writer,
 };
@@ -38,7 +38,7 @@ use crate::{
 /// may take to answer.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(10));
 
-/// How often left-over imports are looked for.
+/// How often left-over imports, and jobs past their time, are looked for.
 const SWEEP_EVERY: Duration = Duration::from_mins(10);
 
 /// How often the database is asked for the health service.
@@ -143,6 +143,7 @@ impl Server {
                 models: self.config.models.clone(),
                 policy: self.config.retry_policy(),
                 lease_duration: self.config.lease_duration,
+                orphan_grace: self.config.orphan_grace,
                 max_chunks_per_job: self.config.max_chunks_per_job,
                 max_batch_size: self.config.max_batch_size,
                 poll_interval: self.config.poll_interval,
@@ -177,19 +178,32 @@ impl Server {
             reporter.clone(),
             shutdown.clone(),
         ));
+        self.start_maintenance(services, tasks, shutdown);
+    }
 
+    /// Starts what keeps the queue and the sources in order.
+    fn start_maintenance(
+        &self,
+        services: &Services,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) {
         let poll = self.config.poll_interval;
-        let rescuer = Rescuer {
+        let mut rescuer = Rescuer {
             store: self.store.clone(),
             wakeup: services.wakeup.clone(),
             policy: services.policy,
-            progress_deadline: self.config.progress_deadline,
+            patience: Patience {
+                orphan_grace: self.config.orphan_grace,
+                progress_deadline: self.config.progress_deadline,
+            },
+            answers_since: None,
         };
         tasks.spawn(maintenance::every(
             "rescuer",
             poll,
             shutdown.clone(),
-            async move || Ok(Rescuer::is_full(&rescuer.tick().await?)),
+            async move || rescuer.step().await,
         ));
         let (store, wakeup) = (self.store.clone(), services.wakeup.clone());
         tasks.spawn(maintenance::every(
@@ -209,6 +223,24 @@ impl Server {
             SWEEP_EVERY,
             shutdown.clone(),
             async move || sweeper::tick(&store).await,
+        ));
+        let (store, keep) = (self.store.clone(), self.config.job_retention);
+        tasks.spawn(maintenance::every(
+            "retention",
+            SWEEP_EVERY,
+            shutdown.clone(),
+            async move || retention::tick(&store, keep).await,
+        ));
+        let reconciler = Reconciler {
+            store: self.store.clone(),
+            interval: self.config.reconcile_interval,
+            max_chunks_per_job: self.config.max_chunks_per_job,
+        };
+        tasks.spawn(maintenance::every(
+            "reconciler",
+            poll,
+            shutdown.clone(),
+            async move || Ok(reconciler.tick().await?.more),
         ));
     }
 }

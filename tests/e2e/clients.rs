@@ -254,12 +254,16 @@ pub(crate) type To = tokio::sync::mpsc::Sender<v1::StreamBatchesRequest>;
 pub(crate) type From = tonic::Streaming<v1::StreamBatchesResponse>;
 
 pub(crate) async fn stream(weir: &Weir, first: FromWorker) -> (To, From) {
+    stream_on(weir.worker(), first).await
+}
+
+pub(crate) async fn stream_on(
+    mut worker: WorkerServiceClient<Channel>,
+    first: FromWorker,
+) -> (To, From) {
     let (to, requests) = tokio::sync::mpsc::channel(8);
     send(&to, first).await;
-    let answer = weir
-        .worker()
-        .stream_batches(ReceiverStream::new(requests))
-        .await;
+    let answer = worker.stream_batches(ReceiverStream::new(requests)).await;
     (to, answer.unwrap().into_inner())
 }
 

@@ -8,12 +8,15 @@
 )]
 
 mod api;
+mod bisection;
 mod blame;
 mod change;
 mod clients;
 mod door;
 mod drain;
 mod model;
+mod orphans;
 mod restart;
+mod steer;
 mod story;
 mod world;

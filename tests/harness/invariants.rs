@@ -48,4 +48,11 @@ UNION ALL SELECT 'unsettled jobs count what they have pending', count(*) FROM we
         SELECT count(*) FROM pending p
         WHERE p.source_id = j.source_id AND p.item_id BETWEEN j.first_item_id AND j.last_item_id)
 UNION ALL SELECT 'law 11: a job that waits after a failure says why', count(*) FROM weir.jobs
-    WHERE attempt > 0 AND state = 'queued' AND last_error IS NULL";
+    WHERE last_error IS NULL AND (attempt > 0 AND state = 'queued' OR state IN ('failed', 'cancelled'))
+UNION ALL SELECT 'a failed job waits for its time exactly while it is not settled', count(*) FROM weir.jobs
+    WHERE state = 'failed' AND (settled AND run_at > now() OR NOT settled AND run_at < finished_at)
+UNION ALL SELECT 'only what the reconciler queued was parked before', count(*) FROM weir.jobs
+    WHERE (parkings > 0) > (trigger = 'reconcile')
+UNION ALL SELECT 'an unsettled job has a source, and an open one its model', count(*) FROM weir.jobs j
+    LEFT JOIN weir.sources s ON s.id = j.source_id
+    WHERE NOT j.settled AND (s.id IS NULL OR j.state IN ('queued', 'running') AND j.model <> s.model)";

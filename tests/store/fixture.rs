@@ -17,6 +17,7 @@ use weir_coordinator::{
         lease::Claim,
         migrate,
         rows::{ChunkText, Embedded, Job, LeaseKey, Rejected, Source, SourceKey},
+        steer::Retry,
     },
 };
 use weir_tests::{
@@ -233,6 +234,15 @@ impl Weir {
         self.claim_many(1, LEASE).await.pop().expect("a job is due")
     }
 
+    /// Claims the one job that comes next, for a worker that is heard of and
+    /// then silent until its lease is over.
+    pub(crate) async fn claim_expired(&self) -> Job {
+        let job = self.claim().await;
+        let renewed = self.store.renew(lease_of(&job), Duration::ZERO).await;
+        renewed.expect("the lease is held");
+        job
+    }
+
     /// The texts that a job has still to embed, shortest first.
     pub(crate) async fn texts(&self, job: &Job) -> Vec<ChunkText> {
         let pending: Vec<PendingChunk> = self.store.pending(lease_of(job), ALL).await.unwrap();
@@ -273,6 +283,22 @@ impl Weir {
             .fail(lease_of(job), "it broke", &policy, 0.5)
             .await
             .expect("the job fails");
+    }
+
+    /// Asks for a job to be run again, with a trace context of its own.
+    pub(crate) async fn retry(&self, job_id: i64, force: bool) -> Result<Vec<Job>, StoreError> {
+        let retry = Retry {
+            job_id,
+            force,
+            max_chunks_per_job: 1_000,
+            traceparent: Some("the caller's".to_owned()),
+        };
+        self.store.retry_job(&retry).await
+    }
+
+    /// Does something to the database behind the store's back.
+    pub(crate) async fn meddle(&self, sql: &'static str) {
+        sqlx::raw_sql(sql).execute(self.pool()).await.unwrap();
     }
 
     /// The vectors of a source, by item and chunk, with their models.
@@ -329,6 +355,14 @@ impl Weir {
     pub(crate) async fn check(&self) {
         let broken = broken_invariants(self.pool()).await.unwrap();
         assert!(broken.is_empty(), "broken: {broken:?}");
+        let sources: Vec<i64> = sqlx::query_scalar("SELECT id FROM weir.sources")
+            .fetch_all(self.pool())
+            .await
+            .unwrap();
+        for source_id in sources {
+            let found = self.store.check_source(source_id).await.unwrap();
+            assert!(!found.any(), "the reconciler would find {found:?}");
+        }
         let vectors: Vec<(String, pgvector::Vector)> = sqlx::query_as(
             "SELECT c.text, e.embedding FROM weir.chunks c
              JOIN weir.embeddings e USING (source_id, item_id, chunk_index)",

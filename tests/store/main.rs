@@ -8,13 +8,18 @@
 )]
 
 mod batches;
+mod bisection;
 mod claims;
 mod fencing;
 mod fixture;
 mod imports;
 mod laws;
+mod orphans;
 mod reads;
+mod reconcile;
 mod rescue;
+mod retention;
 mod schema;
 mod search;
 mod sources;
+mod steer;

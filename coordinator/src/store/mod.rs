@@ -6,14 +6,19 @@ pub mod content;
 pub mod error;
 pub mod imports;
 pub mod lease;
+mod locks;
 mod migrate;
 pub mod pending;
+mod planning;
 pub mod queue;
+pub mod reconcile;
 pub mod rescue;
+pub mod retention;
 pub mod rows;
 pub mod search;
 pub mod sources;
 pub mod status;
+pub mod steer;
 
 use std::{str::FromStr, time::Duration};
 
