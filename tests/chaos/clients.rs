@@ -370,16 +370,19 @@ impl Client {
         let answer = self
             .call("cancel", jobs.cancel_job(CancelJobRequest { job_id }))
             .await;
-        if let Answer::Said(said) = answer {
-            let job = said.job.unwrap_or_default();
-            if job.job_id != job_id || !matches!(job.state(), JobState::Cancelled) {
-                self.journal.find(format!(
-                    "job {job_id} was cancelled but is {:?}",
-                    job.state()
-                ));
+        match answer {
+            Answer::Said(said) => {
+                let job = said.job.unwrap_or_default();
+                if job.job_id != job_id || job.state() != JobState::Cancelled {
+                    let state = job.state();
+                    self.journal
+                        .find(format!("job {job_id} was cancelled but is {state:?}"));
+                }
+                let kept = self.kept.get_mut(name).expect("it is one of ours");
+                kept.cancelled.push(job_id);
             }
-            let kept = self.kept.get_mut(name).expect("it is one of ours");
-            kept.cancelled.push(job_id);
+            Answer::Refused(status) => self.expect_too_late("cancelling", job_id, &status),
+            Answer::Lost => {}
         }
     }
 
@@ -395,9 +398,21 @@ impl Client {
         };
         let mut jobs = self.jobs.clone();
         let answer = self.call("retry", jobs.retry_job(request)).await;
-        if let Answer::Said(said) = answer {
-            let kept = self.kept.get_mut(name).expect("it is one of ours");
-            kept.jobs.extend(said.jobs.iter().map(|job| job.job_id));
+        match answer {
+            Answer::Said(said) => {
+                let kept = self.kept.get_mut(name).expect("it is one of ours");
+                kept.jobs.extend(said.jobs.iter().map(|job| job.job_id));
+            }
+            Answer::Refused(status) => self.expect_too_late("retrying", job_id, &status),
+            Answer::Lost => {}
+        }
+    }
+
+    /// The job may have ended, or others taken over what it left.
+    fn expect_too_late(&self, doing: &str, job_id: i64, status: &Status) {
+        if status.code() != Code::FailedPrecondition {
+            self.journal
+                .find(format!("{doing} job {job_id} was refused: {status}"));
         }
     }
 
@@ -409,12 +424,12 @@ impl Client {
         let (outcome, answer) = match time::timeout(CALL_TIMEOUT, call).await {
             Ok(Ok(response)) => ("answered", Answer::Said(response.into_inner())),
             Ok(Err(status)) => match status.code() {
-                Code::Unimplemented => ("not there", Answer::Refused(status)),
                 Code::InvalidArgument
                 | Code::NotFound
                 | Code::FailedPrecondition
                 | Code::AlreadyExists
                 | Code::ResourceExhausted
+                | Code::Unimplemented
                 | Code::Aborted => ("refused", Answer::Refused(status)),
                 code => {
                     // Its own faults, not what the network makes of a broken connection.
