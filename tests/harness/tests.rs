@@ -230,7 +230,8 @@ async fn a_proxy_passes_things_on_and_ends_orderly() {
     assert_eq!(proxy.connections(), 1);
     // One end says that it is done; the other may still speak.
     client.shutdown().await.unwrap();
-    assert_eq!(server.read(&mut [0; 1]).await.unwrap(), 0);
+    let read = timeout(PATIENCE, server.read(&mut [0; 1])).await;
+    assert_eq!(read.unwrap().unwrap(), 0);
     server.write_all(b"last words").await.unwrap();
     expect(&mut client, b"last words").await;
     drop(server);
@@ -286,23 +287,22 @@ async fn a_cut_spares_later_connections() {
 
 #[tokio::test]
 async fn a_proxy_that_refuses_or_leads_nowhere_resets() {
-    let (proxy, mut before, mut server) = through_proxy().await;
-    let refused = async || {
-        let mut client = TcpStream::connect(proxy.address()).await.unwrap();
-        let read = timeout(PATIENCE, client.read(&mut [0; 1])).await.unwrap();
-        assert_eq!(
-            read.unwrap_err().kind(),
-            std::io::ErrorKind::ConnectionReset
-        );
-    };
-    proxy.refuse();
-    refused().await;
-    proxy.resume();
-    proxy.set_targets([]);
-    refused().await;
-    // A target that is not there is passed over for one that is.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let here = Target::Tcp(listener.local_addr().unwrap());
+    let proxy = FaultProxy::start([here.clone()]).await;
+    let mut before = TcpStream::connect(proxy.address()).await.unwrap();
+    let (mut server, _) = listener.accept().await.unwrap();
+    let is_refused = async || {
+        let mut client = TcpStream::connect(proxy.address()).await.unwrap();
+        let read = timeout(PATIENCE, client.read(&mut [0; 1])).await.unwrap();
+        read.unwrap_err().kind() == std::io::ErrorKind::ConnectionReset
+    };
+    proxy.refuse();
+    assert!(is_refused().await);
+    proxy.resume();
+    proxy.set_targets([]);
+    assert!(is_refused().await);
+    // A target that is not there is passed over for one that is.
     let gone = Target::Unix("/nowhere".into());
     proxy.set_targets([gone.clone(), here, gone]);
     for _ in 0..3 {
