@@ -55,6 +55,10 @@ pub struct DatabaseConfig {
     /// How long a call waits for a free connection before it answers UNAVAILABLE.
     #[arg(long, env = "WEIR_DATABASE_TIMEOUT", default_value = "5s", value_parser = positive_duration, global = true)]
     pub database_timeout: Duration,
+    /// How long the database may take for one statement before the call answers UNAVAILABLE. Longer
+    /// than the deletion of your largest source takes.
+    #[arg(long, env = "WEIR_STATEMENT_TIMEOUT", default_value = "1m", value_parser = positive_duration, global = true)]
+    pub statement_timeout: Duration,
 }
 
 /// How the coordinator serves.
@@ -116,7 +120,11 @@ pub struct ServeConfig {
     /// How often the database is asked for due and expired jobs, should a wake-up be missed.
     #[arg(long, env = "WEIR_POLL_INTERVAL", default_value = "1s", value_parser = positive_duration)]
     pub poll_interval: Duration,
-    /// How long calls under way may take to end after a signal to stop.
+    /// How long it goes on to accept connections after a signal to stop, while its health says no:
+    /// as long as your load balancer takes to notice.
+    #[arg(long, env = "WEIR_DRAIN_DELAY", default_value = "0s", value_parser = any_duration)]
+    pub drain_delay: Duration,
+    /// How long calls under way may take to end after that; then they are cut off.
     #[arg(long, env = "WEIR_DRAIN_TIMEOUT", default_value = "10s", value_parser = positive_duration)]
     pub drain_timeout: Duration,
 }
@@ -228,10 +236,15 @@ impl ServeConfig {
 
 /// Reads a duration such as "10m" or "1h 30m" that is more than nothing.
 fn positive_duration(text: &str) -> Result<Duration, String> {
-    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let duration = any_duration(text)?;
     if duration.is_zero() {
         return Err("must be more than zero".to_owned());
     }
+    Ok(duration)
+}
+
+fn any_duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if duration > Duration::from_hours(366 * 24) {
         return Err("must be at most a year".to_owned());
     }

@@ -5,7 +5,10 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 use tonic::{
     server::NamedService,
     service::{LayerExt as _, Routes},
@@ -59,6 +62,7 @@ pub struct Server {
 pub async fn bind(config: Config) -> anyhow::Result<Server> {
     let chunker = config.serve.validate()?;
     let pool = store::connect(&config.database)?;
+    let limit = config.database.database_timeout + config.database.statement_timeout;
     store::migrate(&pool, config.serve.migrate).await?;
     let listener = TcpListener::bind(config.serve.listen)
         .await
@@ -72,7 +76,7 @@ pub async fn bind(config: Config) -> anyhow::Result<Server> {
     Ok(Server {
         config: config.serve,
         chunker: Arc::new(chunker),
-        store: Store::new(pool),
+        store: Store::new(pool, limit),
         listener,
         address,
     })
@@ -84,8 +88,9 @@ impl Server {
         self.address
     }
 
-    /// Serves until `shutdown`, then lets calls under way end, for at most the
-    /// drain timeout.
+    /// Serves until `shutdown`. Then it says that it is not ready, ends streams
+    /// and long polls, accepts no more connections after the drain delay, and
+    /// lets calls under way end, for at most the drain timeout.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let tasks = TaskTracker::new();
         let wakeup = Wakeup::default();
@@ -93,35 +98,45 @@ impl Server {
         let services = self.services(&wakeup, &shutdown, &tasks, &writer_tasks);
         let (reporter, health) = tonic_health::server::health_reporter();
         let background = TaskTracker::new();
-        self.start_background(&services, &reporter, &background, &shutdown);
+        let unready = CancellationToken::new();
+        background.spawn(report_health(
+            self.store.clone(),
+            reporter,
+            shutdown.clone(),
+            (unready.clone().drop_guard(), self.config.drain_delay),
+        ));
+        self.start_background(&services, &background, &shutdown);
 
         let routes = routes(services, self.store.clone(), health, &shutdown)?;
         let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
-        let drained = self.config.drain_timeout;
+        let (delay, timeout) = (self.config.drain_delay, self.config.drain_timeout);
         let serving = Transport::builder()
             .accept_http1(true)
             .http2_keepalive_interval(Some(KEEPALIVE.0))
             .http2_keepalive_timeout(Some(KEEPALIVE.1))
             .layer(MapResponseLayer::new(grpc::limits::relabel))
             .add_routes(routes)
-            .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
+            // Whoever asks about this replica's health is told before anybody is refused.
+            .serve_with_incoming_shutdown(incoming, unready.cancelled_owned());
         tracing::info!(address = %self.address, "listening");
-        let mut serving = std::pin::pin!(serving);
-        tokio::select! {
-            served = &mut serving => served?,
-            () = async {
-                shutdown.cancelled().await;
-                tokio::time::sleep(drained).await;
-            } => tracing::warn!("Calls were still under way after the drain timeout; they are cut off."),
-        }
+        let deadline = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(delay + timeout).await;
+        };
         // Results that were taken are written before the process ends.
-        for tracker in [&tasks, &writer_tasks, &background] {
-            tracker.close();
-            if tokio::time::timeout(drained, tracker.wait()).await.is_err() {
-                tracing::warn!(
-                    "Tasks were still running after the drain timeout; they are cut off."
-                );
+        let drained = async {
+            serving.await?;
+            for tracker in [&tasks, &writer_tasks, &background] {
+                tracker.close();
+                tracker.wait().await;
             }
+            anyhow::Ok(())
+        };
+        tokio::select! {
+            drained = drained => drained?,
+            () = deadline => tracing::warn!(
+                "Calls were still under way after the drain timeout; they are cut off."
+            ),
         }
         tracing::info!("stopped");
         Ok(())
@@ -157,7 +172,6 @@ impl Server {
     fn start_background(
         &self,
         services: &Services,
-        reporter: &HealthReporter,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
     ) {
@@ -173,11 +187,6 @@ impl Server {
             shutdown.clone(),
         );
         tasks.spawn(async move { wakeup.announce(&store, &stop).await });
-        tasks.spawn(report_health(
-            self.store.clone(),
-            reporter.clone(),
-            shutdown.clone(),
-        ));
         self.start_maintenance(services, tasks, shutdown);
     }
 
@@ -291,8 +300,14 @@ fn routes(
 }
 
 /// Keeps the health service true: serving while the database answers and the
-/// process is not stopping.
-async fn report_health(store: Store, reporter: HealthReporter, shutdown: CancellationToken) {
+/// process is not stopping. Ends those who watch it and drops the guard when it
+/// has said that it stops and the delay after that is over.
+async fn report_health(
+    store: Store,
+    mut reporter: HealthReporter,
+    shutdown: CancellationToken,
+    (unready, delay): (DropGuard, Duration),
+) {
     let names = [
         "",
         SourceServiceServer::<Sources>::NAME,
@@ -301,8 +316,13 @@ async fn report_health(store: Store, reporter: HealthReporter, shutdown: Cancell
         WorkerServiceServer::<Workers>::NAME,
     ];
     loop {
-        let stopping = shutdown.is_cancelled();
-        let status = if !stopping && http::answers(&store).await {
+        let serving = tokio::select! {
+            biased;
+            // Also while the database is asked, which may take its time.
+            () = shutdown.cancelled() => false,
+            answers = http::answers(&store) => answers,
+        };
+        let status = if serving {
             ServingStatus::Serving
         } else {
             ServingStatus::NotServing
@@ -310,12 +330,18 @@ async fn report_health(store: Store, reporter: HealthReporter, shutdown: Cancell
         for name in names {
             reporter.set_service_status(name, status).await;
         }
-        if stopping {
-            return;
+        if shutdown.is_cancelled() && !serving {
+            break;
         }
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = tokio::time::sleep(HEALTH_EVERY) => {}
         }
     }
+    tokio::time::sleep(delay).await;
+    // Watchers wait for as long as they can; they must not hold up the stop.
+    for name in names {
+        reporter.clear_service_status(name).await;
+    }
+    drop(unready);
 }

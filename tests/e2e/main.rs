@@ -12,6 +12,7 @@ mod bisection;
 mod blame;
 mod change;
 mod clients;
+mod database_away;
 mod door;
 mod drain;
 mod model;

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 
 use serde_json::Value;
 use weir_proto::v1::{
-    CancelJobRequest, JobState, JobTrigger, RevokeReason, job_service_client::JobServiceClient,
+    CancelJobRequest, JobState, JobTrigger, RetryJobRequest, job_service_client::JobServiceClient,
 };
 use weir_tests::{
     cluster::{Coordinator, Worker, weir},
@@ -99,7 +99,6 @@ async fn a_job_cancelled_on_one_replica_ends_on_the_other() {
         .wait_for_event("A stream lost its lease.")
         .await;
     assert_eq!(lost["reason"], "cancelled", "{lost}");
-    assert_ne!(RevokeReason::Cancelled, RevokeReason::LeaseLost);
 
     let (before, persisted) = (received(&world), world.persisted("long").await.len());
     world.embedder.open_gate();
@@ -114,7 +113,15 @@ async fn a_job_cancelled_on_one_replica_ends_on_the_other() {
     let unsettled = world.source("long").await.jobs;
     assert_eq!(unsettled, [cancelled], "its chunks are still pending");
 
-    // The command line takes it up where it was.
+    // Cancelling again changes nothing; the command line takes it up where it was.
+    let (code, said) = run(&world, &["cancel", &job_id.to_string()]).await;
+    assert_eq!(
+        (code, &said["job"]["state"]),
+        (Some(0), &"cancelled".into())
+    );
+    let told = weir(&world.coordinator.url(), &["cancel", &job_id.to_string()]).await;
+    let told = String::from_utf8(told.stdout).unwrap();
+    assert!(told.contains("default/long is cancelled; "), "{told}");
     let (code, said) = run(&world, &["retry", &job_id.to_string()]).await;
     assert_eq!(code, Some(0), "{said}");
     let again = said["jobs"][0]["job_id"].as_i64().unwrap();
@@ -176,9 +183,27 @@ async fn force_embeds_everything_anew() {
         .succeeded(said["jobs"][0]["job_id"].as_i64().unwrap())
         .await;
     world.assert_exact("swapped").await;
-    let received = received(&world);
-    assert_eq!(received.len(), 30);
-    assert!(received.values().all(|times| *times == 2), "{received:?}");
+    let twice = received(&world);
+    assert_eq!(twice.len(), 30);
+    assert!(twice.values().all(|times| *times == 2), "{twice:?}");
+
+    // A caller's trace goes on in the jobs that it causes.
+    let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let mut request = tonic::Request::new(RetryJobRequest {
+        job_id,
+        force: true,
+    });
+    request
+        .metadata_mut()
+        .insert("traceparent", trace.parse().unwrap());
+    let answer = world.jobs().await.retry_job(request).await.unwrap();
+    let caused = answer.into_inner().jobs[0].job_id;
+    let kept: String = sqlx::query_scalar("SELECT traceparent FROM weir.jobs WHERE id = $1")
+        .bind(caused)
+        .fetch_one(world.database.pool())
+        .await
+        .unwrap();
+    assert_eq!(kept, trace);
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@
 pub mod cluster;
 pub mod embedder;
 pub mod invariants;
+pub mod pgproxy;
 pub mod postgres;
 pub mod proxy;
 

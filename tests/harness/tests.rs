@@ -19,6 +19,7 @@ use weir_tests::{
     PATIENCE,
     cluster::{Process, weir},
     embedder::{DIMENSION, FakeEmbedder, Rude, expected_vector},
+    pgproxy::PgProxy,
     postgres::{OwnPostgres, TestDatabase},
     proxy::{Cut, FaultProxy, Silence, Target},
 };
@@ -179,6 +180,40 @@ async fn a_silent_server_keeps_its_connections() {
     query.await.unwrap();
     // Nor does one that is silent at the end keep the test.
     server.sigstop().await;
+}
+
+#[tokio::test]
+async fn a_commit_is_done_and_its_answer_lost() {
+    let database = TestDatabase::create().await;
+    sqlx::raw_sql("CREATE TABLE notes (n int)")
+        .execute(database.pool())
+        .await
+        .unwrap();
+    let proxy = PgProxy::start(database.url());
+    let pool = sqlx::PgPool::connect_lazy_with(proxy.options());
+    let insert = "INSERT INTO notes VALUES (1) RETURNING n";
+    sqlx::query(insert).execute(&pool).await.unwrap();
+
+    proxy.arm();
+    // Neither of these is a commit.
+    sqlx::query("SELECT n FROM notes")
+        .fetch_all(&pool)
+        .await
+        .unwrap();
+    let mut tx = pool.begin().await.unwrap();
+    sqlx::query(insert).execute(&mut *tx).await.unwrap();
+    assert_eq!(proxy.cuts(), 0);
+    let error = tx.commit().await.unwrap_err();
+    assert!(matches!(error, sqlx::Error::Io(_)), "{error:?}");
+    proxy.arm();
+    sqlx::query(insert).execute(&pool).await.unwrap_err();
+    assert_eq!(proxy.cuts(), 2);
+
+    let count: i64 = sqlx::query_scalar("SELECT count(*) FROM notes")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!(count, 3, "all of them are there");
 }
 
 #[tokio::test]

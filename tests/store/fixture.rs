@@ -162,7 +162,7 @@ impl Weir {
             .await
             .expect("the database is migrated");
         Self {
-            store: Store::new(database.pool().clone()),
+            store: Store::new(database.pool().clone(), PATIENCE),
             database,
         }
     }

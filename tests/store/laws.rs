@@ -311,3 +311,81 @@ proptest! {
         });
     }
 }
+
+/// Does everything that takes the locks of a source and its jobs, from all
+/// sides at once. None of it may meet another in a deadlock, and the reconciler
+/// may at no moment find anything wrong.
+#[tokio::test]
+async fn what_changes_jobs_takes_turns() {
+    const ROUNDS: usize = 30;
+
+    let weir = Weir::new().await;
+    let mut small = write("api");
+    small.max_chunks_per_job = 2;
+    let content = |round: usize| -> Vec<PlannedItem> {
+        let text = |n: usize| format!("text {n} {}", if n % 4 == round % 4 { round } else { 0 });
+        (0..10)
+            .map(|n| item(&format!("i{n}"), &[&text(n)]))
+            .collect()
+    };
+    weir.store.put_source(&small, &content(0)).await.unwrap();
+    let policy = RetryPolicy {
+        max_attempts: 1,
+        ..RetryPolicy::default()
+    };
+    let writer = async {
+        for round in 0..ROUNDS {
+            let content = content(round / 2);
+            weir.store.put_source(&small, &content).await.unwrap();
+        }
+    };
+    let canceller = async {
+        for round in 0..ROUNDS {
+            let job_id = newest(&weir, round % 5).await.unwrap();
+            fenced(weir.store.cancel_job(job_id).await);
+        }
+    };
+    let retrier = async |force: bool| {
+        for round in 0..ROUNDS {
+            let job_id = newest(&weir, round % 7).await.unwrap();
+            fenced(weir.retry(job_id, force).await);
+        }
+    };
+    let worker = async |fails: usize| {
+        for round in 0..ROUNDS {
+            for job in weir.claim_many(2, LEASE).await {
+                let lease = lease_of(&job);
+                if round % 3 == fails {
+                    fenced(weir.store.fail(lease, "it broke", &policy, 0.0).await);
+                } else if let Some(pending) = fenced(weir.store.pending(lease, 100).await) {
+                    let texts = weir.store.texts(job.source_id, &pending).await.unwrap();
+                    fenced(weir.upsert(outcome(&job, &texts)).await);
+                }
+            }
+        }
+    };
+    let reconciler = async {
+        let reconciler = Reconciler {
+            store: weir.store.clone(),
+            interval: Duration::ZERO,
+            max_chunks_per_job: 2,
+        };
+        for _ in 0..ROUNDS {
+            weir.meddle(
+                "UPDATE weir.jobs SET run_at = finished_at WHERE state = 'failed' AND NOT settled",
+            )
+            .await;
+            assert_eq!(reconciler.tick().await.unwrap().repaired, 0);
+        }
+    };
+    tokio::join!(
+        writer,
+        canceller,
+        retrier(false),
+        retrier(true),
+        worker(0),
+        worker(1),
+        reconciler
+    );
+    weir.check().await;
+}

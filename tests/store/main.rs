@@ -10,6 +10,7 @@
 mod batches;
 mod bisection;
 mod claims;
+mod commit_then_error;
 mod fencing;
 mod fixture;
 mod imports;
@@ -21,5 +22,6 @@ mod rescue;
 mod retention;
 mod schema;
 mod search;
+mod silence;
 mod sources;
 mod steer;

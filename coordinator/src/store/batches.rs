@@ -3,14 +3,13 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
-use sqlx::{Postgres, Transaction};
-
 use super::{
     Store, StoreError, Violation,
+    database::Transaction,
     lease::interval,
     rows::{Embedded, LeaseKey, Rejected},
 };
+use chrono::{DateTime, Utc};
 
 /// The outcome of some chunks of a job, on its way into the database.
 #[derive(Debug, Clone, PartialEq)]
@@ -110,7 +109,7 @@ impl Store {
 
 /// Writes one outcome. `None`: the lease is not held.
 pub(super) async fn upsert_one(
-    tx: &mut Transaction<'static, Postgres>,
+    tx: &mut Transaction,
     outcome: &Outcome,
     lease_duration: Duration,
 ) -> Result<Option<Progress>, StoreError> {
@@ -271,7 +270,7 @@ const WRITE_OUTCOME: &str = "-- store::batches::write_outcome
 /// first, so that whoever changes the source's chunks comes before or after,
 /// never between (law 7).
 async fn write_outcome(
-    tx: &mut Transaction<'static, Postgres>,
+    tx: &mut Transaction,
     outcome: &Outcome,
     dimension: Option<i32>,
     lease_duration: Duration,
@@ -337,10 +336,7 @@ async fn write_outcome(
 }
 
 /// Names the chunks of an outcome that its job does not have.
-async fn strangers(
-    tx: &mut Transaction<'static, Postgres>,
-    outcome: &Outcome,
-) -> Result<Vec<Violation>, StoreError> {
+async fn strangers(tx: &mut Transaction, outcome: &Outcome) -> Result<Vec<Violation>, StoreError> {
     let embedded = outcome.embedded.iter().enumerate().map(|(index, chunk)| {
         (
             format!("embedded[{index}]"),

@@ -3,10 +3,9 @@
 
 mod items;
 
-use sqlx::{Postgres, Transaction};
-
 use super::{
     CHANGE_CHANNEL, Store, StoreError,
+    database::Transaction,
     locks::{
         LockedSource, UnsettledJob, cancel_open_jobs, lock_source, lock_unsettled_jobs, settle,
     },
@@ -102,7 +101,7 @@ impl Store {
 
 /// One write of a source's content, from the locks it takes to its commit.
 pub(super) struct ContentWrite<'a> {
-    tx: Transaction<'static, Postgres>,
+    tx: Transaction,
     write: &'a SourceWrite,
     source: LockedSource,
     unsettled: Vec<UnsettledJob>,
@@ -149,7 +148,7 @@ impl<'a> ContentWrite<'a> {
     }
 
     /// The open transaction, for reading staged content.
-    pub(super) fn transaction(&mut self) -> &mut Transaction<'static, Postgres> {
+    pub(super) fn transaction(&mut self) -> &mut Transaction {
         &mut self.tx
     }
 
@@ -244,10 +243,7 @@ impl<'a> ContentWrite<'a> {
 }
 
 /// Creates the source of a write, unless it is there.
-async fn create_source(
-    tx: &mut Transaction<'_, Postgres>,
-    write: &SourceWrite,
-) -> Result<(), StoreError> {
+async fn create_source(tx: &mut Transaction, write: &SourceWrite) -> Result<(), StoreError> {
     sqlx::query(
         "-- store::content::create_source
          INSERT INTO weir.sources (namespace, name, model)

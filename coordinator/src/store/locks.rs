@@ -2,9 +2,7 @@
 //! in this order: the source's row, then its unsettled jobs' rows by id. And the
 //! two ways in which such a job ends at the hands of whoever holds them.
 
-use sqlx::{Postgres, Transaction};
-
-use super::{REVOKE_CHANNEL, StoreError, rows::SourceKey, sources::notify};
+use super::{REVOKE_CHANNEL, StoreError, database::Transaction, rows::SourceKey, sources::notify};
 use crate::job::{plan::ItemRange, state::RevokeReason};
 
 /// What a write must know of a source before it changes it.
@@ -19,7 +17,7 @@ pub(super) struct LockedSource {
 
 /// Takes the row lock of a source: the right to change its content.
 pub(super) async fn lock_source(
-    tx: &mut Transaction<'_, Postgres>,
+    tx: &mut Transaction,
     key: &SourceKey,
 ) -> Result<Option<LockedSource>, StoreError> {
     Ok(sqlx::query_as(
@@ -35,7 +33,7 @@ pub(super) async fn lock_source(
 
 /// As [`lock_source`], of a source known by its row.
 pub(super) async fn lock_source_row(
-    tx: &mut Transaction<'_, Postgres>,
+    tx: &mut Transaction,
     source_id: i64,
 ) -> Result<Option<LockedSource>, StoreError> {
     Ok(sqlx::query_as(
@@ -77,7 +75,7 @@ impl UnsettledJob {
 /// on no worker persists anything for them until the transaction ends. After
 /// the lock of the source, before any change of its chunks (law 7).
 pub(super) async fn lock_unsettled_jobs(
-    tx: &mut Transaction<'_, Postgres>,
+    tx: &mut Transaction,
     source_id: i64,
 ) -> Result<Vec<UnsettledJob>, StoreError> {
     Ok(sqlx::query_as(
@@ -94,7 +92,7 @@ pub(super) async fn lock_unsettled_jobs(
 /// Settles jobs that failed or were cancelled: whatever they left pending is
 /// the caller's from now on, and nothing waits for their time any more.
 pub(super) async fn settle(
-    tx: &mut Transaction<'_, Postgres>,
+    tx: &mut Transaction,
     jobs: impl IntoIterator<Item = &UnsettledJob>,
 ) -> Result<(), StoreError> {
     let ids: Vec<i64> = jobs.into_iter().map(|job| job.id).collect();
@@ -115,7 +113,7 @@ pub(super) async fn settle(
 /// Ends and settles a source's open jobs, moving their epoch: whatever they
 /// left pending is the caller's from now on.
 pub(super) async fn cancel_open_jobs(
-    tx: &mut Transaction<'_, Postgres>,
+    tx: &mut Transaction,
     source_id: i64,
     reason: RevokeReason,
     why: &str,

@@ -1,14 +1,14 @@
 //! From what is pending of a source to queued jobs: what a write, a retry and
 //! the reconciler have in common.
 
-use futures::TryStreamExt as _;
-use sqlx::{Postgres, Transaction};
-
-use super::{QUEUE_CHANNEL, StoreError, locks::LockedSource, sources::notify};
+use super::{
+    QUEUE_CHANNEL, StoreError, database::Transaction, locks::LockedSource, sources::notify,
+};
 use crate::job::{
     plan::{ItemRange, JobCutter, PlannedJob, merge_ranges},
     state::Trigger,
 };
+use futures::TryStreamExt as _;
 
 /// Whether a chunk `c` has neither vector nor rejection of its present text by
 /// a model, which is given as SQL.
@@ -50,7 +50,7 @@ pub(super) struct Order<'a> {
 /// job overlaps what is `kept` by others. The source and its unsettled jobs are
 /// locked. Returns the ids of the jobs.
 pub(super) async fn queue_pending(
-    tx: &mut Transaction<'_, Postgres>,
+    tx: &mut Transaction,
     source: &LockedSource,
     dirty: Vec<ItemRange>,
     kept: Vec<ItemRange>,
@@ -93,7 +93,7 @@ pub(super) async fn queue_pending(
 /// Cuts the chunks that are pending in the dirty ranges into jobs. Holds in
 /// memory what the jobs are, not what the chunks are.
 async fn plan(
-    tx: &mut Transaction<'_, Postgres>,
+    tx: &mut Transaction,
     source: &LockedSource,
     dirty: Vec<ItemRange>,
     mut cutter: JobCutter,

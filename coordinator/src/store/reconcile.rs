@@ -3,10 +3,9 @@
 
 use std::time::Duration;
 
-use sqlx::{Postgres, Transaction};
-
 use super::{
     CHANGE_CHANNEL, Store, StoreError,
+    database::Transaction,
     lease::interval,
     locks::{
         LockedSource, UnsettledJob, cancel_open_jobs, lock_source_row, lock_unsettled_jobs, settle,
@@ -168,11 +167,12 @@ impl Store {
                  WHERE j.source_id = $1 AND NOT j.settled
              )
              SELECT EXISTS (
-                        SELECT FROM gap g
-                        JOIN weir.chunks c ON c.source_id = $1 AND c.item_id > g.after AND c.item_id < g.before
-                        WHERE ",
+                        -- Gap by gap, each through the index: joined as sets, every chunk would meet every gap.
+                        SELECT FROM gap g CROSS JOIN LATERAL (
+                            SELECT FROM weir.chunks c
+                            WHERE c.source_id = $1 AND c.item_id > g.after AND c.item_id < g.before AND ",
             is_pending!("s.model"),
-            ") AS uncovered,
+            " LIMIT 1) pending) AS uncovered,
                     EXISTS (
                         SELECT FROM weir.embeddings r WHERE r.source_id = $1 AND NOT EXISTS (",
             chunk_of_result!(),
@@ -245,10 +245,7 @@ impl Store {
 
 /// Deletes a locked source's results of no present text, and corrects its
 /// counts. Returns how many results went, and whether a count was wrong.
-async fn clear(
-    tx: &mut Transaction<'_, Postgres>,
-    source: &LockedSource,
-) -> Result<(u64, bool), StoreError> {
+async fn clear(tx: &mut Transaction, source: &LockedSource) -> Result<(u64, bool), StoreError> {
     let vectors = sqlx::query(concat!(
         "-- store::reconcile::clear
          DELETE FROM weir.embeddings r WHERE r.source_id = $1 AND NOT EXISTS (",

@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use sqlx::{Postgres, Transaction};
-
 use super::{
     QUEUE_CHANNEL, REVOKE_CHANNEL, Store, StoreError,
     batches::{Outcome, upsert_one},
+    database::Transaction,
     lease::interval,
     pending::{pending_in, texts_in},
     rows::{LeaseKey, Rejected},
@@ -165,7 +164,7 @@ impl Store {
 }
 
 async fn requeue(
-    tx: &mut Transaction<'static, Postgres>,
+    tx: &mut Transaction,
     job: &Expired,
     attempt: i16,
     delay: Duration,
@@ -191,7 +190,7 @@ async fn requeue(
 }
 
 async fn fail(
-    tx: &mut Transaction<'static, Postgres>,
+    tx: &mut Transaction,
     job: &Expired,
     attempt: i16,
     parked_for: Duration,
@@ -216,11 +215,7 @@ async fn fail(
 
 /// Rejects the chunk that is handed out next, which nobody survived alone, and
 /// lets the job go on without it.
-async fn reject(
-    tx: &mut Transaction<'static, Postgres>,
-    job: &Expired,
-    attempt: i16,
-) -> Result<(), StoreError> {
+async fn reject(tx: &mut Transaction, job: &Expired, attempt: i16) -> Result<(), StoreError> {
     let next = pending_in(&mut **tx, job.lease(), 1).await?;
     let texts = texts_in(&mut **tx, job.source_id, &next).await?;
     let mut rejected = Vec::new();

@@ -1,9 +1,8 @@
 //! Reading and deleting sources.
 
-use sqlx::{Postgres, Transaction};
-
 use super::{
     CHANGE_CHANNEL, Store, StoreError,
+    database::Transaction,
     locks::{cancel_open_jobs, lock_source, lock_unsettled_jobs, settle},
     rows::{Job, Source, SourceKey, job_columns, source_columns},
 };
@@ -146,7 +145,7 @@ impl Store {
 
 /// Reads a source with its unsettled jobs.
 pub(super) async fn source_in(
-    tx: &mut Transaction<'_, Postgres>,
+    tx: &mut Transaction,
     key: &SourceKey,
 ) -> Result<SourceState, StoreError> {
     let source: Source = sqlx::query_as(concat!(
@@ -173,7 +172,7 @@ pub(super) async fn source_in(
 
 /// Sends a notification with a source's id when the transaction commits.
 pub(super) async fn notify(
-    tx: &mut Transaction<'_, Postgres>,
+    tx: &mut Transaction,
     channel: &'static str,
     source_id: i64,
 ) -> Result<(), StoreError> {

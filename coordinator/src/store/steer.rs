@@ -1,9 +1,8 @@
 //! Jobs as clients steer them: cancelled, and run again.
 
-use sqlx::{Postgres, Transaction};
-
 use super::{
     CHANGE_CHANNEL, QUEUE_CHANNEL, REVOKE_CHANNEL, Store, StoreError,
+    database::Transaction,
     locks::{
         LockedSource, UnsettledJob, cancel_open_jobs, lock_source_row, lock_unsettled_jobs, settle,
     },
@@ -136,7 +135,7 @@ fn settled(job: &Job) -> String {
 /// Settles a job that failed or was cancelled and queues what it left pending.
 /// Its source and that one's unsettled jobs are locked; its range is its own.
 pub(super) async fn resume(
-    tx: &mut Transaction<'_, Postgres>,
+    tx: &mut Transaction,
     source: &LockedSource,
     ended: &UnsettledJob,
     order: &Order<'_>,
@@ -146,7 +145,7 @@ pub(super) async fn resume(
 }
 
 /// Lets a queued job run at once, with all its tries before it.
-async fn run_now(tx: &mut Transaction<'_, Postgres>, job: &Job) -> Result<Vec<i64>, StoreError> {
+async fn run_now(tx: &mut Transaction, job: &Job) -> Result<Vec<i64>, StoreError> {
     sqlx::query(
         "-- store::steer::run_now
          UPDATE weir.jobs SET run_at = least(run_at, now()), attempt = 0 WHERE id = $1 AND state = 'queued'",
@@ -162,7 +161,7 @@ async fn run_now(tx: &mut Transaction<'_, Postgres>, job: &Job) -> Result<Vec<i6
 /// queues all that is pending then. Vectors of two models behind one name must
 /// never be compared, so the old ones go before the new ones come.
 async fn embed_anew(
-    tx: &mut Transaction<'_, Postgres>,
+    tx: &mut Transaction,
     source: &LockedSource,
     unsettled: &[UnsettledJob],
     job: &Job,
@@ -201,7 +200,7 @@ async fn embed_anew(
     queue_pending(tx, source, dirty, Vec::new(), &order).await
 }
 
-async fn job_in(tx: &mut Transaction<'_, Postgres>, job_id: i64) -> Result<Job, StoreError> {
+async fn job_in(tx: &mut Transaction, job_id: i64) -> Result<Job, StoreError> {
     sqlx::query_as(concat!(
         "-- store::steer::job_in\nSELECT ",
         job_columns!(),
@@ -213,7 +212,7 @@ async fn job_in(tx: &mut Transaction<'_, Postgres>, job_id: i64) -> Result<Job, 
     .ok_or_else(|| StoreError::NotFound(format!("there is no job {job_id}")))
 }
 
-async fn jobs_in(tx: &mut Transaction<'_, Postgres>, ids: &[i64]) -> Result<Vec<Job>, StoreError> {
+async fn jobs_in(tx: &mut Transaction, ids: &[i64]) -> Result<Vec<Job>, StoreError> {
     Ok(sqlx::query_as(concat!(
         "-- store::steer::jobs_in\nSELECT ",
         job_columns!(),

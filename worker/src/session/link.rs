@@ -132,16 +132,22 @@ impl Link {
         for result in held.results() {
             stream.send_result(result);
         }
-        if self.broken_since.is_some() {
-            info!("The stream is open again.");
-        }
         let since = Instant::now();
         self.heartbeat_at = since + heartbeat_interval(&self.lease);
         let stream = Box::new(stream);
         self.state = State::Open { stream, since };
     }
 
+    /// Only what the coordinator says shows that it is back: while its database
+    /// is away it takes streams, and ends them at once.
     fn heard(&mut self) {
+        if self.broken_since.is_some() {
+            info!("The stream is open again.");
+            self.is_whole();
+        }
+    }
+
+    fn is_whole(&mut self) {
         if self.broken_since.take().is_some() {
             self.waits = waits();
         }
@@ -155,7 +161,7 @@ impl Link {
             CallError::Unavailable(error) => error,
         };
         if matches!(&self.state, State::Open { since, .. } if since.elapsed() >= STEADY) {
-            self.heard();
+            self.is_whole();
         }
         match self.broken_since {
             Some(since) if since.elapsed() >= self.lease.duration * GIVE_UP_LEASES => {
