@@ -40,7 +40,7 @@ pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long something that was asked to end may take.
 const DRAIN: Duration = Duration::from_secs(30);
 
-const COORDINATOR: [(&str, &str); 16] = [
+const COORDINATOR: [(&str, &str); 19] = [
     ("WEIR_MODELS", MODEL),
     ("WEIR_LEASE_DURATION", "3s"),
     ("WEIR_ORPHAN_GRACE", "1s"),
@@ -53,9 +53,13 @@ const COORDINATOR: [(&str, &str); 16] = [
     ("WEIR_MAX_BATCH_SIZE", "8"),
     ("WEIR_CHUNK_SIZE", "200"),
     ("WEIR_CHUNK_OVERLAP", "40"),
+    ("WEIR_DRAIN_DELAY", "200ms"),
     ("WEIR_DRAIN_TIMEOUT", "3s"),
     ("WEIR_DATABASE_CONNECTIONS", "8"),
     ("WEIR_DATABASE_TIMEOUT", "2s"),
+    ("WEIR_STATEMENT_TIMEOUT", "3s"),
+    // It looks all the time, and must find nothing.
+    ("WEIR_RECONCILE_INTERVAL", "1s"),
     ("WEIR_LOG_FORMAT", "json"),
     ("WEIR_LOG", "info"),
 ];
