@@ -54,7 +54,7 @@ async fn every_law_holds_under_every_fault() {
     let seed = setting("CHAOS_SEED", SEED);
     let minutes = setting("CHAOS_MINUTES", MINUTES);
     let length = Duration::from_secs_f64(minutes * 60.0);
-    println!("Chaos with SEED={seed} MINUTES={minutes}");
+    println!("make chaos SEED={seed} MINUTES={minutes}");
     let journal = Journal::new();
     let cluster = Cluster::start(&journal, seed).await;
     let pool = PgPoolOptions::new()
@@ -110,7 +110,7 @@ async fn every_law_holds_under_every_fault() {
         // Before the panic, so that the processes do not say it all again.
         drop(cluster);
         panic!(
-            "SEED={seed} MINUTES={minutes} found:\n- {}\nThe logs are in {}",
+            "make chaos SEED={seed} MINUTES={minutes} found:\n- {}\nThe logs are in {}",
             findings.join("\n- "),
             folder.display()
         );
