@@ -34,9 +34,6 @@ pub(crate) const WINDOW: usize = 2;
 /// Texts in a batch at most.
 pub(crate) const BATCH: usize = 8;
 
-/// How long a worker that was asked to end may go on with what it has.
-pub(crate) const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
-
 /// How long something that was asked to end may take.
 const DRAIN: Duration = Duration::from_secs(30);
 

@@ -69,8 +69,8 @@ pub(crate) enum End {
     Succeeded,
     /// It was taken away, for this reason.
     Lost(String),
-    /// Its worker handed the job back.
-    HandedBack,
+    /// Its worker handed the job back, then.
+    HandedBack(SystemTime),
 }
 
 /// A lease, from its claim on.
@@ -169,7 +169,7 @@ impl History {
             } else if moment.state == "succeeded" {
                 End::Succeeded
             } else {
-                End::HandedBack
+                End::HandedBack(at)
             });
         }
     }

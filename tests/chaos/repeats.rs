@@ -19,13 +19,13 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     ptr,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use weir_tests::embedder::Call;
 
 use crate::{
-    cluster::{BATCH, DRAIN_TIMEOUT, WINDOW},
+    cluster::{BATCH, WINDOW},
     history::{End, History, Lease},
     journal::{Event, Journal},
     pen::place_of_text,
@@ -175,17 +175,18 @@ fn answered(calls: &[Call]) -> HashMap<&str, Vec<&Call>> {
 
 fn reason(call: &Call, lease: Option<&Lease>, events: &[Event]) -> Option<Reason> {
     // An answer is on its way for a moment.
-    let moment = Duration::from_millis(500);
+    let arrived = call.ended.unwrap_or(call.came) + Duration::from_millis(500);
     match lease.map(|lease| &lease.end) {
         Some(Some(End::Lost(reason))) => Some(Reason::LeaseLost(reason.clone())),
-        _ if befell(call, moment, events, |n, event| {
+        _ if befell(call, (call.came, arrived), events, |n, event| {
             event.place == Place::EmbedderLink(n) && !matches!(event.fault, Fault::Delay(_))
         }) =>
         {
             Some(Reason::AnswerCutOff)
         }
-        Some(Some(End::HandedBack))
-            if befell(call, DRAIN_TIMEOUT, events, |n, event| {
+        // However long the result had waited for its acknowledgement.
+        Some(Some(End::HandedBack(at)))
+            if befell(call, (*at, *at), events, |n, event| {
                 event.place == Place::Worker(n) && event.fault == Fault::Terminate
             }) =>
         {
@@ -195,19 +196,18 @@ fn reason(call: &Call, lease: Option<&Lease>, events: &[Event]) -> Option<Reason
     }
 }
 
-/// Whether something happened to a worker, given by its number, while it waited
-/// for an answer or until so long after.
+/// Whether something happened between two moments to the worker of a call, given
+/// by its number.
 fn befell(
     call: &Call,
-    after: Duration,
+    (from, to): (SystemTime, SystemTime),
     events: &[Event],
     is_it: impl Fn(usize, &Event) -> bool,
 ) -> bool {
     let worker = call.caller.strip_prefix("worker-");
     let number = worker.and_then(|worker| worker.split('.').next()?.parse().ok());
-    let until = call.ended.unwrap_or(call.came) + after;
     number.is_some_and(|number| {
         let mut events = events.iter();
-        events.any(|event| event.from <= until && call.came <= event.to && is_it(number, event))
+        events.any(|event| event.from <= to && from <= event.to && is_it(number, event))
     })
 }
