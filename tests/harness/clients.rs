@@ -203,6 +203,7 @@ pub fn embedded(chunk: &v1::Chunk, vector: &[f32]) -> v1::EmbeddedChunk {
         chunk_index: chunk.chunk_index,
         text_hash: chunk.text_hash.clone(),
         vector: vector_bytes(vector).into(),
+        truncated_to: 0,
     }
 }
 
