@@ -179,6 +179,7 @@ pub fn claim_request() -> v1::ClaimJobRequest {
         worker_id: "by-hand".to_owned(),
         models: vec![MODEL.to_owned()],
         max_jobs: 1,
+        max_chunks: 0,
         wait: None,
     }
 }

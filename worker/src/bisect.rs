@@ -45,12 +45,12 @@ pub(crate) async fn embed(embedder: &dyn Embedder, batch: &Batch, limit: Duratio
         let chunks = &batch.chunks[range.clone()];
         match call(embedder, chunks, limit).await {
             Ok(vectors) => {
-                let embedded = chunks.iter().zip(vectors).map(|(chunk, vector)| Embedded {
+                let done = chunks.iter().zip(vectors).map(|(chunk, vector)| Embedded {
                     key: chunk.key.clone(),
                     vector,
                     chars: None,
                 });
-                result.embedded.extend(embedded);
+                result.embedded.extend(done);
             }
             Err(EmbedError::Input { .. }) if chunks.len() > 1 => {
                 let middle = range.start + chunks.len() / 2;
