@@ -718,6 +718,7 @@ async fn bad_claims_and_renewals_are_refused() {
         (|c| c.wait = Some(seconds(-1)), "wait", "0 to 60 s"),
         (|c| c.max_jobs = -1, "max_jobs", "1 to 1000"),
         (|c| c.max_jobs = 1_001, "max_jobs", "1 to 1000"),
+        (|c| c.max_chunks = -1, "max_chunks", "must be 0"),
     ];
     for (change, field, what) in cases {
         let mut claim = claim_request();

@@ -83,6 +83,7 @@ impl Faulty {
             worker_id: "worker-1",
             models: &[MODEL.to_owned()],
             max_jobs: 1,
+            max_chunks: 0,
             lease_duration: LEASE,
         };
         self.store.claim(&claim).await

@@ -199,10 +199,21 @@ impl Weir {
 
     /// Claims up to `max_jobs` jobs of [`MODEL`].
     pub(crate) async fn claim_many(&self, max_jobs: i64, lease_duration: Duration) -> Vec<Job> {
+        self.claim_up_to(max_jobs, 0, lease_duration).await
+    }
+
+    /// The same, until they have `max_chunks` pending chunks together.
+    pub(crate) async fn claim_up_to(
+        &self,
+        max_jobs: i64,
+        max_chunks: i64,
+        lease_duration: Duration,
+    ) -> Vec<Job> {
         let claim = Claim {
             worker_id: "worker-1",
             models: &[MODEL.to_owned()],
             max_jobs,
+            max_chunks,
             lease_duration,
         };
         self.store.claim(&claim).await.expect("a claim is answered")
@@ -215,6 +226,7 @@ impl Weir {
             worker_id: "worker-1",
             models: &models,
             max_jobs: 1,
+            max_chunks: 0,
             lease_duration,
         };
         self.store
