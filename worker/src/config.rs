@@ -169,7 +169,11 @@ mod tests {
         assert_eq!(config.coordinator, "http://127.0.0.1:7400/");
         assert_eq!(
             (config.concurrency, config.batch_size, config.window),
-            (4, 32, 2)
+            (64, 32, 2)
+        );
+        assert_eq!(
+            (config.batch_tokens, config.embedder_concurrency),
+            (16_384, 4)
         );
         assert_eq!(config.drain_timeout, Duration::from_secs(30));
         assert_eq!(config.claim_wait, Duration::from_secs(20));

@@ -8,6 +8,7 @@ mod request;
 mod settle;
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -17,16 +18,16 @@ use std::{
 use futures::FutureExt as _;
 use tokio::{
     sync::{Notify, oneshot, watch},
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
     time::{Instant, sleep_until, timeout},
 };
 
+pub(crate) use self::request::{Failure, Outcome};
 use self::{
     limits::{CallSize, Limits},
-    queue::{Call, Queue, Text, size_of},
+    queue::{Call, Queue, Text},
     request::Requests,
 };
-pub(crate) use self::request::{Failure, Outcome};
 use crate::{
     embedder::{EmbedError, Embedder},
     governor::Governor,
@@ -65,6 +66,7 @@ pub(crate) struct Endpoint {
     embedder: Arc<dyn Embedder>,
     settings: Settings,
     pub(crate) governor: Governor,
+    began: Instant,
     state: Mutex<State>,
     /// Texts have come.
     work: Notify,
@@ -78,15 +80,23 @@ struct State {
     queue: Queue,
     requests: Requests,
     limits: Limits,
+    under_way: HashMap<u64, UnderWay>,
+    last_call: u64,
     /// Times in a row that the embedder was overloaded.
     overloads: u32,
 }
 
+/// A call whose answer is awaited.
+struct UnderWay {
+    call: Call,
+    task: AbortHandle,
+}
+
 /// How a call ended.
 struct Ended {
+    id: u64,
     call: Call,
     answer: Result<Vec<Vec<f32>>, EmbedError>,
-    took: Duration,
     /// As many calls as allowed were under way when it began.
     saturated: bool,
 }
@@ -102,6 +112,7 @@ impl Drop for Withdraw<'_> {
         let mut state = self.endpoint.state();
         if state.requests.forget(self.request) {
             state.queue.withdraw(self.request);
+            state.give_up();
         }
     }
 }
@@ -133,10 +144,13 @@ impl Endpoint {
             embedder,
             settings,
             governor: Governor::new(),
+            began: Instant::now(),
             state: Mutex::new(State {
                 queue: Queue::default(),
                 requests: Requests::default(),
                 limits: Limits::new(settings.call, settings.calls),
+                under_way: HashMap::new(),
+                last_call: 0,
                 overloads: 0,
             }),
             work: Notify::new(),
@@ -211,20 +225,26 @@ impl Endpoint {
         }
     }
 
-    async fn dispatch(self: &Arc<Self>) -> Infallible {
+    /// Sends calls. Never returns.
+    pub(crate) async fn dispatch(self: &Arc<Self>) -> Infallible {
         let mut calls = JoinSet::new();
         loop {
             let most = self.state().limits.calls();
             tokio::select! {
                 Some(ended) = calls.join_next(), if !calls.is_empty() => {
-                    // A call catches its panics, and nobody aborts it but with this loop.
+                    // A call catches its panics; one that was given up has no end to settle.
                     if let Ok(ended) = ended {
                         self.settle(ended);
                     }
                 }
                 call = self.next_call(), if calls.len() < most => {
                     let saturated = calls.len() + 1 >= most;
-                    calls.spawn(Arc::clone(self).call(call, saturated));
+                    let mut state = self.state();
+                    state.last_call += 1;
+                    let id = state.last_call;
+                    let running = Arc::clone(self).call(id, call.clone(), saturated);
+                    let task = calls.spawn(running);
+                    state.under_way.insert(id, UnderWay { call, task });
                 }
             }
         }
@@ -273,8 +293,7 @@ impl Endpoint {
         }
     }
 
-    async fn call(self: Arc<Self>, call: Call, saturated: bool) -> Ended {
-        let began = Instant::now();
+    async fn call(self: Arc<Self>, id: u64, call: Call, saturated: bool) -> Ended {
         let answer = {
             let texts: Vec<&str> = call.texts.iter().map(Text::as_str).collect();
             let limit = self.settings.timeout;
@@ -303,9 +322,9 @@ impl Endpoint {
             })
         };
         Ended {
+            id,
             call,
             answer,
-            took: began.elapsed(),
             saturated,
         }
     }
@@ -319,6 +338,20 @@ impl Endpoint {
 impl State {
     fn next_call(&mut self) -> Option<Call> {
         self.queue.next(self.limits.size())
+    }
+
+    /// Ends the calls that nobody waits for any more.
+    fn give_up(&mut self) {
+        let requests = &self.requests;
+        let awaited = |text: &Text| requests.contains(text.request);
+        let given_up = self
+            .under_way
+            .extract_if(|_, under_way| !under_way.call.texts.iter().any(awaited));
+        for (_, UnderWay { call, task }) in given_up {
+            task.abort();
+            let rest = call.rest.into_iter().filter(awaited).collect();
+            self.queue.put_back(rest);
+        }
     }
 }
 

@@ -60,13 +60,11 @@ impl Governor {
 
     /// Fit without a probe.
     #[cfg(test)]
-    pub(crate) fn fit_from_the_start(dimension: usize) -> Self {
-        let governor = Self::new();
-        governor.health.send_replace(Health::Fit(Probe {
+    pub(crate) fn fit_for_tests(&self, dimension: usize) {
+        self.health.send_replace(Health::Fit(Probe {
             dimension,
             limits: crate::embedder::Limits::default(),
         }));
-        governor
     }
 
     /// Whether a batch was embedded since the last pause.

@@ -99,9 +99,10 @@ impl Claimer {
         while let Some(mut permits) = self.free_permits().await {
             let dimension = endpoint.governor.fit().await.dimension;
             // No more than the embedder can be given: what it cannot is for other workers.
-            permits.truncate(endpoint.room().await);
+            let room = endpoint.room().await;
+            permits.truncate(room);
             let asked = Instant::now();
-            match self.claim(permits.len()).await {
+            match self.claim(permits.len(), room).await {
                 Ok(leases) => {
                     self.claimed();
                     if leases.is_empty() {
@@ -129,7 +130,7 @@ impl Claimer {
         Some(permits)
     }
 
-    async fn claim(&self, max_jobs: usize) -> Result<Vec<Lease>, CallError> {
+    async fn claim(&self, max_jobs: usize, max_chunks: usize) -> Result<Vec<Lease>, CallError> {
         let config = &self.context.config;
         self.context
             .coordinator
@@ -137,7 +138,7 @@ impl Claimer {
                 &config.worker_id,
                 &config.model,
                 max_jobs,
-                0,
+                u32::try_from(max_chunks).unwrap_or(u32::MAX),
                 config.claim_wait,
             )
             .await

@@ -1,11 +1,11 @@
 //! How much an embedder is given at a time: learned from how it answers. Pure:
-//! the time a call took is an argument.
+//! the time is an argument.
 //!
-//! Calls at the same time follow AIMD: one more after a round of calls that
-//! went well, fewer when the embedder slows down or says that it is overloaded.
-//! <https://www.rfc-editor.org/rfc/rfc5681> The size of a call is halved when it
-//! took too long or was too large, and grows back in small steps, so that one
-//! stall does not make every later call small.
+//! One more call at a time is tried for a while and kept if more tokens pass;
+//! when the embedder says that it is overloaded, or takes too long, half as many
+//! are made (additive increase, multiplicative decrease). The size of a call is
+//! halved when it took too long or was too large, and grows back in small steps,
+//! so that one stall does not make every later call small.
 
 use std::time::Duration;
 
@@ -24,12 +24,10 @@ pub(crate) struct CallSize {
 const GROW_AFTER: u32 = 8;
 /// Steps from nothing to the ceiling.
 const STEPS: usize = 16;
-/// A call may take this much longer for each token than the quickest did: with
-/// two calls at a time an embedder that computes one after the other takes
-/// twice as long, and that is fine, for it never waits for the next.
-const SLOW: f64 = 2.5;
-/// How fast the memory of the quickest call fades, for each call.
-const FADE: f64 = 1.02;
+/// One more call at a time is kept if this much more passes with it.
+const WORTH_IT: f64 = 1.05;
+/// Most rounds between two trials of one more call.
+const LONGEST_HOLD: u32 = 64;
 
 /// The learned limits of one embedder.
 #[derive(Debug, Clone)]
@@ -39,9 +37,28 @@ pub(crate) struct Limits {
     /// Calls of full size that went well since the size last changed.
     went_well: u32,
     most_calls: usize,
-    calls: f64,
-    /// Seconds for each token of the quickest call, fading.
-    quickest: Option<f64>,
+    calls: usize,
+    step: Step,
+    /// Rounds to hold after the next trial that was not worth it.
+    hold: u32,
+    /// The present round of calls: when it began, and how much passed since.
+    round: Option<Round>,
+}
+
+/// What the present round is for.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    /// As many calls as before, for so many rounds.
+    Hold(u32),
+    /// One call more than what let `before` tokens pass in a second.
+    Try { before: f64 },
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Round {
+    began: Duration,
+    calls: usize,
+    tokens: usize,
 }
 
 impl Limits {
@@ -53,17 +70,21 @@ impl Limits {
             size: ceiling,
             went_well: 0,
             most_calls,
-            calls: most_calls.min(2) as f64,
-            quickest: None,
+            calls: most_calls.min(2),
+            step: Step::Hold(1),
+            hold: 1,
+            round: None,
         }
     }
 
     /// Never goes beyond what the embedder says that it takes.
     pub(crate) fn keep_within(&mut self, said: &embedder::Limits) {
-        let least = |ours: usize, said: Option<usize>| said.map_or(ours, |said| ours.min(said.max(1)));
+        let least =
+            |ours: usize, said: Option<usize>| said.map_or(ours, |said| ours.min(said.max(1)));
         self.ceiling.texts = least(self.ceiling.texts, said.batch_size);
         self.ceiling.tokens = least(self.ceiling.tokens, said.batch_tokens);
         self.most_calls = least(self.most_calls, said.concurrent_calls);
+        self.calls = self.calls.min(self.most_calls);
         self.size.texts = self.size.texts.min(self.ceiling.texts);
         self.size.tokens = self.size.tokens.min(self.ceiling.tokens);
     }
@@ -75,19 +96,13 @@ impl Limits {
 
     /// How many calls may be under way.
     pub(crate) fn calls(&self) -> usize {
-        (self.calls as usize).clamp(1, self.most_calls)
+        self.calls
     }
 
-    /// A call went well. `saturated`: as many calls as allowed were under way.
-    pub(crate) fn went_well(&mut self, call: CallSize, took: Duration, saturated: bool) {
-        let each = took.as_secs_f64() / call.tokens.max(1) as f64;
-        let quickest = self.quickest.map_or(each, |quickest| (quickest * FADE).min(each));
-        self.quickest = Some(quickest);
-        if each > quickest * SLOW && self.is_whole(call) {
-            self.calls = (self.calls * 0.75).max(1.0);
-        } else if saturated {
-            self.calls = (self.calls + 1.0 / self.calls).min(self.most_calls as f64);
-        }
+    /// A call went well and ended at `now`, by any clock. `saturated`: as many
+    /// calls as allowed were under way.
+    pub(crate) fn went_well(&mut self, call: CallSize, now: Duration, saturated: bool) {
+        self.measure(call, now, saturated);
         if self.is_whole(call) && self.size != self.ceiling {
             self.went_well += 1;
             if self.went_well >= GROW_AFTER {
@@ -97,9 +112,46 @@ impl Limits {
         }
     }
 
+    fn measure(&mut self, call: CallSize, now: Duration, saturated: bool) {
+        // A round in which not all calls were used says nothing of their number.
+        let Some(round) = self.round.as_mut().filter(|_| saturated) else {
+            self.round = saturated.then_some(Round {
+                began: now,
+                calls: 0,
+                tokens: 0,
+            });
+            return;
+        };
+        round.calls += 1;
+        round.tokens += call.tokens;
+        let seconds = now.saturating_sub(round.began).as_secs_f64();
+        if round.calls < 4 * self.calls || seconds <= 0.0 {
+            return;
+        }
+        let rate = round.tokens as f64 / seconds;
+        self.round = None;
+        self.step = match self.step {
+            Step::Hold(rounds) if rounds > 1 => Step::Hold(rounds - 1),
+            Step::Hold(_) if self.calls < self.most_calls => {
+                self.calls += 1;
+                Step::Try { before: rate }
+            }
+            Step::Hold(_) => Step::Hold(1),
+            Step::Try { before } if rate > before * WORTH_IT => {
+                self.hold = 1;
+                Step::Hold(1)
+            }
+            Step::Try { .. } => {
+                self.calls -= 1;
+                self.hold = (2 * self.hold).min(LONGEST_HOLD);
+                Step::Hold(self.hold)
+            }
+        };
+    }
+
     /// A call took too long.
     pub(crate) fn timed_out(&mut self, call: CallSize) {
-        self.calls = (self.calls / 2.0).max(1.0);
+        self.overloaded();
         self.shrink(call);
     }
 
@@ -110,11 +162,13 @@ impl Limits {
 
     /// The embedder says that it has too much to do.
     pub(crate) fn overloaded(&mut self) {
-        self.calls = (self.calls / 2.0).max(1.0);
+        self.calls = (self.calls / 2).max(1);
+        self.step = Step::Hold(self.hold);
+        self.round = None;
     }
 
-    /// Whether a call was as large as it may be, so that it says something of
-    /// the size. Small calls spend their time on other things than tokens.
+    /// Whether a call was about as large as it may be, so that it says something
+    /// of the size.
     fn is_whole(&self, call: CallSize) -> bool {
         2 * call.texts > self.size.texts || 2 * call.tokens > self.size.tokens
     }
@@ -148,55 +202,66 @@ mod tests {
         texts: 32,
         tokens: 8_000,
     };
-    const SECOND: Duration = Duration::from_secs(1);
+    /// Runs whole calls through an embedder that lets `parallel` of them pass at
+    /// the same time, a second each, and returns how many were made at a time.
+    fn run(limits: &mut Limits, parallel: usize, calls: usize, saturated: bool) -> Vec<usize> {
+        let mut now = 0.0;
+        (0..calls)
+            .map(|_| {
+                now += 1.0 / limits.calls().min(parallel) as f64;
+                limits.went_well(CEILING, Duration::from_secs_f64(now), saturated);
+                limits.calls()
+            })
+            .collect()
+    }
 
     #[test]
-    fn calls_at_a_time_rise_while_the_embedder_keeps_up() {
+    fn calls_at_a_time_rise_while_more_passes_with_them() {
         let mut limits = Limits::new(CEILING, 8);
         assert_eq!(limits.calls(), 2);
-        for _ in 0..60 {
-            limits.went_well(CEILING, SECOND, true);
-        }
+        run(&mut limits, 100, 400, true);
         assert_eq!(limits.calls(), 8);
         limits.overloaded();
         assert_eq!(limits.calls(), 4);
     }
 
     #[test]
-    fn nothing_is_learned_of_calls_that_did_not_use_what_was_allowed() {
-        let mut limits = Limits::new(CEILING, 8);
-        for _ in 0..60 {
-            limits.went_well(CEILING, SECOND, false);
+    fn calls_that_bring_nothing_are_not_kept() {
+        for (parallel, expected) in [(1, 2.0), (4, 4.0)] {
+            let mut limits = Limits::new(CEILING, 8);
+            let seen = run(&mut limits, parallel, 3_000, true);
+            let seen = &seen[500..];
+            let mean = seen.iter().sum::<usize>() as f64 / seen.len() as f64;
+            assert!(
+                (expected..expected + 0.2).contains(&mean),
+                "{parallel}: {mean}"
+            );
         }
-        assert_eq!(limits.calls(), 2);
     }
 
-    /// One after the other: with n calls under way each takes n times as long.
     #[test]
-    fn an_embedder_that_computes_one_call_at_a_time_has_two_at_most() {
+    fn nothing_is_learned_of_calls_that_did_not_use_what_was_allowed() {
         let mut limits = Limits::new(CEILING, 8);
-        limits.went_well(CEILING, SECOND, false);
-        let mut seen = Vec::new();
-        for _ in 0..200 {
-            let calls = limits.calls();
-            limits.went_well(CEILING, SECOND * calls as u32, true);
-            seen.push(limits.calls());
-        }
-        assert!(seen[20..].iter().all(|calls| (1..=3).contains(calls)), "{seen:?}");
-        let mean = seen[20..].iter().sum::<usize>() as f64 / 180.0;
-        assert!((1.5..2.6).contains(&mean), "{mean}");
+        run(&mut limits, 100, 400, false);
+        assert_eq!(limits.calls(), 2);
     }
 
     #[test]
     fn a_stall_halves_the_size_and_it_grows_back() {
         let mut limits = Limits::new(CEILING, 2);
         limits.timed_out(CEILING);
-        assert_eq!(limits.size(), CallSize { texts: 16, tokens: 4_000 });
+        assert_eq!(
+            limits.size(),
+            CallSize {
+                texts: 16,
+                tokens: 4_000
+            }
+        );
         limits.timed_out(limits.size());
         assert_eq!(limits.size().texts, 8);
         let mut calls = 0;
         while limits.size() != CEILING {
-            limits.went_well(limits.size(), SECOND, false);
+            limits.went_well(limits.size(), Duration::ZERO, false);
             calls += 1;
             assert!(calls < 200);
         }
@@ -209,7 +274,14 @@ mod tests {
         limits.too_many(CEILING);
         let before = limits.size();
         for _ in 0..100 {
-            limits.went_well(CallSize { texts: 1, tokens: 10 }, SECOND, false);
+            limits.went_well(
+                CallSize {
+                    texts: 1,
+                    tokens: 10,
+                },
+                Duration::ZERO,
+                false,
+            );
         }
         assert_eq!(limits.size(), before);
     }

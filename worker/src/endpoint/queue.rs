@@ -27,6 +27,11 @@ impl Text {
         &self.batch.chunks[self.place].text[..self.bytes]
     }
 
+    /// Whether it was shortened.
+    pub(crate) fn is_short(&self) -> bool {
+        self.bytes < self.batch.chunks[self.place].text.len()
+    }
+
     /// Half of it, unless that would be less than `floor` bytes.
     pub(crate) fn shortened(&self, floor: usize) -> Option<Self> {
         let text = &self.batch.chunks[self.place].text;

@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 use tokio::sync::oneshot;
 
 use super::queue::Text;
-use crate::plan::{Batch, BatchResult, MAX_REJECTION_BYTES};
+use crate::plan::{Batch, BatchResult, Embedded, MAX_REJECTION_BYTES};
 
 /// What became of a batch. The result covers all of it, unless a failure kept
 /// some of its chunks from an outcome.
@@ -42,7 +42,8 @@ struct Request {
 
 #[derive(Debug)]
 enum Settled {
-    Embedded(Bytes),
+    /// With how many characters of it were embedded, if not all.
+    Embedded(Bytes, Option<u32>),
     Rejected(String),
 }
 
@@ -73,7 +74,10 @@ impl Requests {
 
     /// A text has its vector.
     pub(crate) fn embedded(&mut self, text: &Text, vector: &[f32]) {
-        self.settle(text, Settled::Embedded(pack(vector)));
+        let chars = text
+            .is_short()
+            .then(|| text.as_str().chars().count() as u32);
+        self.settle(text, Settled::Embedded(pack(vector), chars));
     }
 
     /// A text can never be embedded.
@@ -123,9 +127,11 @@ impl Requests {
         };
         for (chunk, settled) in batch.chunks.iter().zip(settled) {
             match settled {
-                Some(Settled::Embedded(vector)) => {
-                    result.embedded.push((chunk.key.clone(), vector));
-                }
+                Some(Settled::Embedded(vector, chars)) => result.embedded.push(Embedded {
+                    key: chunk.key.clone(),
+                    vector,
+                    chars,
+                }),
                 Some(Settled::Rejected(reason)) => {
                     result.rejected.push((chunk.key.clone(), reason));
                 }

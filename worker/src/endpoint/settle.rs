@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use super::{
-    Endpoint, Ended, FIRST_REST, LONGEST_REST, MOST_TIMEOUTS, State,
+    Ended, Endpoint, FIRST_REST, LONGEST_REST, MOST_TIMEOUTS, State,
     queue::{Text, size_of},
     request::Failure,
 };
@@ -15,10 +15,14 @@ use crate::embedder::EmbedError;
 impl Endpoint {
     pub(super) fn settle(&self, ended: Ended) {
         let mut state = self.state();
+        if state.under_way.remove(&ended.id).is_none() {
+            // It was given up a moment before it ended.
+            return;
+        }
         match ended.answer {
             Ok(ref vectors) => {
                 self.governor.worked();
-                state.embedded(&ended, vectors);
+                state.embedded(&ended, vectors, self.began.elapsed());
             }
             Err(error) => {
                 // What was withdrawn meanwhile is not sent again.
@@ -120,14 +124,14 @@ impl Endpoint {
         state.requests.fail_all(&Failure::Embedder {
             reason: reason.to_owned(),
         });
+        state.give_up();
     }
 }
 
 impl State {
-    fn embedded(&mut self, ended: &Ended, vectors: &[Vec<f32>]) {
+    fn embedded(&mut self, ended: &Ended, vectors: &[Vec<f32>], now: Duration) {
         let texts = &ended.call.texts;
-        self.limits
-            .went_well(size_of(texts), ended.took, ended.saturated);
+        self.limits.went_well(size_of(texts), now, ended.saturated);
         self.overloads = 0;
         for (text, vector) in texts.iter().zip(vectors) {
             self.requests.embedded(text, vector);
@@ -161,6 +165,7 @@ impl State {
         let reason = reason.to_owned();
         self.requests.fail(request, Failure::Job { reason });
         self.queue.withdraw(request);
+        self.give_up();
     }
 
     /// Those that somebody still waits for.

@@ -56,14 +56,14 @@ impl Embedder for Server {
     }
 }
 
-fn any(texts: &[&str], bad: &str) -> bool {
+fn has(texts: &[&str], bad: &str) -> bool {
     texts.iter().any(|text| text.starts_with(bad))
 }
 
 /// Refuses a call with a text that begins with "bad".
 fn picky(texts: &[&str]) -> Result<(), EmbedError> {
     let reason = || format!("refused {}", texts.join(" "));
-    if any(texts, "bad") {
+    if has(texts, "bad") {
         return Err(EmbedError::Input { reason: reason() });
     }
     Ok(())
@@ -113,10 +113,12 @@ fn batch(texts: &[&str]) -> Batch {
 /// The item ids with a vector, which is checked to be the right one.
 fn embedded(outcome: &Outcome) -> Vec<&str> {
     let embedded = outcome.result.embedded.iter();
-    let embedded = embedded.inspect(|(key, vector)| {
-        assert_eq!(*vector, Bytes::from(testing::packed(&key.item_id)));
+    let embedded = embedded.inspect(|embedded| {
+        let whole = testing::packed(&embedded.key.item_id);
+        assert_eq!((&*embedded.vector, embedded.chars), (&*whole, None));
     });
-    embedded.map(|(key, _)| key.item_id.as_str()).collect()
+    let ids = embedded.map(|embedded| embedded.key.item_id.as_str());
+    ids.collect()
 }
 
 fn rejected(outcome: &Outcome) -> Vec<&str> {
@@ -173,7 +175,7 @@ async fn calls_keep_to_the_bounds_of_texts_and_of_tokens() {
 async fn a_transient_failure_charges_only_those_who_fail_alone() {
     let server = Server::new(|texts| {
         let reason = "a broken answer".to_owned();
-        if any(texts, "fail") {
+        if has(texts, "fail") {
             Err(EmbedError::Transient { reason })
         } else {
             Ok(())
@@ -182,7 +184,7 @@ async fn a_transient_failure_charges_only_those_who_fail_alone() {
     let (endpoint, _running) = start(&server, SETTINGS);
     let [good, bad] = ["good", "fail"].map(|text| endpoint.embed(batch(&[text])));
     let (good, bad) = tokio::join!(good, bad);
-    assert_eq!((embedded(&good), good.failure), (vec!["good"], None));
+    assert_eq!((embedded(&good), &good.failure), (vec!["good"], &None));
     let reason = "a broken answer".to_owned();
     assert_eq!(bad.failure, Some(Failure::Job { reason }));
     assert!(bad.result.is_empty());
@@ -202,10 +204,16 @@ async fn what_is_too_long_is_halved_until_it_fits_or_is_too_short_to_mean_anythi
     let long = "0123456789abcdefghijklmnopqrstuv";
     let outcome = endpoint.embed(batch(&["short", long, "€€€"])).await;
     assert_eq!(outcome.failure, None);
-    let vectors: Vec<_> = outcome.result.embedded.iter().collect();
-    assert_eq!(vectors[0].1, testing::packed("short"));
-    assert_eq!(vectors[1].0, key(long));
-    assert_eq!(vectors[1].1, testing::packed("01234567"));
+    let vector = |text: &str, sent: &str, chars| crate::plan::Embedded {
+        key: key(text),
+        vector: Bytes::from(testing::packed(sent)),
+        chars,
+    };
+    let expected = [
+        vector("short", "short", None),
+        vector(long, "01234567", Some(8)),
+    ];
+    assert_eq!(outcome.result.embedded, expected);
     assert_eq!(rejected(&outcome), ["€€€"], "half of it is too little");
 }
 
@@ -214,8 +222,11 @@ async fn an_embedder_that_is_down_charges_nobody() {
     let server = Server::new(|texts| {
         let reason = "401".to_owned();
         let retry_after = None;
-        if any(texts, "down") {
-            return Err(EmbedError::Embedder { reason, retry_after });
+        if has(texts, "down") {
+            return Err(EmbedError::Embedder {
+                reason,
+                retry_after,
+            });
         }
         Ok(())
     });
@@ -248,9 +259,16 @@ async fn an_overloaded_embedder_is_left_alone_for_as_long_as_it_asks_and_loses_n
     });
     let (endpoint, _running) = start(&server, SETTINGS);
     let outcome = endpoint.embed(batch(&["a", "b"])).await;
-    assert_eq!((embedded(&outcome), outcome.failure.clone()), (vec!["a", "b"], None));
+    assert_eq!(
+        (embedded(&outcome), outcome.failure.clone()),
+        (vec!["a", "b"], None)
+    );
     assert!(Instant::now() >= busy_until);
-    assert_eq!(server.calls().len(), 2, "refused once, and once again when it may be");
+    assert_eq!(
+        server.calls().len(),
+        2,
+        "refused once, and once again when it may be"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -282,17 +300,29 @@ async fn calls_that_take_too_long_are_made_smaller() {
     let texts: Vec<String> = (0..32).map(|n| n.to_string()).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     let outcome = endpoint.embed(batch(&texts)).await;
-    assert_eq!((embedded(&outcome), outcome.failure.clone()), (texts.clone(), None));
+    assert_eq!(
+        (embedded(&outcome), outcome.failure.clone()),
+        (texts.clone(), None)
+    );
     let again = endpoint.embed(batch(&texts)).await;
     assert_eq!(again.failure, None);
-    assert!(server.calls().last().unwrap().len() <= 10, "it is remembered");
+    assert!(
+        server.calls().last().unwrap().len() <= 10,
+        "it is remembered"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_text_that_always_takes_too_long_charges_its_job_and_names_the_setting() {
     let server = Server::new(|_| Ok(()));
     let timeout = Duration::from_millis(300);
-    let (endpoint, _running) = start(&server, Settings { timeout, ..SETTINGS });
+    let (endpoint, _running) = start(
+        &server,
+        Settings {
+            timeout,
+            ..SETTINGS
+        },
+    );
     endpoint.governor.fit_for_tests(2);
     let outcome = endpoint.embed(batch(&["a"])).await;
     let reason = "the embedder took longer than embed_timeout (300ms)".to_owned();
@@ -344,12 +374,14 @@ async fn too_few_vectors_are_never_paired_with_texts() {
 #[tokio::test(start_paused = true)]
 async fn a_panic_of_the_embedder_charges_the_job_and_ends_nothing_else() {
     let server = Server::new(|texts| {
-        assert!(!any(texts, "panic"), "as the test wants");
+        assert!(!has(texts, "panic"), "as the test wants");
         Ok(())
     });
     let (endpoint, _running) = start(&server, SETTINGS);
     let outcome = endpoint.embed(batch(&["panic"])).await;
-    assert!(matches!(outcome.failure, Some(Failure::Job { reason }) if reason.contains("panicked")));
+    assert!(
+        matches!(outcome.failure, Some(Failure::Job { reason }) if reason.contains("panicked"))
+    );
     assert_eq!(embedded(&endpoint.embed(batch(&["a"])).await), ["a"]);
 }
 
@@ -361,7 +393,11 @@ async fn there_is_room_until_the_sessions_want_more_than_two_rounds_of_calls() {
     let mut share = endpoint.share(100);
     assert_eq!(endpoint.room().await, 28);
     let other = endpoint.share(64);
-    assert!(timeout(Duration::from_secs(1), endpoint.room()).await.is_err());
+    assert!(
+        timeout(Duration::from_secs(1), endpoint.room())
+            .await
+            .is_err()
+    );
     share.set(10);
     assert_eq!(endpoint.room().await, 54);
     drop((share, other));

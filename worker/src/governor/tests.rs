@@ -44,7 +44,7 @@ async fn nothing_is_fit_before_a_probe_succeeds() {
     let probe = calls.next().await;
     assert!(fit.try_recv().is_err());
     probe.succeed();
-    assert_eq!(soon(fit.recv()).await, Some(2));
+    assert_eq!(soon(fit.recv()).await.map(|probe| probe.dimension), Some(2));
 }
 
 #[tokio::test(start_paused = true)]
@@ -80,14 +80,14 @@ async fn an_embedder_that_asks_for_time_gets_it_within_reason() {
 async fn a_failure_is_known_until_the_next_probe_succeeds() {
     let (governor, mut calls, _probe) = start();
     calls.next().await.succeed();
-    assert_eq!(governor.fit().await, 2);
+    assert_eq!(governor.fit().await.dimension, 2);
     governor.failed("503", None);
     assert_eq!(governor.down().await, "503");
     // Not the first reason but the fact matters to those who come later.
     governor.failed("504", None);
     assert_eq!(governor.down().await, "503");
     calls.next().await.succeed();
-    assert_eq!(governor.fit().await, 2);
+    assert_eq!(governor.fit().await.dimension, 2);
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use proptest::{collection::vec, prelude::*};
 use prost_like::wire_size;
 
@@ -85,9 +87,9 @@ proptest! {
         prop_assert!(held <= MAX_WORKER_MESSAGE_BYTES);
     }
 
-    /// Whatever happens in whatever order: at most one batch is in the
-    /// embedder, none is embedded twice, none but an acknowledged one is let
-    /// go, and the window holds.
+    /// Whatever happens in whatever order: batches go to the embedder in turn,
+    /// none twice, none but an acknowledged one is let go, and the window
+    /// holds.
     #[test]
     fn a_batch_is_embedded_once_and_held_until_it_is_acknowledged(
         window in 1_u32..=4,
@@ -95,39 +97,47 @@ proptest! {
     ) {
         let mut held = Held::new(window);
         let mut sent = 0;
-        let mut embedding: Option<Batch> = None;
-        let mut embedded = Vec::new();
-        let mut acknowledged = 0;
+        let mut started = 0;
+        let mut embedding: Vec<Batch> = Vec::new();
+        let mut embedded = BTreeSet::new();
+        let mut expected = BTreeSet::new();
         for step in steps {
             match step {
                 0 => match held.receive(batch(sent)) {
-                    Ok(()) => sent += 1,
+                    Ok(()) => {
+                        expected.insert(sent);
+                        sent += 1;
+                    }
                     Err(breach) => {
                         let window = window as usize;
                         prop_assert_eq!(breach, Breach::OverWindow { seq: sent, window });
                         prop_assert_eq!(seqs(&held).len(), window);
                     }
                 },
-                1 => if let Some(next) = held.start_next() {
-                    prop_assert_eq!(&embedding, &None);
-                    prop_assert!(!embedded.contains(&next.seq));
-                    embedding = Some(next);
+                1 => match held.start_next() {
+                    Some(next) => {
+                        prop_assert_eq!(next.seq, started);
+                        started += 1;
+                        embedding.push(next);
+                    }
+                    None => prop_assert_eq!(started, sent),
                 },
-                2 => if let Some(batch) = embedding.take() {
-                    embedded.push(batch.seq);
+                // The embedder answers in any order.
+                2 => if let Some(batch) = embedding.pop() {
+                    embedded.insert(batch.seq);
                     held.embedded(result(&batch));
                 },
                 _ => {
-                    let known = acknowledged < embedded.len();
-                    let seq = embedded.get(acknowledged).copied().unwrap_or(sent);
-                    prop_assert_eq!(held.acknowledge(seq), known.then_some(1));
-                    acknowledged += usize::from(known);
+                    let known = embedded.pop_last();
+                    let seq = known.unwrap_or(sent);
+                    prop_assert_eq!(held.acknowledge(seq), known.map(|_| 1));
+                    expected.remove(&seq);
                 }
             }
-            let results: Vec<i64> = held.results().map(|result| result.seq).collect();
-            prop_assert_eq!(&results, &embedded[acknowledged..]);
-            let expected: Vec<i64> = (acknowledged as i64..sent).collect();
-            prop_assert_eq!(seqs(&held), expected);
+            let results: BTreeSet<i64> = held.results().map(|result| result.seq).collect();
+            prop_assert_eq!(&results, &embedded);
+            let held: BTreeSet<i64> = seqs(&held).into_iter().collect();
+            prop_assert_eq!(&held, &expected);
         }
     }
 }
@@ -166,7 +176,7 @@ fn only_what_has_no_result_is_forgotten() {
     held.start_next().unwrap();
     held.forget_queued();
     assert_eq!(seqs(&held), [1, 2]);
-    held.forget_embedding();
+    held.forget(2);
     assert_eq!(seqs(&held), [1]);
     assert_eq!(held.acknowledge(1), Some(1));
     assert!(held.is_empty());

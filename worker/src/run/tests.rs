@@ -67,7 +67,7 @@ async fn a_claim_names_the_worker_its_model_and_its_free_permits() {
         worker_id: "worker".to_owned(),
         models: vec!["model".to_owned()],
         max_jobs: 3,
-        max_chunks: 0,
+        max_chunks: 128,
         wait: prost_types::Duration::try_from(Duration::from_secs(7)).ok(),
     };
     assert_eq!(claim.request, expected);
@@ -94,7 +94,7 @@ async fn an_empty_answer_and_a_failing_coordinator_are_asked_again() {
     claim.fail(Status::unavailable("the database is away"));
     let claim = scene.coordinator.claim().await;
     claim.fail(Status::invalid_argument("worker_id: taken"));
-    assert_eq!(scene.coordinator.claim().await.request.max_jobs, 4);
+    assert_eq!(scene.coordinator.claim().await.request.max_jobs, 64);
 }
 
 #[tokio::test]

@@ -33,11 +33,21 @@ impl Scene {
         settings: &[&str],
     ) -> Self {
         let (fake, embedder) = FakeEmbedder::new();
+        // A text a call and one call at a time, unless the test says otherwise.
+        let mut settings = settings.to_vec();
+        settings.push("--embedder-concurrency=1");
+        if !settings.iter().any(|s| s.starts_with("--batch-size")) {
+            settings.push("--batch-size=1");
+        }
+        let config = config(uri, &settings);
+        let endpoint = Arc::new(Endpoint::new(Arc::new(fake), config.endpoint()));
+        endpoint.governor.fit_for_tests(2);
+        let running = Arc::clone(&endpoint);
+        tokio::spawn(async move { running.dispatch().await });
         let context = Arc::new(Context {
-            config: config(uri, settings),
+            config,
             coordinator: Coordinator::new(uri).unwrap(),
-            embedder: Arc::new(fake),
-            governor: Governor::fit_from_the_start(2),
+            endpoint,
             shutdown: CancellationToken::new(),
         });
         let lease = Lease::try_from(lease(42, lease_duration)).unwrap();
@@ -113,22 +123,22 @@ async fn cut(scene: &mut Scene, stream: FakeStream) -> FakeStream {
 
 #[tokio::test]
 async fn a_job_is_embedded_batch_by_batch_until_it_is_finished() {
-    let mut scene = Scene::start(LONG, &["--window=3", "--batch-size=50"]).await;
+    let mut scene = Scene::start(LONG, &["--window=3", "--batch-size=2"]).await;
     let mut stream = scene.coordinator.stream().await;
     let open = v1::StreamOpen {
         job_id: 42,
         epoch: 7,
         window: 3,
-        batch_size: 50,
+        batch_size: 2,
         held: Vec::new(),
     };
     assert_eq!(stream.open, open);
     stream.batch(1, &["a", "bb"]).await;
     stream.batch(2, &["ccc"]).await;
-    assert!(!scene.context.governor.has_worked());
+    assert!(!scene.context.endpoint.governor.has_worked());
     scene.embedder.next().await.succeed();
     assert_eq!(stream.result().await, result_of(1, &["a", "bb"]));
-    assert!(scene.context.governor.has_worked());
+    assert!(scene.context.endpoint.governor.has_worked());
     stream.ack(1, 2, 3).await;
     scene.embedder.next().await.succeed();
     assert_eq!(stream.result().await, result_of(2, &["ccc"]));
@@ -309,7 +319,7 @@ async fn a_broken_embedder_costs_the_job_nothing() {
     scene.embedder.next().await.break_down("503");
     // Everyone knows; what is embedded is still waited for, and nothing
     // further is tried.
-    assert_eq!(soon(scene.context.governor.down()).await, "503");
+    assert_eq!(soon(scene.context.endpoint.governor.down()).await, "503");
     assert!(scene.coordinator.no_hand_back());
     stream.ack(1, 1, 3).await;
     assert_eq!(scene.handed_back().await, released("503"));
@@ -323,7 +333,7 @@ async fn a_session_releases_its_job_when_another_finds_the_embedder_broken() {
     stream.batch(1, &["a"]).await;
     stream.batch(2, &["b"]).await;
     let in_flight = scene.embedder.next().await;
-    scene.context.governor.failed("401", None);
+    scene.context.endpoint.governor.failed("401", None);
     // The call in flight may still succeed; the batch behind it is not tried.
     in_flight.succeed();
     assert_eq!(stream.result().await.seq, 1);
@@ -354,11 +364,11 @@ async fn a_call_beyond_embed_timeout_is_charged_and_cancelled() {
 
 #[tokio::test]
 async fn only_the_poison_text_is_rejected() {
-    let mut scene = Scene::start(LONG, &[]).await;
+    let mut scene = Scene::start(LONG, &["--batch-size=3"]).await;
     let mut stream = scene.coordinator.stream().await;
     stream.batch(1, &["a", "poison", "c"]).await;
     scene.embedder.next().await.refuse("too long");
-    for texts in [vec!["a"], vec!["poison", "c"], vec!["poison"], vec!["c"]] {
+    for texts in [vec!["a"], vec!["poison"], vec!["c"]] {
         let call = scene.embedder.next().await;
         assert_eq!(call.texts, texts);
         if texts.contains(&"poison") {
@@ -379,7 +389,7 @@ async fn only_the_poison_text_is_rejected() {
 
 #[tokio::test]
 async fn what_a_failing_batch_did_embed_is_persisted_first() {
-    let mut scene = Scene::start(LONG, &[]).await;
+    let mut scene = Scene::start(LONG, &["--batch-size=2"]).await;
     let mut stream = scene.coordinator.stream().await;
     stream.batch(1, &["a", "b"]).await;
     scene.embedder.next().await.refuse("too long together");
