@@ -2,7 +2,7 @@
 
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-use crate::{jobs, local, put, search, sources, up, watch};
+use crate::{jobs, local, put, search, sources, steer, up, watch};
 
 const EXIT_CODES: &str = "Exit codes:
   0  done; for watch and put --watch: everything is embedded
@@ -83,6 +83,10 @@ pub(crate) enum Command {
     Watch(watch::WatchArgs),
     /// List jobs, newest first.
     Jobs(jobs::JobsArgs),
+    /// Have a job run again.
+    Retry(steer::RetryArgs),
+    /// Cancel a job; what is embedded stays.
+    Cancel(steer::CancelArgs),
     /// Search by meaning.
     Search(search::SearchArgs),
     /// Delete a source with its vectors.

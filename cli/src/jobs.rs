@@ -152,7 +152,15 @@ pub(crate) fn trouble(job: &v1::Job, now: SystemTime) -> Option<String> {
         many => format!("{many} tries"),
     };
     match job.state() {
-        JobState::Failed => Some(format!("failed after {tries}: {error}")),
+        JobState::Failed => {
+            let wait = until(job.run_time, now);
+            let next = if wait.is_zero() {
+                String::new()
+            } else {
+                format!(", queued again in {}", brief(wait))
+            };
+            Some(format!("failed after {tries}: {error}{next}"))
+        }
         JobState::Cancelled if error.is_empty() => Some("cancelled".to_owned()),
         JobState::Cancelled => Some(format!("cancelled: {error}")),
         JobState::Queued if !error.is_empty() => {
@@ -234,6 +242,13 @@ mod tests {
         }
         let failed = trouble(&job(JobState::Failed, 5, "bad"), now);
         assert_eq!(failed.as_deref(), Some("failed after 5 tries: bad"));
+        let mut parked = job(JobState::Failed, 5, "bad");
+        parked.run_time = Some((now + Duration::from_mins(30)).into());
+        let parked = trouble(&parked, now).unwrap();
+        assert!(
+            parked.ends_with("bad, queued again in 30 min 00 s"),
+            "{parked}"
+        );
         let cancelled = trouble(&job(JobState::Cancelled, 0, ""), now);
         assert_eq!(cancelled.as_deref(), Some("cancelled"));
     }

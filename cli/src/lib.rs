@@ -15,6 +15,7 @@ mod put;
 mod run;
 mod search;
 mod sources;
+mod steer;
 mod up;
 mod view;
 mod watch;

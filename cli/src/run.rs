@@ -12,7 +12,7 @@ use crate::{
     args::{Cli, Command},
     connect::Session,
     failure::Failure,
-    jobs, put, search, sources, up, watch,
+    jobs, put, search, sources, steer, up, watch,
 };
 
 /// Runs the command line of this process and returns its exit code.
@@ -41,6 +41,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Ls(args) => sources::ls(&connect().await?, args).await,
         Command::Watch(args) => watch::watch(&connect().await?, args).await,
         Command::Jobs(args) => jobs::jobs(&connect().await?, args).await,
+        Command::Retry(args) => steer::retry(&connect().await?, args).await,
+        Command::Cancel(args) => steer::cancel(&connect().await?, args).await,
         Command::Search(args) => search::search(&connect().await?, args).await,
         Command::Rm(args) => sources::rm(&connect().await?, args).await,
     }

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::job::{
     chunk::{Chunker, ChunkerError},
+    parking::ParkingPolicy,
     retry::RetryPolicy,
 };
 
@@ -54,6 +55,10 @@ pub struct DatabaseConfig {
     /// How long a call waits for a free connection before it answers UNAVAILABLE.
     #[arg(long, env = "WEIR_DATABASE_TIMEOUT", default_value = "5s", value_parser = positive_duration, global = true)]
     pub database_timeout: Duration,
+    /// How long the database may take for one statement before the call answers UNAVAILABLE. Longer
+    /// than the deletion, or the reconciler's check, of your largest source takes.
+    #[arg(long, env = "WEIR_STATEMENT_TIMEOUT", default_value = "1m", value_parser = positive_duration, global = true)]
+    pub statement_timeout: Duration,
 }
 
 /// How the coordinator serves.
@@ -71,6 +76,10 @@ pub struct ServeConfig {
     /// How long a lease lasts from each renewal. Longer than the embedder ever takes for a batch.
     #[arg(long, env = "WEIR_LEASE_DURATION", default_value = "10m", value_parser = positive_duration)]
     pub lease_duration: Duration,
+    /// How long a worker may take to come back after its connection broke, or to be heard of after
+    /// its claim, before its job goes to another. At most the lease.
+    #[arg(long, env = "WEIR_ORPHAN_GRACE", default_value = "10s", value_parser = positive_duration)]
+    pub orphan_grace: Duration,
     /// How long a job may hold its lease without persisting anything.
     #[arg(long, env = "WEIR_PROGRESS_DEADLINE", default_value = "1h", value_parser = positive_duration)]
     pub progress_deadline: Duration,
@@ -83,6 +92,19 @@ pub struct ServeConfig {
     /// No wait between tries is longer than this.
     #[arg(long, env = "WEIR_BACKOFF_CAP", default_value = "15m", value_parser = positive_duration)]
     pub backoff_cap: Duration,
+    /// How long a failed job waits before what it left is queued again; doubles with each failure
+    /// that follows.
+    #[arg(long, env = "WEIR_PARK_BASE", default_value = "30m", value_parser = positive_duration)]
+    pub park_base: Duration,
+    /// No failed job waits longer than this.
+    #[arg(long, env = "WEIR_PARK_CAP", default_value = "6h", value_parser = positive_duration)]
+    pub park_cap: Duration,
+    /// How often each source is compared with its vectors.
+    #[arg(long, env = "WEIR_RECONCILE_INTERVAL", default_value = "1h", value_parser = positive_duration)]
+    pub reconcile_interval: Duration,
+    /// How long jobs that are over and done with are kept.
+    #[arg(long, env = "WEIR_JOB_RETENTION", default_value = "14days", value_parser = positive_duration)]
+    pub job_retention: Duration,
     /// Longest chunk, in characters; longer texts are split.
     #[arg(long, env = "WEIR_CHUNK_SIZE", default_value = "1000")]
     pub chunk_size: usize,
@@ -98,7 +120,11 @@ pub struct ServeConfig {
     /// How often the database is asked for due and expired jobs, should a wake-up be missed.
     #[arg(long, env = "WEIR_POLL_INTERVAL", default_value = "1s", value_parser = positive_duration)]
     pub poll_interval: Duration,
-    /// How long calls under way may take to end after a signal to stop.
+    /// How long it goes on to accept connections after a signal to stop, while its health says no:
+    /// as long as your load balancer takes to notice.
+    #[arg(long, env = "WEIR_DRAIN_DELAY", default_value = "0s", value_parser = any_duration)]
+    pub drain_delay: Duration,
+    /// How long calls under way may take to end after that; then they are cut off.
     #[arg(long, env = "WEIR_DRAIN_TIMEOUT", default_value = "10s", value_parser = positive_duration)]
     pub drain_timeout: Duration,
 }
@@ -149,6 +175,9 @@ pub enum ConfigError {
         "--backoff-cap (WEIR_BACKOFF_CAP) must not be shorter than --backoff-base (WEIR_BACKOFF_BASE)"
     )]
     BackoffCap,
+    /// The parking's cap is below its base.
+    #[error("--park-cap (WEIR_PARK_CAP) must not be shorter than --park-base (WEIR_PARK_BASE)")]
+    ParkCap,
 }
 
 impl DatabaseConfig {
@@ -185,6 +214,9 @@ impl ServeConfig {
         if self.backoff_cap < self.backoff_base {
             return Err(ConfigError::BackoffCap);
         }
+        if self.park_cap < self.park_base {
+            return Err(ConfigError::ParkCap);
+        }
         Ok(Chunker::new(self.chunk_size, self.chunk_overlap)?)
     }
 
@@ -194,16 +226,25 @@ impl ServeConfig {
             max_attempts: self.max_attempts,
             backoff_base: self.backoff_base,
             backoff_cap: self.backoff_cap,
+            parking: ParkingPolicy {
+                base: self.park_base,
+                cap: self.park_cap,
+            },
         }
     }
 }
 
 /// Reads a duration such as "10m" or "1h 30m" that is more than nothing.
 fn positive_duration(text: &str) -> Result<Duration, String> {
-    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    let duration = any_duration(text)?;
     if duration.is_zero() {
         return Err("must be more than zero".to_owned());
     }
+    Ok(duration)
+}
+
+fn any_duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if duration > Duration::from_hours(366 * 24) {
         return Err("must be at most a year".to_owned());
     }
@@ -223,8 +264,11 @@ mod tests {
         let config = parse(&["--models", "m"]).unwrap();
         config.serve.validate().unwrap();
         assert_eq!(config.serve.lease_duration, Duration::from_mins(10));
+        assert_eq!(config.serve.orphan_grace, Duration::from_secs(10));
         assert_eq!(config.serve.retry_policy(), RetryPolicy::default());
         assert_eq!(config.serve.max_chunks_per_job, 1000);
+        assert_eq!(config.serve.reconcile_interval, Duration::from_hours(1));
+        assert_eq!(config.serve.job_retention, Duration::from_hours(14 * 24));
         assert!(config.serve.migrate);
     }
 
@@ -233,6 +277,7 @@ mod tests {
         for (args, setting) in [
             (&["--lease-duration", "0s"][..], "--lease-duration"),
             (&["--lease-duration", "soon"], "--lease-duration"),
+            (&["--orphan-grace", "0s"], "--orphan-grace"),
             (&["--max-attempts", "0"], "--max-attempts"),
             (&["--max-batch-size", "0"], "--max-batch-size"),
             (&["--listen", "here"], "--listen"),
@@ -252,6 +297,7 @@ mod tests {
                 "chunk_overlap",
             ),
             (&["--models", "a", "--backoff-cap", "1s"], "--backoff-cap"),
+            (&["--models", "a", "--park-cap", "29m"], "--park-cap"),
         ] {
             let error = parse(args).unwrap().serve.validate().err().unwrap();
             assert!(error.to_string().contains(setting), "{args:?}: {error}");

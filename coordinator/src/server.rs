@@ -5,7 +5,10 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 use tonic::{
     server::NamedService,
     service::{LayerExt as _, Routes},
@@ -28,8 +31,8 @@ use crate::{
     grpc::{self, Inner, Jobs, Searches, Services, Sources, Workers},
     http,
     job::chunk::Chunker,
-    maintenance::{self, rescuer::Rescuer, sweeper},
-    store::{self, Store},
+    maintenance::{self, reconciler::Reconciler, rescuer::Rescuer, retention, sweeper},
+    store::{self, Store, rescue::Patience},
     wakeup::Wakeup,
     writer::Writer,
 };
@@ -38,7 +41,7 @@ use crate::{
 /// may take to answer.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(10));
 
-/// How often left-over imports are looked for.
+/// How often left-over imports, and jobs past their time, are looked for.
 const SWEEP_EVERY: Duration = Duration::from_mins(10);
 
 /// How often the database is asked for the health service.
@@ -59,6 +62,7 @@ pub struct Server {
 pub async fn bind(config: Config) -> anyhow::Result<Server> {
     let chunker = config.serve.validate()?;
     let pool = store::connect(&config.database)?;
+    let limit = config.database.database_timeout + config.database.statement_timeout;
     store::migrate(&pool, config.serve.migrate).await?;
     let listener = TcpListener::bind(config.serve.listen)
         .await
@@ -72,7 +76,7 @@ pub async fn bind(config: Config) -> anyhow::Result<Server> {
     Ok(Server {
         config: config.serve,
         chunker: Arc::new(chunker),
-        store: Store::new(pool),
+        store: Store::new(pool, limit),
         listener,
         address,
     })
@@ -84,8 +88,9 @@ impl Server {
         self.address
     }
 
-    /// Serves until `shutdown`, then lets calls under way end, for at most the
-    /// drain timeout.
+    /// Serves until `shutdown`. Then it says that it is not ready, ends streams
+    /// and long polls, accepts no more connections after the drain delay, and
+    /// lets calls under way end, for at most the drain timeout.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let tasks = TaskTracker::new();
         let wakeup = Wakeup::default();
@@ -93,35 +98,45 @@ impl Server {
         let services = self.services(&wakeup, &shutdown, &tasks, &writer_tasks);
         let (reporter, health) = tonic_health::server::health_reporter();
         let background = TaskTracker::new();
-        self.start_background(&services, &reporter, &background, &shutdown);
+        let unready = CancellationToken::new();
+        background.spawn(report_health(
+            self.store.clone(),
+            reporter,
+            shutdown.clone(),
+            (unready.clone().drop_guard(), self.config.drain_delay),
+        ));
+        self.start_background(&services, &background, &shutdown);
 
         let routes = routes(services, self.store.clone(), health, &shutdown)?;
         let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
-        let drained = self.config.drain_timeout;
+        let (delay, timeout) = (self.config.drain_delay, self.config.drain_timeout);
         let serving = Transport::builder()
             .accept_http1(true)
             .http2_keepalive_interval(Some(KEEPALIVE.0))
             .http2_keepalive_timeout(Some(KEEPALIVE.1))
             .layer(MapResponseLayer::new(grpc::limits::relabel))
             .add_routes(routes)
-            .serve_with_incoming_shutdown(incoming, shutdown.clone().cancelled_owned());
+            // Whoever asks about this replica's health is told before anybody is refused.
+            .serve_with_incoming_shutdown(incoming, unready.cancelled_owned());
         tracing::info!(address = %self.address, "listening");
-        let mut serving = std::pin::pin!(serving);
-        tokio::select! {
-            served = &mut serving => served?,
-            () = async {
-                shutdown.cancelled().await;
-                tokio::time::sleep(drained).await;
-            } => tracing::warn!("Calls were still under way after the drain timeout; they are cut off."),
-        }
+        let deadline = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(delay + timeout).await;
+        };
         // Results that were taken are written before the process ends.
-        for tracker in [&tasks, &writer_tasks, &background] {
-            tracker.close();
-            if tokio::time::timeout(drained, tracker.wait()).await.is_err() {
-                tracing::warn!(
-                    "Tasks were still running after the drain timeout; they are cut off."
-                );
+        let drained = async {
+            serving.await?;
+            for tracker in [&tasks, &writer_tasks, &background] {
+                tracker.close();
+                tracker.wait().await;
             }
+            anyhow::Ok(())
+        };
+        tokio::select! {
+            drained = drained => drained?,
+            () = deadline => tracing::warn!(
+                "Calls were still under way after the drain timeout; they are cut off."
+            ),
         }
         tracing::info!("stopped");
         Ok(())
@@ -143,6 +158,7 @@ impl Server {
                 models: self.config.models.clone(),
                 policy: self.config.retry_policy(),
                 lease_duration: self.config.lease_duration,
+                orphan_grace: self.config.orphan_grace,
                 max_chunks_per_job: self.config.max_chunks_per_job,
                 max_batch_size: self.config.max_batch_size,
                 poll_interval: self.config.poll_interval,
@@ -156,7 +172,6 @@ impl Server {
     fn start_background(
         &self,
         services: &Services,
-        reporter: &HealthReporter,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
     ) {
@@ -172,24 +187,32 @@ impl Server {
             shutdown.clone(),
         );
         tasks.spawn(async move { wakeup.announce(&store, &stop).await });
-        tasks.spawn(report_health(
-            self.store.clone(),
-            reporter.clone(),
-            shutdown.clone(),
-        ));
+        self.start_maintenance(services, tasks, shutdown);
+    }
 
+    /// Starts what keeps the queue and the sources in order.
+    fn start_maintenance(
+        &self,
+        services: &Services,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) {
         let poll = self.config.poll_interval;
-        let rescuer = Rescuer {
+        let mut rescuer = Rescuer {
             store: self.store.clone(),
             wakeup: services.wakeup.clone(),
             policy: services.policy,
-            progress_deadline: self.config.progress_deadline,
+            patience: Patience {
+                orphan_grace: self.config.orphan_grace,
+                progress_deadline: self.config.progress_deadline,
+            },
+            answers_since: None,
         };
         tasks.spawn(maintenance::every(
             "rescuer",
             poll,
             shutdown.clone(),
-            async move || Ok(Rescuer::is_full(&rescuer.tick().await?)),
+            async move || rescuer.step().await,
         ));
         let (store, wakeup) = (self.store.clone(), services.wakeup.clone());
         tasks.spawn(maintenance::every(
@@ -209,6 +232,24 @@ impl Server {
             SWEEP_EVERY,
             shutdown.clone(),
             async move || sweeper::tick(&store).await,
+        ));
+        let (store, keep) = (self.store.clone(), self.config.job_retention);
+        tasks.spawn(maintenance::every(
+            "retention",
+            SWEEP_EVERY,
+            shutdown.clone(),
+            async move || retention::tick(&store, keep).await,
+        ));
+        let reconciler = Reconciler {
+            store: self.store.clone(),
+            interval: self.config.reconcile_interval,
+            max_chunks_per_job: self.config.max_chunks_per_job,
+        };
+        tasks.spawn(maintenance::every(
+            "reconciler",
+            poll,
+            shutdown.clone(),
+            async move || Ok(reconciler.tick().await?.more),
         ));
     }
 }
@@ -259,8 +300,14 @@ fn routes(
 }
 
 /// Keeps the health service true: serving while the database answers and the
-/// process is not stopping.
-async fn report_health(store: Store, reporter: HealthReporter, shutdown: CancellationToken) {
+/// process is not stopping. Ends those who watch it and drops the guard when it
+/// has said that it stops and the delay after that is over.
+async fn report_health(
+    store: Store,
+    mut reporter: HealthReporter,
+    shutdown: CancellationToken,
+    (unready, delay): (DropGuard, Duration),
+) {
     let names = [
         "",
         SourceServiceServer::<Sources>::NAME,
@@ -269,8 +316,13 @@ async fn report_health(store: Store, reporter: HealthReporter, shutdown: Cancell
         WorkerServiceServer::<Workers>::NAME,
     ];
     loop {
-        let stopping = shutdown.is_cancelled();
-        let status = if !stopping && http::answers(&store).await {
+        let serving = tokio::select! {
+            biased;
+            // Also while the database is asked, which may take its time.
+            () = shutdown.cancelled() => false,
+            answers = http::answers(&store) => answers,
+        };
+        let status = if serving {
             ServingStatus::Serving
         } else {
             ServingStatus::NotServing
@@ -278,12 +330,18 @@ async fn report_health(store: Store, reporter: HealthReporter, shutdown: Cancell
         for name in names {
             reporter.set_service_status(name, status).await;
         }
-        if stopping {
-            return;
+        if shutdown.is_cancelled() && !serving {
+            break;
         }
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = tokio::time::sleep(HEALTH_EVERY) => {}
         }
     }
+    tokio::time::sleep(delay).await;
+    // Watchers wait for as long as they can; they must not hold up the stop.
+    for name in names {
+        reporter.clear_service_status(name).await;
+    }
+    drop(unready);
 }

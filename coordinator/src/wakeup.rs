@@ -4,12 +4,17 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    convert::Infallible,
+    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use sqlx::postgres::PgListener;
-use tokio::sync::{Notify, watch};
+use sqlx::{Executor as _, postgres::PgListener};
+use tokio::{
+    sync::{Notify, watch},
+    time::timeout,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::store::{CHANGE_CHANNEL, QUEUE_CHANNEL, REVOKE_CHANNEL, Store};
@@ -19,6 +24,11 @@ const ANNOUNCE_EVERY: Duration = Duration::from_millis(100);
 
 /// How long to wait before listening again after the database went away.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
+
+/// After how long without a notification the database is asked whether it is
+/// still there, and how long it may take to answer: a connection that the
+/// network lost says nothing either.
+const LISTEN_CHECK: Duration = Duration::from_secs(10);
 
 /// Where everything that waits registers, and everything that changes reports.
 #[derive(Debug, Clone, Default)]
@@ -153,9 +163,8 @@ impl Wakeup {
                 () = shutdown.cancelled() => return,
                 ended = self.listen_once(store, &mut was_away) => ended,
             };
-            if let Err(error) = ended
-                && !was_away
-            {
+            let Err(error) = ended;
+            if !was_away {
                 tracing::warn!(%error, "Notifications from the database have stopped; polling goes on.");
                 was_away = true;
             }
@@ -166,21 +175,31 @@ impl Wakeup {
         }
     }
 
-    async fn listen_once(&self, store: &Store, was_away: &mut bool) -> Result<(), sqlx::Error> {
+    async fn listen_once(
+        &self,
+        store: &Store,
+        was_away: &mut bool,
+    ) -> Result<Infallible, sqlx::Error> {
         let mut listener = PgListener::connect_with(store.pool()).await?;
         listener.eager_reconnect(false);
-        listener
-            .listen_all([QUEUE_CHANNEL, CHANGE_CHANNEL, REVOKE_CHANNEL])
-            .await?;
+        answer(listener.listen_all([QUEUE_CHANNEL, CHANGE_CHANNEL, REVOKE_CHANNEL])).await?;
         if std::mem::take(was_away) {
             tracing::info!("Notifications from the database are back.");
         }
         // What was sent while nobody listened is unknown.
         self.wake_all();
-        while let Some(notification) = listener.try_recv().await? {
-            self.hear(notification.channel(), notification.payload());
+        loop {
+            match timeout(LISTEN_CHECK, listener.try_recv()).await {
+                Ok(Ok(Some(notification))) => {
+                    self.hear(notification.channel(), notification.payload());
+                }
+                Ok(Ok(None)) => return Err(gone("the database ended the connection")),
+                Ok(Err(error)) => return Err(error),
+                Err(_) => {
+                    answer(listener.execute("-- wakeup::listen\nSELECT 1")).await?;
+                }
+            }
         }
-        Ok(())
     }
 
     fn hear(&self, channel: &str, payload: &str) {
@@ -221,6 +240,17 @@ impl Wakeup {
             tokio::time::sleep(ANNOUNCE_EVERY).await;
         }
     }
+}
+
+/// Waits for the database's answer, but not for ever.
+async fn answer<T>(answer: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    timeout(LISTEN_CHECK, answer)
+        .await
+        .unwrap_or_else(|_| Err(gone("the database did not answer")))
+}
+
+fn gone(why: &str) -> sqlx::Error {
+    sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, why))
 }
 
 /// Locks without poisoning: nothing that holds these locks can panic half-way

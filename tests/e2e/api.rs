@@ -181,23 +181,6 @@ async fn grpc_web_reaches_the_services() {
     assert!(trailers.contains("grpc-status:0"), "{trailers:?}");
 }
 
-#[tokio::test]
-async fn what_is_not_built_yet_says_so() {
-    let weir = Weir::start().await;
-    let job_id = weir.put("source", &["one"]).await.jobs[0].job_id;
-    let status = weir
-        .jobs()
-        .cancel_job(v1::CancelJobRequest { job_id })
-        .await;
-    assert_status(&status.unwrap_err(), Code::Unimplemented, "cancel");
-    let request = v1::RetryJobRequest {
-        job_id,
-        force: false,
-    };
-    let status = weir.jobs().retry_job(request).await.unwrap_err();
-    assert_status(&status, Code::Unimplemented, "retry");
-}
-
 // Sources.
 
 fn list(page_size: i32, page_token: String) -> v1::ListSourcesRequest {

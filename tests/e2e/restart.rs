@@ -9,7 +9,7 @@ use weir_proto::v1::{
 };
 use weir_tests::cluster::Coordinator;
 
-use crate::world::World;
+use crate::{clients::until, world::World};
 
 #[tokio::test]
 async fn a_killed_coordinator_costs_nothing_but_time() {
@@ -35,6 +35,43 @@ async fn a_killed_coordinator_costs_nothing_but_time() {
     assert_eq!((job.epoch, job.attempt), (1, 0), "{job:?}");
     let chunks = world.assert_exact("logistics").await;
     assert_eq!(world.repeated(&chunks), [].into());
+}
+
+#[tokio::test]
+async fn a_lease_that_ran_out_while_nobody_could_renew_it_is_kept() {
+    let lease = [
+        ("WEIR_LEASE_DURATION", "2s"),
+        ("WEIR_ORPHAN_GRACE", "10s"),
+        // A rescuer that does not wait comes before the worker.
+        ("WEIR_POLL_INTERVAL", "10ms"),
+    ];
+    let mut world = World::start(&lease).await;
+    let worker = world.worker("1");
+    worker.process.wait_for_event("The embedder answers.").await;
+    world.embedder.close_gate();
+    let put = world.put_items("held", [("a".into(), "text".into())]).await;
+    world.embedder.calls_started(2).await;
+    let address = world.coordinator.address().to_string();
+    world.coordinator.process.sigkill().await;
+    let over = "SELECT count(*) FROM weir.jobs WHERE lease_expires_at < now()";
+    let over = async || {
+        sqlx::query_scalar(over)
+            .fetch_one(world.database.pool())
+            .await
+    };
+    until(async || over().await.is_ok_and(|jobs: i64| jobs == 1)).await;
+
+    let mut environment = lease.to_vec();
+    environment.push(("WEIR_LISTEN", address.as_str()));
+    world.coordinator = Coordinator::spawn(world.database.url(), &environment).await;
+    worker
+        .process
+        .wait_for_event("The stream is open again.")
+        .await;
+    world.embedder.open_gate();
+    let job = world.succeeded(put.jobs[0].job_id).await;
+    assert_eq!((job.epoch, job.attempt), (1, 0), "{job:?}");
+    assert_eq!(world.embedder.received()["text"], 1);
 }
 
 #[tokio::test]

@@ -12,8 +12,11 @@ const WINDOW: usize = 2;
 /// A lease far shorter than the job.
 const SHORT_LEASE: (&str, &str) = ("WEIR_LEASE_DURATION", "2s");
 
+/// The rescuer begins after one orphan grace.
+const SHORT_GRACE: (&str, &str) = ("WEIR_ORPHAN_GRACE", "500ms");
+
 async fn slow_world() -> World {
-    let world = World::start(&[SHORT_LEASE]).await;
+    let world = World::start(&[SHORT_LEASE, SHORT_GRACE]).await;
     world
         .embedder
         .set_delay(Duration::from_millis(400), Duration::ZERO);
@@ -46,7 +49,7 @@ fn seconds(time: Option<prost_types::Timestamp>) -> f64 {
 
 #[tokio::test]
 async fn one_call_longer_than_the_lease_keeps_it() {
-    let world = World::start(&[SHORT_LEASE]).await;
+    let world = World::start(&[SHORT_LEASE, SHORT_GRACE]).await;
     let text = "a text that takes its time";
     let put = world.put_items("slow", [("a".into(), text.into())]).await;
     let worker = world.worker("1");

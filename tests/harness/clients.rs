@@ -267,12 +267,14 @@ pub type From = tonic::Streaming<v1::StreamBatchesResponse>;
 
 /// Opens a stream with this first message.
 pub async fn stream(weir: &Weir, first: FromWorker) -> (To, From) {
+    stream_on(weir.worker(), first).await
+}
+
+/// The same, through any client.
+pub async fn stream_on(mut worker: WorkerServiceClient<Channel>, first: FromWorker) -> (To, From) {
     let (to, requests) = tokio::sync::mpsc::channel(8);
     send(&to, first).await;
-    let answer = weir
-        .worker()
-        .stream_batches(ReceiverStream::new(requests))
-        .await;
+    let answer = worker.stream_batches(ReceiverStream::new(requests)).await;
     (to, answer.unwrap().into_inner())
 }
 

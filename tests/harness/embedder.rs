@@ -8,14 +8,14 @@ use std::{
     fmt, io,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use axum::{
     Json, Router,
     body::{Body, Bytes},
     extract::{DefaultBodyLimit, State},
-    http::StatusCode,
+    http::{StatusCode, Uri},
     response::{IntoResponse as _, Response},
     routing::post,
 };
@@ -44,6 +44,13 @@ pub fn expected_vector(text: &str) -> Vec<f32> {
 /// One call, as it came in.
 #[derive(Debug, Clone)]
 pub struct Call {
+    /// Who called: the path before the protocol's own, as in
+    /// `http://host/worker-1/api/embed`. Empty where there is none.
+    pub caller: String,
+    /// When it came in.
+    pub came: SystemTime,
+    /// When it was answered, rightly or not; unset as long as it is not.
+    pub ended: Option<SystemTime>,
     /// The model that was asked for.
     pub model: String,
     /// The texts, in order.
@@ -126,6 +133,8 @@ impl FakeEmbedder {
         let router = Router::new()
             .route("/api/embed", post(ollama))
             .route("/v1/embeddings", post(openai))
+            .route("/{caller}/api/embed", post(ollama))
+            .route("/{caller}/v1/embeddings", post(openai))
             .layer(DefaultBodyLimit::disable())
             .with_state(Arc::clone(&shared));
         let server = tokio::spawn(async move {
@@ -246,17 +255,27 @@ enum Input {
     Many(Vec<String>),
 }
 
-async fn ollama(State(shared): State<Arc<Shared>>, Json(request): Json<Request>) -> Response {
+async fn ollama(
+    State(shared): State<Arc<Shared>>,
+    uri: Uri,
+    Json(request): Json<Request>,
+) -> Response {
     answer(
         &shared,
+        caller(&uri, "/api/embed"),
         request,
         |vectors, request| json!({ "model": request.model, "embeddings": vectors }),
     )
     .await
 }
 
-async fn openai(State(shared): State<Arc<Shared>>, Json(request): Json<Request>) -> Response {
-    answer(&shared, request, |vectors, request| {
+async fn openai(
+    State(shared): State<Arc<Shared>>,
+    uri: Uri,
+    Json(request): Json<Request>,
+) -> Response {
+    let caller = caller(&uri, "/v1/embeddings");
+    answer(&shared, caller, request, |vectors, request| {
         let in_base64 = request.encoding_format.as_deref() == Some("base64");
         let embedding = |vector: &Vec<f32>| {
             if in_base64 {
@@ -278,8 +297,14 @@ async fn openai(State(shared): State<Arc<Shared>>, Json(request): Json<Request>)
     .await
 }
 
+fn caller(uri: &Uri, endpoint: &str) -> String {
+    let before = uri.path().strip_suffix(endpoint).unwrap_or_default();
+    before.trim_start_matches('/').to_owned()
+}
+
 async fn answer(
     shared: &Shared,
+    caller: String,
     mut request: Request,
     write: impl Fn(&[Vec<f32>], &Request) -> Value,
 ) -> Response {
@@ -293,6 +318,9 @@ async fn answer(
         let said = script.next.pop_front().or_else(|| rule(&script));
         let delay = script.delay + script.delay_per_text * texts.len() as u32;
         let noted = Call {
+            caller,
+            came: SystemTime::now(),
+            ended: None,
             model: request.model.clone(),
             texts: texts.clone(),
             answered: false,
@@ -311,11 +339,13 @@ async fn answer(
         time::sleep(delay).await;
     }
     let mut vectors: Vec<Vec<f32>> = texts.iter().map(|text| expected_vector(text)).collect();
+    if !matches!(rude, Some(Rude::Hang)) {
+        let call = &mut shared.script().calls[place];
+        call.ended = Some(SystemTime::now());
+        call.answered = rude.is_none();
+    }
     match rude {
-        None => {
-            shared.script().calls[place].answered = true;
-            Json(write(&vectors, &request)).into_response()
-        }
+        None => Json(write(&vectors, &request)).into_response(),
         Some(Rude::WrongCount) => {
             vectors.pop();
             Json(write(&vectors, &request)).into_response()

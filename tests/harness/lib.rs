@@ -16,7 +16,10 @@
 pub mod clients;
 pub mod cluster;
 pub mod embedder;
+pub mod invariants;
+pub mod pgproxy;
 pub mod postgres;
+pub mod proxy;
 pub mod world;
 
 use std::time::Duration;

@@ -84,7 +84,11 @@ pub struct World {
 impl World {
     /// Starts a coordinator with these settings, and an embedder.
     pub async fn start(environment: &[(&str, &str)]) -> Self {
-        let database = TestDatabase::create().await;
+        Self::start_on(TestDatabase::create().await, environment).await
+    }
+
+    /// The same on a database that the test has made.
+    pub async fn start_on(database: TestDatabase, environment: &[(&str, &str)]) -> Self {
         let coordinator = Coordinator::spawn(database.url(), environment).await;
         sqlx::raw_sql(HISTORY)
             .execute(database.pool())
@@ -225,6 +229,20 @@ impl World {
         let job = self.ended(job_id).await;
         assert_eq!(job.state(), JobState::Succeeded, "{job:?}");
         job
+    }
+
+    /// The same, asked again for as long as the database is away.
+    pub async fn succeeded_after_outage(&self, job_id: i64) -> Job {
+        let answers = async {
+            let mut jobs = self.jobs().await;
+            while let Err(error) = jobs.get_job(GetJobRequest { job_id }).await {
+                assert_eq!(error.code(), tonic::Code::Unavailable, "{error:?}");
+            }
+        };
+        time::timeout(PATIENCE, answers)
+            .await
+            .expect("the database is back");
+        self.succeeded(job_id).await
     }
 
     /// Every state that the job was in, oldest first.

@@ -211,6 +211,7 @@ async fn a_failed_try_is_charged_and_waits() {
         max_attempts: 2,
         backoff_base: Duration::from_mins(1),
         backoff_cap: LEASE,
+        ..RetryPolicy::default()
     };
     let failed = weir
         .store

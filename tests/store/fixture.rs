@@ -17,9 +17,12 @@ use weir_coordinator::{
         lease::Claim,
         migrate,
         rows::{ChunkText, Embedded, Job, LeaseKey, Rejected, Source, SourceKey},
+        steer::Retry,
     },
 };
-use weir_tests::{PATIENCE, embedder::expected_vector, postgres::TestDatabase};
+use weir_tests::{
+    PATIENCE, embedder::expected_vector, invariants::broken_invariants, postgres::TestDatabase,
+};
 
 /// The model of every source that no test says otherwise of.
 pub(crate) const MODEL: &str = "fake";
@@ -159,7 +162,7 @@ impl Weir {
             .await
             .expect("the database is migrated");
         Self {
-            store: Store::new(database.pool().clone()),
+            store: Store::new(database.pool().clone(), PATIENCE),
             database,
         }
     }
@@ -231,6 +234,15 @@ impl Weir {
         self.claim_many(1, LEASE).await.pop().expect("a job is due")
     }
 
+    /// Claims the one job that comes next, for a worker that is heard of and
+    /// then silent until its lease is over.
+    pub(crate) async fn claim_expired(&self) -> Job {
+        let job = self.claim().await;
+        let renewed = self.store.renew(lease_of(&job), Duration::ZERO).await;
+        renewed.expect("the lease is held");
+        job
+    }
+
     /// The texts that a job has still to embed, shortest first.
     pub(crate) async fn texts(&self, job: &Job) -> Vec<ChunkText> {
         let pending: Vec<PendingChunk> = self.store.pending(lease_of(job), ALL).await.unwrap();
@@ -271,6 +283,22 @@ impl Weir {
             .fail(lease_of(job), "it broke", &policy, 0.5)
             .await
             .expect("the job fails");
+    }
+
+    /// Asks for a job to be run again, with a trace context of its own.
+    pub(crate) async fn retry(&self, job_id: i64, force: bool) -> Result<Vec<Job>, StoreError> {
+        let retry = Retry {
+            job_id,
+            force,
+            max_chunks_per_job: 1_000,
+            traceparent: Some("the caller's".to_owned()),
+        };
+        self.store.retry_job(&retry).await
+    }
+
+    /// Does something to the database behind the store's back.
+    pub(crate) async fn meddle(&self, sql: &'static str) {
+        sqlx::raw_sql(sql).execute(self.pool()).await.unwrap();
     }
 
     /// The vectors of a source, by item and chunk, with their models.
@@ -325,12 +353,16 @@ impl Weir {
 
     /// Checks what must hold whatever was done.
     pub(crate) async fn check(&self) {
-        let broken: Vec<(String, i64)> = sqlx::query_as(INVARIANTS)
+        let broken = broken_invariants(self.pool()).await.unwrap();
+        assert!(broken.is_empty(), "broken: {broken:?}");
+        let sources: Vec<i64> = sqlx::query_scalar("SELECT id FROM weir.sources")
             .fetch_all(self.pool())
             .await
             .unwrap();
-        let broken: Vec<_> = broken.into_iter().filter(|(_, rows)| *rows > 0).collect();
-        assert!(broken.is_empty(), "broken: {broken:?}");
+        for source_id in sources {
+            let found = self.store.check_source(source_id).await.unwrap();
+            assert!(!found.any(), "the reconciler would find {found:?}");
+        }
         let vectors: Vec<(String, pgvector::Vector)> = sqlx::query_as(
             "SELECT c.text, e.embedding FROM weir.chunks c
              JOIN weir.embeddings e USING (source_id, item_id, chunk_index)",
@@ -347,43 +379,3 @@ impl Weir {
         }
     }
 }
-
-/// Each counts the rows that break a rule.
-const INVARIANTS: &str = "
-WITH pending AS (
-    SELECT c.source_id, c.item_id, c.chunk_index FROM weir.chunks c JOIN weir.sources s ON s.id = c.source_id
-    WHERE NOT EXISTS (SELECT FROM weir.embeddings e WHERE (e.source_id, e.item_id, e.chunk_index, e.model, e.text_hash)
-                                                     = (c.source_id, c.item_id, c.chunk_index, s.model, c.text_hash))
-      AND NOT EXISTS (SELECT FROM weir.rejections r WHERE (r.source_id, r.item_id, r.chunk_index, r.model, r.text_hash)
-                                                     = (c.source_id, c.item_id, c.chunk_index, s.model, c.text_hash))
-), results AS (
-    SELECT source_id, item_id, chunk_index, text_hash FROM weir.embeddings
-    UNION ALL SELECT source_id, item_id, chunk_index, text_hash FROM weir.rejections
-)
-SELECT 'law 7: every result is of the present text of a chunk', count(*) FROM results r WHERE NOT EXISTS (
-    SELECT FROM weir.chunks c WHERE (c.source_id, c.item_id, c.chunk_index, c.text_hash)
-                                  = (r.source_id, r.item_id, r.chunk_index, r.text_hash))
-UNION ALL SELECT 'every hash is of its text', count(*) FROM weir.chunks WHERE text_hash <> sha256(convert_to(text, 'UTF8'))
-UNION ALL SELECT 'a chunk is embedded or rejected, not both', count(*)
-    FROM weir.embeddings e JOIN weir.rejections r USING (source_id, item_id, chunk_index)
-UNION ALL SELECT 'every chunk has its item', count(*) FROM weir.chunks c WHERE NOT EXISTS (
-    SELECT FROM weir.items i WHERE (i.source_id, i.item_id) = (c.source_id, c.item_id))
-UNION ALL SELECT 'every item has its source', count(*) FROM weir.items i WHERE NOT EXISTS (
-    SELECT FROM weir.sources s WHERE s.id = i.source_id)
-UNION ALL SELECT 'indexes have no gaps', count(*) FROM (
-    SELECT FROM weir.chunks GROUP BY source_id, item_id HAVING max(chunk_index) + 1 <> count(*)) gaps
-UNION ALL SELECT 'sources count their items and chunks', count(*) FROM weir.sources s
-    WHERE items_total <> (SELECT count(*) FROM weir.items i WHERE i.source_id = s.id)
-       OR chunks_total <> (SELECT count(*) FROM weir.chunks c WHERE c.source_id = s.id)
-UNION ALL SELECT 'law 10: unsettled jobs of one source do not overlap', count(*)
-    FROM weir.jobs a JOIN weir.jobs b ON a.source_id = b.source_id AND a.id < b.id
-    WHERE NOT a.settled AND NOT b.settled AND a.first_item_id <= b.last_item_id AND b.first_item_id <= a.last_item_id
-UNION ALL SELECT 'every pending chunk is in an unsettled job', count(*) FROM pending p WHERE NOT EXISTS (
-    SELECT FROM weir.jobs j WHERE j.source_id = p.source_id AND NOT j.settled
-       AND p.item_id BETWEEN j.first_item_id AND j.last_item_id)
-UNION ALL SELECT 'unsettled jobs count what they have pending', count(*) FROM weir.jobs j
-    WHERE NOT j.settled AND j.chunks_total - j.chunks_done - j.chunks_rejected <> (
-        SELECT count(*) FROM pending p
-        WHERE p.source_id = j.source_id AND p.item_id BETWEEN j.first_item_id AND j.last_item_id)
-UNION ALL SELECT 'law 11: a job that waits after a failure says why', count(*) FROM weir.jobs
-    WHERE attempt > 0 AND state = 'queued' AND last_error IS NULL";

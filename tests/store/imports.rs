@@ -57,7 +57,7 @@ async fn an_import_becomes_the_whole_content() {
     );
     let written = weir
         .store
-        .finish_import(&write("api"), 1, &chunker())
+        .finish_import(&write("api"), 1, 1_100, &chunker())
         .await
         .unwrap();
     let change = Change {
@@ -119,7 +119,7 @@ async fn long_and_blank_texts_are_chunked_as_in_a_put() {
     let texts = [("a", long.as_str()), ("b", " \n "), ("c", "short")];
     stage(&weir, &texts).await;
     weir.store
-        .finish_import(&write("api"), 1, &chunker())
+        .finish_import(&write("api"), 1, 3, &chunker())
         .await
         .unwrap();
     let wanted = texts.map(|(item_id, text)| {
@@ -160,7 +160,7 @@ async fn large_texts_are_read_back_a_few_at_a_time() {
     .await;
     let chunker = Chunker::new(1_000, 0).unwrap();
     weir.store
-        .finish_import(&write("api"), 1, &chunker)
+        .finish_import(&write("api"), 1, 4, &chunker)
         .await
         .unwrap();
     let wanted = ["a", "b", "c", "d"].map(|item_id| {
@@ -206,10 +206,41 @@ async fn an_import_of_nothing_empties_the_source() {
     let weir = Weir::new().await;
     weir.put("api", &many(3)).await;
     weir.store
-        .finish_import(&write("api"), 77, &chunker())
+        .finish_import(&write("api"), 77, 0, &chunker())
         .await
         .unwrap();
     assert_eq!(weir.counts("api").await, counts([0, 0, 0, 0, 0]));
+    weir.check().await;
+}
+
+#[tokio::test]
+async fn a_part_of_an_import_does_not_pass_for_the_whole() {
+    let weir = Weir::new().await;
+    weir.put("api", &many(3)).await;
+    let before = weir.counts("api").await;
+    weir.store
+        .add_import_items(1, &import_items(0, 1_200))
+        .await
+        .unwrap();
+    // What a crash does to a table that is not logged.
+    sqlx::query("TRUNCATE weir.import_items")
+        .execute(weir.pool())
+        .await
+        .unwrap();
+    let finish = async |count| {
+        let write = write("api");
+        let finished = weir.store.finish_import(&write, 1, count, &chunker()).await;
+        finished.unwrap_err().to_string()
+    };
+    assert!(finish(1_200).await.contains("begin the import again"));
+    weir.store
+        .add_import_items(1, &import_items(1_200, 1_201))
+        .await
+        .unwrap();
+    assert!(finish(1_201).await.contains("begin the import again"));
+    // Nor do more items than the caller knows of.
+    assert!(finish(0).await.contains("begin the import again"));
+    assert_eq!(weir.counts("api").await, before);
     weir.check().await;
 }
 

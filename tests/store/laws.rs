@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 use proptest::prelude::*;
 use weir_coordinator::{
     job::{plan::PlannedItem, retry::RetryPolicy},
-    store::{StoreError, content::SourceWrite, rows::Job},
+    maintenance::reconciler::Reconciler,
+    store::{StoreError, content::SourceWrite, rescue::Patience, rows::Job},
 };
 
 use crate::fixture::{LEASE, Weir, counts_of, item, key, lease_of, outcome, rejected, write};
@@ -19,12 +20,23 @@ enum Step {
     Delete,
     /// Claim; with a lease that is over at once, if so.
     Claim(bool),
+    /// Ask for batches of this size; with a lease that is over at once, if so.
+    Open(usize, i32, bool),
+    /// The stream breaks.
+    Orphan(usize),
     /// Embed this many chunks of a job held, and reject the next so many.
     Embed(usize, usize, usize),
     Fail(usize),
     Release(usize),
     Complete(usize),
     Rescue,
+    /// Cancel one of the newest jobs.
+    Cancel(usize),
+    /// Have one of the newest jobs run again; with force, if so.
+    Retry(usize, bool),
+    /// Lose vectors and counts behind the store's back, if so, end all
+    /// parking, and reconcile.
+    Reconcile(bool),
     /// Another model from now on.
     Model(bool),
 }
@@ -41,10 +53,15 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Delete),
         6 => any::<bool>().prop_map(Step::Claim),
         8 => (held.clone(), 0..5_usize, 0..2_usize).prop_map(|(job, done, refused)| Step::Embed(job, done, refused)),
+        3 => (held.clone(), 1..5_i32, any::<bool>()).prop_map(|(job, size, over)| Step::Open(job, size, over)),
+        1 => held.clone().prop_map(Step::Orphan),
         2 => held.clone().prop_map(Step::Fail),
         1 => held.clone().prop_map(Step::Release),
         2 => held.prop_map(Step::Complete),
         2 => Just(Step::Rescue),
+        2 => (0..6_usize).prop_map(Step::Cancel),
+        3 => (0..6_usize, any::<bool>()).prop_map(|(job, force)| Step::Retry(job, force)),
+        2 => any::<bool>().prop_map(Step::Reconcile),
         1 => any::<bool>().prop_map(Step::Model),
     ]
 }
@@ -82,12 +99,29 @@ fn fenced<T>(answer: Result<T, StoreError>) -> Option<T> {
     }
 }
 
+/// Vectors that no unsettled job counts, every third of them, and the counts.
+const LOSE: &str = "
+    DELETE FROM weir.embeddings e WHERE hashtext(e.item_id) % 3 = 0 AND NOT EXISTS (
+        SELECT FROM weir.jobs j WHERE j.source_id = e.source_id AND NOT j.settled
+           AND e.item_id BETWEEN j.first_item_id AND j.last_item_id);
+    UPDATE weir.sources SET items_total = items_total + 1, chunks_total = 0";
+
+/// The newest job but so many, if there is one.
+async fn newest(weir: &Weir, place: usize) -> Option<i64> {
+    sqlx::query_scalar("SELECT id FROM weir.jobs ORDER BY id DESC LIMIT 1 OFFSET $1")
+        .bind(place as i64)
+        .fetch_optional(weir.pool())
+        .await
+        .unwrap()
+}
+
 #[expect(clippy::too_many_lines, reason = "one arm for each step")]
 async fn take(weir: &Weir, model: &mut Model, step: &Step) {
     let policy = RetryPolicy {
         max_attempts: 2,
         backoff_base: Duration::ZERO,
         backoff_cap: Duration::ZERO,
+        ..RetryPolicy::default()
     };
     let job = |place: usize| model.leases.iter().rev().nth(place).cloned();
     let write = model.write.clone().unwrap();
@@ -125,6 +159,19 @@ async fn take(weir: &Weir, model: &mut Model, step: &Step) {
             model.leases.extend(weir.claim_many(1, lease).await);
             model.leases.extend(weir.claim_if("other", lease).await);
         }
+        Step::Open(place, size, over) => {
+            if let Some(job) = job(*place) {
+                let lease = if *over { Duration::ZERO } else { LEASE };
+                fenced(weir.store.open(lease_of(&job), lease, *size).await);
+            }
+        }
+        Step::Orphan(place) => {
+            if let Some(job) = job(*place) {
+                let until = job.lease_expires_at.unwrap();
+                let orphaned = weir.store.orphan(lease_of(&job), until, Duration::ZERO);
+                orphaned.await.unwrap();
+            }
+        }
         Step::Embed(place, done, refused) => {
             let Some(job) = job(*place) else { return };
             let Some(pending) = fenced(weir.store.pending(lease_of(&job), 100).await) else {
@@ -160,7 +207,46 @@ async fn take(weir: &Weir, model: &mut Model, step: &Step) {
             }
         }
         Step::Rescue => {
-            weir.store.rescue(10, LEASE, &policy, || 0.0).await.unwrap();
+            let patience = Patience {
+                orphan_grace: Duration::ZERO,
+                progress_deadline: LEASE,
+            };
+            weir.store
+                .rescue(10, &patience, &policy, || 0.0)
+                .await
+                .unwrap();
+        }
+        Step::Cancel(place) => {
+            if let Some(job_id) = newest(weir, *place).await {
+                fenced(weir.store.cancel_job(job_id).await);
+            }
+        }
+        Step::Retry(place, force) => {
+            if let Some(job_id) = newest(weir, *place).await {
+                fenced(weir.retry(job_id, *force).await);
+            }
+        }
+        Step::Reconcile(lose) => {
+            if *lose {
+                weir.meddle(LOSE).await;
+            }
+            weir.meddle(
+                "UPDATE weir.jobs SET run_at = finished_at WHERE state = 'failed' AND NOT settled",
+            )
+            .await;
+            let reconciler = Reconciler {
+                store: weir.store.clone(),
+                interval: Duration::ZERO,
+                max_chunks_per_job: 5,
+            };
+            reconciler.tick().await.unwrap();
+            assert_eq!(
+                weir.number(
+                    "SELECT count(*) FROM weir.jobs WHERE state = 'failed' AND NOT settled"
+                )
+                .await,
+                0
+            );
         }
         Step::Model(other) => {
             let name = if *other {
@@ -208,7 +294,7 @@ async fn agrees(weir: &Weir, model: &Model) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 20, failure_persistence: None, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
     fn the_laws_hold_in_any_order(steps in prop::collection::vec(step(), 1..40)) {
@@ -224,4 +310,82 @@ proptest! {
             }
         });
     }
+}
+
+/// Does everything that takes the locks of a source and its jobs, from all
+/// sides at once. None of it may meet another in a deadlock, and the reconciler
+/// may at no moment find anything wrong.
+#[tokio::test]
+async fn what_changes_jobs_takes_turns() {
+    const ROUNDS: usize = 30;
+
+    let weir = Weir::new().await;
+    let mut small = write("api");
+    small.max_chunks_per_job = 2;
+    let content = |round: usize| -> Vec<PlannedItem> {
+        let text = |n: usize| format!("text {n} {}", if n % 4 == round % 4 { round } else { 0 });
+        (0..10)
+            .map(|n| item(&format!("i{n}"), &[&text(n)]))
+            .collect()
+    };
+    weir.store.put_source(&small, &content(0)).await.unwrap();
+    let policy = RetryPolicy {
+        max_attempts: 1,
+        ..RetryPolicy::default()
+    };
+    let writer = async {
+        for round in 0..ROUNDS {
+            let content = content(round / 2);
+            weir.store.put_source(&small, &content).await.unwrap();
+        }
+    };
+    let canceller = async {
+        for round in 0..ROUNDS {
+            let job_id = newest(&weir, round % 5).await.unwrap();
+            fenced(weir.store.cancel_job(job_id).await);
+        }
+    };
+    let retrier = async |force: bool| {
+        for round in 0..ROUNDS {
+            let job_id = newest(&weir, round % 7).await.unwrap();
+            fenced(weir.retry(job_id, force).await);
+        }
+    };
+    let worker = async |fails: usize| {
+        for round in 0..ROUNDS {
+            for job in weir.claim_many(2, LEASE).await {
+                let lease = lease_of(&job);
+                if round % 3 == fails {
+                    fenced(weir.store.fail(lease, "it broke", &policy, 0.0).await);
+                } else if let Some(pending) = fenced(weir.store.pending(lease, 100).await) {
+                    let texts = weir.store.texts(job.source_id, &pending).await.unwrap();
+                    fenced(weir.upsert(outcome(&job, &texts)).await);
+                }
+            }
+        }
+    };
+    let reconciler = async {
+        let reconciler = Reconciler {
+            store: weir.store.clone(),
+            interval: Duration::ZERO,
+            max_chunks_per_job: 2,
+        };
+        for _ in 0..ROUNDS {
+            weir.meddle(
+                "UPDATE weir.jobs SET run_at = finished_at WHERE state = 'failed' AND NOT settled",
+            )
+            .await;
+            assert_eq!(reconciler.tick().await.unwrap().repaired, 0);
+        }
+    };
+    tokio::join!(
+        writer,
+        canceller,
+        retrier(false),
+        retrier(true),
+        worker(0),
+        worker(1),
+        reconciler
+    );
+    weir.check().await;
 }

@@ -8,13 +8,20 @@
 )]
 
 mod batches;
+mod bisection;
 mod claims;
+mod commit_then_error;
 mod fencing;
 mod fixture;
 mod imports;
 mod laws;
+mod orphans;
 mod reads;
+mod reconcile;
 mod rescue;
+mod retention;
 mod schema;
 mod search;
+mod silence;
 mod sources;
+mod steer;

@@ -7,7 +7,11 @@ use weir_coordinator::{
         retry::RetryPolicy,
         state::{JobState, RevokeReason},
     },
-    store::{StoreError, rescue::Rescued, rows::Job},
+    store::{
+        StoreError,
+        rescue::{Patience, Rescued},
+        rows::Job,
+    },
 };
 
 use crate::fixture::{LEASE, Weir, lease_of, many, outcome, write};
@@ -15,17 +19,27 @@ use crate::fixture::{LEASE, Weir, lease_of, many, outcome, write};
 /// Never reached.
 const NO_DEADLINE: Duration = LEASE;
 
+/// Patience with silence, and none with a lease that is over.
+const PATIENCE: Patience = Patience {
+    orphan_grace: LEASE,
+    progress_deadline: LEASE,
+};
+
 async fn rescue(weir: &Weir, limit: i64, progress_deadline: Duration) -> Rescued {
+    let patience = Patience {
+        progress_deadline,
+        ..PATIENCE
+    };
     weir.store
-        .rescue(limit, progress_deadline, &RetryPolicy::default(), || 0.0)
+        .rescue(limit, &patience, &RetryPolicy::default(), || 0.0)
         .await
         .unwrap()
 }
 
-/// A job whose lease is over as soon as it is claimed.
+/// A job whose worker was heard of, and whose lease is over.
 async fn expired(weir: &Weir) -> Job {
     weir.put("api", &many(3)).await;
-    weir.claim_many(1, Duration::ZERO).await.pop().unwrap()
+    weir.claim_expired().await
 }
 
 async fn lost(weir: &Weir, job: &Job) -> RevokeReason {
@@ -44,8 +58,8 @@ async fn a_silent_worker_loses_its_job_and_the_try_is_charged() {
         rescued,
         Rescued {
             retried: 1,
-            failed: 0,
-            source_ids: vec![job.source_id]
+            source_ids: vec![job.source_id],
+            ..Rescued::default()
         }
     );
     let queued = weir.job(job.id).await;
@@ -84,7 +98,7 @@ async fn the_last_attempt_fails_the_job() {
     };
     let rescued = weir
         .store
-        .rescue(10, NO_DEADLINE, &policy, || 0.0)
+        .rescue(10, &PATIENCE, &policy, || 0.0)
         .await
         .unwrap();
     assert_eq!((rescued.retried, rescued.failed), (0, 1));
@@ -94,6 +108,8 @@ async fn the_last_attempt_fails_the_job() {
         (JobState::Failed, 1, job.epoch + 1)
     );
     assert!(failed.finished_at.is_some() && failed.last_error.is_some());
+    let parked = failed.run_at - failed.finished_at.unwrap();
+    assert_eq!(parked, chrono::TimeDelta::minutes(30));
     weir.check().await;
 }
 
@@ -102,7 +118,7 @@ async fn a_charged_try_waits_before_the_next() {
     let weir = Weir::new().await;
     expired(&weir).await;
     weir.store
-        .rescue(10, NO_DEADLINE, &RetryPolicy::default(), || 0.5)
+        .rescue(10, &PATIENCE, &RetryPolicy::default(), || 0.5)
         .await
         .unwrap();
     let spread = "SELECT count(*) FROM weir.jobs WHERE run_at > now() AND run_at - started_at >= interval '2.5 s'";
@@ -130,7 +146,7 @@ async fn a_try_that_moved_forward_is_not_charged() {
         (JobState::Queued, 0, job.epoch + 1)
     );
     // What an earlier lease persisted does not count for the next.
-    weir.claim_many(1, Duration::ZERO).await.pop().unwrap();
+    weir.claim_expired().await;
     rescue(&weir, 10, NO_DEADLINE).await;
     assert_eq!(weir.job(job.id).await.attempt, 1);
     weir.check().await;
@@ -179,6 +195,7 @@ async fn a_job_without_any_progress_is_timed_from_its_claim() {
     let weir = Weir::new().await;
     weir.put("api", &many(3)).await;
     let job = weir.claim().await;
+    weir.store.renew(lease_of(&job), LEASE).await.unwrap();
     assert_eq!(rescue(&weir, 10, Duration::ZERO).await.retried, 1);
     assert_eq!(lost(&weir, &job).await, RevokeReason::NoProgress);
 }
@@ -189,7 +206,12 @@ async fn rescuers_side_by_side_charge_once() {
     let mut small = write("api");
     small.max_chunks_per_job = 1;
     weir.store.put_source(&small, &many(20)).await.unwrap();
-    assert_eq!(weir.claim_many(20, Duration::ZERO).await.len(), 20);
+    for job in weir.claim_many(20, LEASE).await {
+        weir.store
+            .renew(lease_of(&job), Duration::ZERO)
+            .await
+            .unwrap();
+    }
     let (a, b, c) = tokio::join!(
         rescue(&weir, 20, NO_DEADLINE),
         rescue(&weir, 20, NO_DEADLINE),

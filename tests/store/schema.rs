@@ -8,7 +8,7 @@ use sqlx::{
 };
 use std::str::FromStr as _;
 use weir_coordinator::store::{MigrateError, Store, migrate};
-use weir_tests::postgres::TestDatabase;
+use weir_tests::{PATIENCE, postgres::TestDatabase};
 
 use crate::fixture::{LEASE, Weir, lease_of, many};
 
@@ -47,7 +47,7 @@ async fn replicas_that_start_together_take_turns() {
     for result in join_all((0..6).map(|_| migrate(database.pool(), true))).await {
         result.unwrap();
     }
-    Store::new(database.pool().clone())
+    Store::new(database.pool().clone(), PATIENCE)
         .source(&crate::fixture::key("api"))
         .await
         .unwrap_err();
@@ -140,7 +140,7 @@ async fn missing_rights_are_named_and_the_advice_helps() {
     assert!(error.to_string().contains(&advice), "{error}");
     run(&database, advice).await;
     migrate(&pool, true).await.unwrap();
-    let store = Store::new(pool.clone());
+    let store = Store::new(pool.clone(), PATIENCE);
     store
         .put_source(&crate::fixture::write("api"), &many(3))
         .await
@@ -252,6 +252,10 @@ async fn the_tables_refuse_nonsense_by_name() {
             "jobs_revoke_reason_known",
             "UPDATE weir.jobs SET revoke_reason = 'whim'",
         ),
+        (
+            "jobs_parkings_not_negative",
+            "UPDATE weir.jobs SET parkings = -1",
+        ),
         ("jobs_counts_add_up", "UPDATE weir.jobs SET chunks_done = 4"),
         (
             "jobs_counts_add_up",
@@ -338,7 +342,7 @@ async fn renewals_touch_no_index() {
         .connect_with(options)
         .await
         .unwrap();
-    let store = Store::new(pool.clone());
+    let store = Store::new(pool.clone(), PATIENCE);
     let updates = async || -> (i64, i64) {
         sqlx::query("SELECT pg_stat_force_next_flush()")
             .execute(&pool)

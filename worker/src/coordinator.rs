@@ -24,9 +24,10 @@ use weir_proto::{
 use crate::plan::{Batch, BatchResult, ChunkKey};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A peer that is gone without a word is noticed after interval plus timeout.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(20);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// A peer that is gone without a word is noticed after interval plus timeout:
+/// soon enough to be back on another replica within the orphan grace.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(4);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long a call may take to be answered, beyond what it asks to wait.
 const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 

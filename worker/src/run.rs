@@ -73,8 +73,8 @@ async fn claim_and_drain(context: &Arc<Context>) {
         warned_of_lease: false,
     };
     tokio::select! {
-        // A claim that is given up here may just have been granted; the
-        // coordinator sees the request cancelled, at worst the lease runs out.
+        // A claim that is given up here may just have been granted; nobody is
+        // heard of under that lease, so that the job goes back uncharged.
         () = context.shutdown.cancelled() => {}
         () = claimer.run() => {}
     }

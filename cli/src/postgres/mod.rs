@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 
 use self::{
     place::{KeptDir, RunDir, check_reachable, reachable_runtime},
-    server::Server,
+    server::{Recipe, Server},
     user::ServerUser,
 };
 
@@ -34,7 +34,7 @@ pub struct Options {
 pub struct EmbeddedPostgres {
     /// Present until it is stopped.
     server: Option<Server>,
-    socket_dir: PathBuf,
+    recipe: Recipe,
     // In this order: the locks go last.
     _run: RunDir,
     _kept: Option<KeptDir>,
@@ -73,14 +73,41 @@ impl EmbeddedPostgres {
             server::init(&home, &pgdata, user, kept.is_some())
                 .context("cannot make a Postgres data directory")?;
         }
-        let socket_dir = run.socket();
-        let server = Server::start(&home, &pgdata, &socket_dir, &options.settings, user)?;
+        let recipe = Recipe {
+            home,
+            pgdata,
+            socket_dir: run.socket(),
+            settings: options.settings.clone(),
+            user,
+        };
         Ok(Self {
-            server: Some(server),
-            socket_dir,
+            server: Some(Server::start(&recipe)?),
+            recipe,
             _run: run,
             _kept: kept,
         })
+    }
+
+    /// The id of the server's first process, which its others belong to;
+    /// nothing after a failed [`EmbeddedPostgres::start_again`].
+    pub fn pid(&self) -> Option<u32> {
+        self.server.as_ref().map(Server::pid)
+    }
+
+    /// Starts the server again, on the same data and at the same URL, after it
+    /// ended in whatever way; one that still runs is stopped first. Blocks and
+    /// fails as [`EmbeddedPostgres::start`] does.
+    pub fn start_again(&mut self) -> Result<()> {
+        if let Some(server) = self.server.take() {
+            server.stop();
+        }
+        self.server = Some(Server::start(&self.recipe)?);
+        Ok(())
+    }
+
+    /// The server's socket.
+    pub fn socket(&self) -> PathBuf {
+        self.recipe.socket_dir.join(".s.PGSQL.5432")
     }
 
     /// The URL of the database `weir`, for sqlx and libpq.
@@ -95,7 +122,7 @@ impl EmbeddedPostgres {
         format!(
             "postgres://postgres@localhost:5432/{}?host={}&sslmode=disable",
             percent_encode(database.as_bytes()),
-            percent_encode(self.socket_dir.as_os_str().as_encoded_bytes())
+            percent_encode(self.recipe.socket_dir.as_os_str().as_encoded_bytes())
         )
     }
 

@@ -99,26 +99,37 @@ fn run(mut command: Command, input: &str) -> Result<Output> {
     Ok(output)
 }
 
+/// What a server is started from.
+#[derive(Debug)]
+pub(super) struct Recipe {
+    /// Where Postgres is installed.
+    pub(super) home: PathBuf,
+    /// The cluster's directory.
+    pub(super) pgdata: PathBuf,
+    /// Where the socket goes.
+    pub(super) socket_dir: PathBuf,
+    /// Settings of the server, as in `postgresql.conf`.
+    pub(super) settings: Vec<(String, String)>,
+    /// Whom it runs as.
+    pub(super) user: ServerUser,
+}
+
 /// A running server.
 #[derive(Debug)]
 pub(super) struct Server {
+    pid: u32,
     stop: mpsc::Sender<()>,
     keeper: JoinHandle<()>,
 }
 
 impl Server {
     /// Starts the server and waits until it accepts connections.
-    pub(super) fn start(
-        home: &Path,
-        pgdata: &Path,
-        socket_dir: &Path,
-        settings: &[(String, String)],
-        user: ServerUser,
-    ) -> Result<Self> {
-        await_orphan(pgdata);
-        let mut command = user.command(&home.join("bin/postgres"));
-        command.arg("-D").arg(pgdata);
-        let socket_dir = socket_dir
+    pub(super) fn start(recipe: &Recipe) -> Result<Self> {
+        await_orphan(&recipe.pgdata);
+        let mut command = recipe.user.command(&recipe.home.join("bin/postgres"));
+        command.arg("-D").arg(&recipe.pgdata);
+        let socket_dir = recipe
+            .socket_dir
             .to_str()
             .context("the socket's path is not UTF-8")?;
         let fixed = [
@@ -131,7 +142,8 @@ impl Server {
             ("log_min_error_statement", "panic"),
             ("log_error_verbosity", "terse"),
         ];
-        let own = settings
+        let own = recipe
+            .settings
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_str()));
         for (name, value) in fixed.into_iter().chain(own) {
@@ -148,7 +160,7 @@ impl Server {
 
         let (stop, stopped) = mpsc::channel();
         let (ready, outcome) = mpsc::channel();
-        let pgdata = pgdata.to_path_buf();
+        let pgdata = recipe.pgdata.clone();
         // The server lives exactly as long as this thread, which starts it,
         // waits and ends it: the death signal is tied to the spawning thread.
         let keeper = thread::Builder::new()
@@ -156,10 +168,15 @@ impl Server {
             .spawn(move || keep(command, &pgdata, &ready, &stopped))
             .context("cannot start a thread")?;
         match outcome.recv() {
-            Ok(Ok(())) => Ok(Self { stop, keeper }),
+            Ok(Ok(pid)) => Ok(Self { pid, stop, keeper }),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(anyhow!("the thread that keeps Postgres ended")),
         }
+    }
+
+    /// The server's first process.
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
     }
 
     /// Ends the server and waits until it is gone.
@@ -173,7 +190,7 @@ impl Server {
 fn keep(
     mut command: Command,
     pgdata: &Path,
-    ready: &mpsc::Sender<Result<()>>,
+    ready: &mpsc::Sender<Result<u32>>,
     stopped: &mpsc::Receiver<()>,
 ) {
     let mut child = match command.spawn().context("cannot start Postgres") {
@@ -194,7 +211,7 @@ fn keep(
         ));
         return;
     }
-    let _ = ready.send(Ok(()));
+    let _ = ready.send(Ok(child.id()));
     // Nothing is ever sent: the other end is dropped when it is time.
     let _ = stopped.recv();
     end(&mut child);

@@ -1,6 +1,11 @@
 //! The one table from faults to status codes. Causes are logged here, once, and
 //! never sent.
 
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
@@ -8,6 +13,9 @@ use crate::{
     ingest::IngestError,
     store::{StoreError, Violation},
 };
+
+/// How often it is said that calls fail for want of the database.
+const SAY_AGAIN: Duration = Duration::from_secs(10);
 
 /// Most bytes that the faults of one answer say. A status travels in headers,
 /// of which many clients take 8 KiB, and these bytes are in it three times:
@@ -67,9 +75,14 @@ impl From<StoreError> for Status {
             StoreError::NotFound(message) => Self::not_found(message),
             StoreError::LeaseLost { why, .. } => Self::aborted(format!("lease lost: {why}")),
             StoreError::Precondition(message) => Self::failed_precondition(message),
+            StoreError::Aborted(message) => Self::aborted(message),
             StoreError::Invalid(violations) => invalid(violations),
             StoreError::Unavailable(cause) => {
-                tracing::warn!(%cause, "The database is unavailable.");
+                if is_worth_saying() {
+                    tracing::warn!(%cause, "Calls fail because the database is unavailable.");
+                } else {
+                    tracing::debug!(%cause, "A call failed because the database is unavailable.");
+                }
                 Self::unavailable("the database is unavailable; try again")
             }
             StoreError::Internal(cause) => {
@@ -78,6 +91,18 @@ impl From<StoreError> for Status {
             }
         }
     }
+}
+
+/// While the database is away every call fails, and workers call again and
+/// again: it is said once in a while.
+fn is_worth_saying() -> bool {
+    static SAID: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    let worth = said.is_none_or(|said| said.elapsed() >= SAY_AGAIN);
+    if worth {
+        *said = Some(Instant::now());
+    }
+    worth
 }
 
 /// What calls and streams are told when this replica stops.

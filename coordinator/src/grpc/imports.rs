@@ -24,10 +24,12 @@ impl Sources {
             cleared: false,
         };
         let outcome = async {
+            let mut count = 0;
             let mut next = Some(first);
             while let Some(list) = next {
                 let items = content::check_items("items", list.items)?;
                 self.0.store.add_import_items(import_id, &items).await?;
+                count += items.len();
                 next = match message(stream).await? {
                     None => None,
                     Some(Part::Items(items)) => Some(items),
@@ -42,12 +44,12 @@ impl Sources {
             Ok(self
                 .0
                 .store
-                .finish_import(write, import_id, &self.0.chunker)
+                .finish_import(write, import_id, count, &self.0.chunker)
                 .await?)
         }
         .await;
-        self.0.store.drop_import(import_id).await?;
-        staged.cleared = true;
+        // How the import went is not for this to hide; what is left is cleared later.
+        staged.cleared = self.0.store.drop_import(import_id).await.is_ok();
         outcome
     }
 
@@ -75,7 +77,8 @@ impl Sources {
 }
 
 /// The items that an import has stored so far. A call is dropped when its
-/// client goes away; they are cleared all the same.
+/// client goes away, and fails when the database does; they are cleared all the
+/// same.
 struct Staged {
     services: Services,
     import_id: i64,

@@ -13,9 +13,10 @@ use super::{
     door::Door,
     error::going_away,
     page,
+    sources::traceparent,
 };
 use crate::{
-    store::{StoreError, rows::SourceKey, status::JobFilter},
+    store::{StoreError, rows::SourceKey, status::JobFilter, steer::Retry},
     wakeup::Subscription,
 };
 
@@ -220,20 +221,39 @@ impl JobService for Jobs {
 
     async fn cancel_job(
         &self,
-        _request: Request<v1::CancelJobRequest>,
+        request: Request<v1::CancelJobRequest>,
     ) -> Result<Response<v1::CancelJobResponse>, Status> {
-        Err(Status::unimplemented(
-            "this version does not cancel jobs yet",
-        ))
+        let job = self.0.store.cancel_job(request.into_inner().job_id).await?;
+        tracing::info!(job_id = job.id, "A client cancelled a job.");
+        Ok(Response::new(v1::CancelJobResponse {
+            job: Some(wire_job(job, self.0.policy.max_attempts)),
+        }))
     }
 
     async fn retry_job(
         &self,
-        _request: Request<v1::RetryJobRequest>,
+        request: Request<v1::RetryJobRequest>,
     ) -> Result<Response<v1::RetryJobResponse>, Status> {
-        Err(Status::unimplemented(
-            "this version does not retry jobs on demand yet; put the source again to queue what is pending",
-        ))
+        let (metadata, _, request) = request.into_parts();
+        let retry = Retry {
+            job_id: request.job_id,
+            force: request.force,
+            max_chunks_per_job: self.0.max_chunks_per_job,
+            traceparent: traceparent(metadata.as_ref()),
+        };
+        let jobs = self.0.store.retry_job(&retry).await?;
+        tracing::info!(
+            job_id = retry.job_id,
+            force = retry.force,
+            jobs_queued = jobs.len(),
+            "A client had a job run again."
+        );
+        Ok(Response::new(v1::RetryJobResponse {
+            jobs: jobs
+                .into_iter()
+                .map(|job| wire_job(job, self.0.policy.max_attempts))
+                .collect(),
+        }))
     }
 
     async fn get_queue_stats(

@@ -46,6 +46,8 @@ pub(crate) struct Inner {
     pub(crate) models: Vec<String>,
     pub(crate) policy: RetryPolicy,
     pub(crate) lease_duration: Duration,
+    /// How long a worker whose stream broke may take to come back.
+    pub(crate) orphan_grace: Duration,
     pub(crate) max_chunks_per_job: i32,
     pub(crate) max_batch_size: i32,
     /// How long a watcher or claimer waits before it looks again unasked.

@@ -85,7 +85,7 @@ impl Sources {
 
 /// The caller's W3C trace context, where it has a well-formed one.
 /// <https://www.w3.org/TR/trace-context/#traceparent-header>
-fn traceparent(headers: &HeaderMap) -> Option<String> {
+pub(super) fn traceparent(headers: &HeaderMap) -> Option<String> {
     let value = headers.get("traceparent")?.to_str().ok()?;
     let parts: Vec<&str> = value.split('-').collect();
     let hex = |part: &str, len: usize| {

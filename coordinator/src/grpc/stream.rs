@@ -30,11 +30,11 @@ pub(crate) fn serve(
     services.tasks.clone().spawn(async move {
         if let Err(end) = run(&services, inbox, &outbox).await {
             let last = match end {
-                End::Status(status) => Err(status),
+                End::Status(status) | End::Gone(Some(status)) => Err(status),
                 End::Message(message) => Ok(v1::StreamBatchesResponse {
                     message: Some(message),
                 }),
-                End::Gone => return,
+                End::Gone(None) => return,
             };
             // A worker that is gone hears nothing.
             let _ = outbox.send(last).await;
@@ -49,8 +49,8 @@ enum End {
     Message(ToWorker),
     /// With an error.
     Status(Status),
-    /// The worker has gone.
-    Gone,
+    /// The worker has gone, or what came from it could not be read.
+    Gone(Option<Status>),
 }
 
 impl From<Status> for End {
@@ -86,15 +86,24 @@ async fn run(
     mut inbox: Streaming<v1::StreamBatchesRequest>,
     outbox: &Outbox,
 ) -> Result<(), End> {
-    let open = match inbox.message().await? {
-        Some(v1::StreamBatchesRequest {
-            message: Some(FromWorker::Open(open)),
-        }) => open,
-        Some(_) => return Err(out_of_order("the first message of a stream must open it").into()),
-        None => return Err(End::Gone),
+    let FromWorker::Open(open) = next(&mut inbox).await? else {
+        return Err(out_of_order("the first message of a stream must open it").into());
     };
     let mut handout = Handout::open(services, open).await?;
-    let mut revocations = services.wakeup.revocations(handout.job.source_id);
+    let end = hand_out(services, &mut handout, &mut inbox, outbox).await;
+    if let Err(End::Gone(_)) = &end {
+        handout.orphan(services).await;
+    }
+    end
+}
+
+async fn hand_out(
+    services: &Services,
+    handout: &mut Handout,
+    inbox: &mut Streaming<v1::StreamBatchesRequest>,
+    outbox: &Outbox,
+) -> Result<(), End> {
+    let mut revocations = services.wakeup.revocations(handout.source_id);
     // What happened between the renewal and the subscription is seen here.
     handout.check(services).await?;
     loop {
@@ -104,22 +113,23 @@ async fn run(
             // it on another replica.
             () = services.shutdown.cancelled() => return Err(going_away().into()),
             () = revocations.changed() => handout.check(services).await?,
-            message = inbox.message() => match message? {
-                None => return Err(End::Gone),
-                Some(v1::StreamBatchesRequest { message: Some(FromWorker::Result(result)) }) => {
-                    handout.take(services, outbox, result).await?;
-                }
-                Some(v1::StreamBatchesRequest { message: Some(FromWorker::Heartbeat(_)) }) => {
-                    handout.renew(services).await?;
-                }
-                Some(v1::StreamBatchesRequest { message: Some(FromWorker::Open(_)) }) => {
-                    return Err(out_of_order("a stream is opened once").into());
-                }
-                Some(v1::StreamBatchesRequest { message: None }) => {
-                    return Err(out_of_order("must carry open, result or heartbeat").into());
-                }
+            message = next(inbox) => match message? {
+                FromWorker::Result(result) => handout.take(services, outbox, result).await?,
+                FromWorker::Heartbeat(_) => handout.renew(services).await?,
+                FromWorker::Open(_) => return Err(out_of_order("a stream is opened once").into()),
             },
         }
+    }
+}
+
+async fn next(inbox: &mut Streaming<v1::StreamBatchesRequest>) -> Result<FromWorker, End> {
+    match inbox.message().await {
+        Ok(Some(v1::StreamBatchesRequest {
+            message: Some(message),
+        })) => Ok(message),
+        Ok(Some(_)) => Err(out_of_order("must carry open, result or heartbeat").into()),
+        Ok(None) => Err(End::Gone(None)),
+        Err(status) => Err(End::Gone(Some(relabel_status(status)))),
     }
 }
 
@@ -129,5 +139,5 @@ async fn send(outbox: &Outbox, message: ToWorker) -> Result<(), End> {
             message: Some(message),
         }))
         .await
-        .map_err(|_| End::Gone)
+        .map_err(|_| End::Gone(None))
 }

@@ -18,7 +18,7 @@ use super::{
     stream,
 };
 use crate::{
-    job::{plan::next_batch_len, retry::Decision},
+    job::{blame::suspected_batch, plan::next_batch_len, retry::Decision},
     store::{
         batches::Outcome,
         lease::{Claim, LeaseState},
@@ -195,11 +195,20 @@ impl WorkerService for Workers {
             .number("batch_size", request.batch_size, most, 1..=i32::MAX)
             .min(most);
         door.close()?;
-        let job = match self.0.store.renew(lease, self.0.lease_duration).await? {
+        let opened = self
+            .0
+            .store
+            .open(lease, self.0.lease_duration, size)
+            .await?;
+        let job = match opened {
             LeaseState::Held(job) => job,
             LeaseState::Finished(_) => {
                 return Ok(Response::new(v1::GetBatchResponse { chunks: Vec::new() }));
             }
+        };
+        let size = match job.suspects {
+            0 => size,
+            suspects => size.min(suspected_batch(suspects)),
         };
         let pending = self.0.store.pending(lease, size.into()).await?;
         let text_bytes = pending.iter().map(|chunk| chunk.text_bytes);

@@ -51,6 +51,22 @@ pub fn merge_ranges(mut ranges: Vec<ItemRange>) -> Vec<ItemRange> {
     ranges
 }
 
+/// The ranges between `kept` ones, which are in order and do not overlap, and
+/// around them. Each ends where its neighbour begins, so that both have that
+/// item: what follows an id in bytewise order cannot be written down.
+pub fn gaps(kept: &[ItemRange]) -> Vec<ItemRange> {
+    let ItemRange { mut first, last } = ItemRange::everything();
+    let mut gaps = Vec::with_capacity(kept.len() + 1);
+    for range in kept {
+        gaps.push(ItemRange {
+            first: std::mem::replace(&mut first, range.last.clone()),
+            last: range.first.clone(),
+        });
+    }
+    gaps.push(ItemRange { first, last });
+    gaps
+}
+
 /// A job to queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlannedJob {
@@ -63,26 +79,39 @@ pub struct PlannedJob {
 /// Cuts pending items into jobs as they come, in order of item id.
 ///
 /// A job ends before the item that would take it over `max_chunks`; an item
-/// that alone has more is a job of its own, for an item is never divided.
+/// that alone has more is a job of its own, for an item is never divided. It
+/// also ends before a range that another job keeps: jobs never overlap.
 #[derive(Debug)]
 pub struct JobCutter {
     max_chunks: i32,
+    /// What other jobs keep of that which is still to come.
+    kept: std::iter::Peekable<std::vec::IntoIter<ItemRange>>,
     jobs: Vec<PlannedJob>,
 }
 
 impl JobCutter {
-    /// Cuts jobs of up to `max_chunks` chunks.
-    pub fn new(max_chunks: i32) -> Self {
+    /// Cuts jobs of up to `max_chunks` chunks around the ranges `kept` by
+    /// other jobs, which are in order and do not overlap.
+    pub fn new(max_chunks: i32, kept: Vec<ItemRange>) -> Self {
         Self {
             max_chunks,
+            kept: kept.into_iter().peekable(),
             jobs: Vec::new(),
         }
     }
 
-    /// Takes the next item, which has `pending` (> 0) chunks to embed.
+    /// Takes the next item, which has `pending` (> 0) chunks to embed. One that
+    /// another job keeps is left to it.
     pub fn push(&mut self, item_id: String, pending: i32) {
+        let mut behind_kept = false;
+        while self.kept.next_if(|kept| kept.last < item_id).is_some() {
+            behind_kept = true;
+        }
+        if self.kept.peek().is_some_and(|kept| kept.first <= item_id) {
+            return;
+        }
         match self.jobs.last_mut() {
-            Some(job) if job.chunks.saturating_add(pending) <= self.max_chunks => {
+            Some(job) if !behind_kept && job.chunks.saturating_add(pending) <= self.max_chunks => {
                 job.chunks += pending;
                 job.range.last = item_id;
             }
@@ -278,7 +307,7 @@ mod tests {
 
     #[test]
     fn an_item_over_the_limit_is_a_job_of_its_own() {
-        let mut cutter = JobCutter::new(10);
+        let mut cutter = JobCutter::new(10, Vec::new());
         for (id, pending) in [("a", 4), ("b", 6), ("c", 25), ("d", 1)] {
             cutter.push(id.to_owned(), pending);
         }
@@ -322,7 +351,7 @@ mod tests {
             fn cut_jobs_cover_every_item_once_in_order(
                 counts in prop::collection::vec(1..40_i32, 0..60), max in 1..50_i32
             ) {
-                let mut cutter = JobCutter::new(max);
+                let mut cutter = JobCutter::new(max, Vec::new());
                 for (index, count) in counts.iter().enumerate() {
                     cutter.push(format!("{index:04}"), *count);
                 }
@@ -337,6 +366,30 @@ mod tests {
                     let next: usize = pair[1].range.first.parse().unwrap();
                     prop_assert!(pair[0].chunks + counts[next] > max);
                 }
+            }
+
+            #[test]
+            fn cut_jobs_leave_alone_what_others_keep(
+                items in prop::collection::btree_set(0..60_u8, 0..40), edges in prop::collection::btree_set(0..60_u8, 0..8),
+                max in 1..20_i32
+            ) {
+                let edges: Vec<String> = edges.iter().map(|edge| format!("{edge:02}")).collect();
+                let kept: Vec<ItemRange> = edges.chunks_exact(2).map(|pair| range(&pair[0], &pair[1])).collect();
+                let ids: Vec<String> = items.iter().map(|id| format!("{id:02}")).collect();
+                let covers = |ranges: &[ItemRange], id: &String| ranges.iter().any(|r| r.first <= *id && *id <= r.last);
+                let mut cutter = JobCutter::new(max, kept.clone());
+                for id in &ids {
+                    cutter.push(id.clone(), 1);
+                }
+                let jobs = cutter.finish();
+                let mut all: Vec<ItemRange> = jobs.iter().map(|job| job.range.clone()).collect();
+                for id in &ids {
+                    prop_assert!(covers(&all, id) != covers(&kept, id), "{id} in one or the other");
+                    prop_assert!(covers(&kept, id) || covers(&gaps(&kept), id), "{id} is in no gap");
+                }
+                all.extend(kept);
+                all.sort();
+                prop_assert!(all.windows(2).all(|pair| pair[0].last < pair[1].first), "{all:?}");
             }
 
             #[test]

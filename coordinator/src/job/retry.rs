@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::parking::ParkingPolicy;
+
 /// How failed tries are spaced and when they end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryPolicy {
@@ -11,6 +13,8 @@ pub struct RetryPolicy {
     pub backoff_base: Duration,
     /// No wait is longer than this.
     pub backoff_cap: Duration,
+    /// What follows when the tries are used up.
+    pub parking: ParkingPolicy,
 }
 
 impl Default for RetryPolicy {
@@ -19,6 +23,7 @@ impl Default for RetryPolicy {
             max_attempts: 5,
             backoff_base: Duration::from_secs(5),
             backoff_cap: Duration::from_mins(15),
+            parking: ParkingPolicy::default(),
         }
     }
 }
@@ -52,8 +57,14 @@ impl RetryPolicy {
         }
         Decision::Retry {
             attempt,
-            delay: self.backoff(attempt).mul_f64(random.clamp(0.0, 1.0)),
+            delay: self.delay(attempt, random),
         }
+    }
+
+    /// How long to wait after `attempt` charged tries: `random`, in 0..1, of
+    /// the longest wait.
+    pub fn delay(&self, attempt: i16, random: f64) -> Duration {
+        self.backoff(attempt).mul_f64(random.clamp(0.0, 1.0))
     }
 
     /// The longest wait after `attempt` charged tries: `backoff_base` doubled
@@ -97,6 +108,7 @@ mod tests {
                 max_attempts: i16::MAX,
                 backoff_base: Duration::from_secs(5),
                 backoff_cap: Duration::from_secs(cap),
+                parking: ParkingPolicy::default(),
             };
             match policy.charge(attempt, random) {
                 Decision::Retry { attempt: charged, delay } => {

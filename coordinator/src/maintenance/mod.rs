@@ -1,7 +1,9 @@
 //! Work that belongs to no call: each job of it is a timer around a public
 //! one-step body, and runs in every replica without a leader.
 
+pub mod reconciler;
 pub mod rescuer;
+pub mod retention;
 pub mod sweeper;
 
 use std::time::Duration;

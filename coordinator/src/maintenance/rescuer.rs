@@ -1,10 +1,13 @@
 //! The rescuer: returns jobs whose lease has expired.
 
-use std::time::Duration;
+use tokio::time::Instant;
 
 use crate::{
     job::retry::RetryPolicy,
-    store::{Store, StoreError, rescue::Rescued},
+    store::{
+        Store, StoreError,
+        rescue::{Patience, Rescued},
+    },
     wakeup::Wakeup,
 };
 
@@ -12,7 +15,7 @@ use crate::{
 const STEP: i64 = 100;
 
 /// What the rescuer works with.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Rescuer {
     /// Where the jobs are.
     pub store: Store,
@@ -20,21 +23,43 @@ pub struct Rescuer {
     pub wakeup: Wakeup,
     /// How tries are charged.
     pub policy: RetryPolicy,
-    /// How long a job may hold its lease without persisting anything.
-    pub progress_deadline: Duration,
+    /// How long workers are waited for.
+    pub patience: Patience,
+    /// Since when the database answers; unset while it does not.
+    pub answers_since: Option<Instant>,
 }
 
 impl Rescuer {
+    /// Takes a step, unless it is too soon, and returns whether more may wait.
+    /// Leases run out while nobody can renew them: after a start, and after the
+    /// database was away, workers have one orphan grace to renew theirs first.
+    pub(crate) async fn step(&mut self) -> Result<bool, StoreError> {
+        let Some(since) = self.answers_since else {
+            self.store.any_due().await?;
+            self.answers_since = Some(Instant::now());
+            return Ok(false);
+        };
+        if since.elapsed() < self.patience.orphan_grace {
+            return Ok(false);
+        }
+        let step = self.tick().await;
+        if let Err(StoreError::Unavailable(_)) = step {
+            self.answers_since = None;
+        }
+        Ok(step?.source_ids.len() as i64 >= STEP)
+    }
+
     /// Takes one step: up to a hundred jobs.
     pub async fn tick(&self) -> Result<Rescued, StoreError> {
         let rescued = self
             .store
-            .rescue(STEP, self.progress_deadline, &self.policy, rand::random)
+            .rescue(STEP, &self.patience, &self.policy, rand::random)
             .await?;
-        if rescued.retried + rescued.failed > 0 {
+        if !rescued.source_ids.is_empty() {
             tracing::warn!(
                 retried = rescued.retried,
                 failed = rescued.failed,
+                rejected_texts = rescued.rejected,
                 "Took jobs away from workers that went silent or made no progress."
             );
         }
@@ -42,10 +67,5 @@ impl Rescuer {
             self.wakeup.report_change(*source_id);
         }
         Ok(rescued)
-    }
-
-    /// Whether the step was full, so that more may wait.
-    pub(crate) fn is_full(rescued: &Rescued) -> bool {
-        rescued.source_ids.len() as i64 >= STEP
     }
 }

@@ -3,13 +3,13 @@
 
 use std::time::Duration;
 
-use sqlx::{Postgres, Transaction};
-
 use super::{
     Store, StoreError, Violation,
+    database::Transaction,
     lease::interval,
     rows::{Embedded, LeaseKey, Rejected},
 };
+use chrono::{DateTime, Utc};
 
 /// The outcome of some chunks of a job, on its way into the database.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,6 +37,10 @@ pub struct Progress {
     pub total: i64,
     /// Whether it has succeeded.
     pub finished: bool,
+    /// Chunks suspected to hold a text that kills its worker.
+    pub suspects: i32,
+    /// Until when the lease was renewed; `None` when the job has succeeded.
+    pub lease_expires_at: Option<DateTime<Utc>>,
 }
 
 /// What the statement says of an outcome. No row at all: the lease is not held.
@@ -48,7 +52,8 @@ struct Verdict {
     done: Option<i32>,
     rejected: Option<i32>,
     total: Option<i32>,
-    finished: Option<bool>,
+    suspects: Option<i32>,
+    lease_expires_at: Option<DateTime<Utc>>,
 }
 
 impl Store {
@@ -96,13 +101,15 @@ impl Store {
             rejected: job.chunks_rejected.into(),
             total: job.chunks_total.into(),
             finished: true,
+            suspects: 0,
+            lease_expires_at: None,
         })
     }
 }
 
 /// Writes one outcome. `None`: the lease is not held.
-async fn upsert_one(
-    tx: &mut Transaction<'static, Postgres>,
+pub(super) async fn upsert_one(
+    tx: &mut Transaction,
     outcome: &Outcome,
     lease_duration: Duration,
 ) -> Result<Option<Progress>, StoreError> {
@@ -143,15 +150,17 @@ async fn upsert_one(
         verdict.done,
         verdict.rejected,
         verdict.total,
-        verdict.finished,
+        verdict.suspects,
     ) {
-        (Some(source_id), Some(done), Some(rejected), Some(total), Some(finished)) => {
+        (Some(source_id), Some(done), Some(rejected), Some(total), Some(suspects)) => {
             Ok(Some(Progress {
                 source_id,
                 done: done.into(),
                 rejected: rejected.into(),
                 total: total.into(),
-                finished,
+                finished: verdict.lease_expires_at.is_none(),
+                suspects,
+                lease_expires_at: verdict.lease_expires_at,
             }))
         }
         _ => Err(StoreError::invalid(
@@ -227,7 +236,7 @@ const WRITE_OUTCOME: &str = "-- store::batches::write_outcome
          -- A vector deleted by hand under a running job is counted when it is made again; the
          -- counts stay within the plan all the same.
          SELECT id, fresh, done, rejected, $13 AND done + rejected = chunks_total AS finished
-         FROM (SELECT l.id, l.chunks_total, w.done + f.rejected > 0 AS fresh,
+         FROM (SELECT l.id, l.chunks_total, w.done + f.rejected AS fresh,
                       least(l.chunks_done + w.done, l.chunks_total - l.chunks_rejected) AS done,
                       least(l.chunks_rejected + f.rejected,
                             l.chunks_total - least(l.chunks_done + w.done, l.chunks_total - l.chunks_rejected))
@@ -239,8 +248,10 @@ const WRITE_OUTCOME: &str = "-- store::batches::write_outcome
          UPDATE weir.jobs j
          SET chunks_done = s.done,
              chunks_rejected = s.rejected,
-             attempt = CASE WHEN s.fresh THEN 0 ELSE j.attempt END,
-             progressed_at = CASE WHEN s.fresh THEN now() ELSE j.progressed_at END,
+             heard = true,
+             attempt = CASE WHEN s.fresh > 0 THEN 0 ELSE j.attempt END,
+             progressed_at = CASE WHEN s.fresh > 0 THEN now() ELSE j.progressed_at END,
+             suspects = greatest(j.suspects - s.fresh, 0),
              state = CASE WHEN s.finished THEN 'succeeded' ELSE j.state END,
              settled = s.finished,
              finished_at = CASE WHEN s.finished THEN now() END,
@@ -249,9 +260,9 @@ const WRITE_OUTCOME: &str = "-- store::batches::write_outcome
              lease_expires_at = CASE WHEN s.finished THEN NULL ELSE now() + $12 END
          FROM settled s WHERE j.id = s.id
          RETURNING j.source_id, j.chunks_done AS done, j.chunks_rejected AS rejected, j.chunks_total AS total,
-                   s.finished
+                   j.suspects, j.lease_expires_at
      )
-     SELECT v.matched, v.dimension, u.source_id, u.done, u.rejected, u.total, u.finished
+     SELECT v.matched, v.dimension, u.source_id, u.done, u.rejected, u.total, u.suspects, u.lease_expires_at
      FROM verdict v LEFT JOIN updated u ON true";
 
 /// The one statement that writes an outcome: all of it or, when a chunk does
@@ -259,7 +270,7 @@ const WRITE_OUTCOME: &str = "-- store::batches::write_outcome
 /// first, so that whoever changes the source's chunks comes before or after,
 /// never between (law 7).
 async fn write_outcome(
-    tx: &mut Transaction<'static, Postgres>,
+    tx: &mut Transaction,
     outcome: &Outcome,
     dimension: Option<i32>,
     lease_duration: Duration,
@@ -325,10 +336,7 @@ async fn write_outcome(
 }
 
 /// Names the chunks of an outcome that its job does not have.
-async fn strangers(
-    tx: &mut Transaction<'static, Postgres>,
-    outcome: &Outcome,
-) -> Result<Vec<Violation>, StoreError> {
+async fn strangers(tx: &mut Transaction, outcome: &Outcome) -> Result<Vec<Violation>, StoreError> {
     let embedded = outcome.embedded.iter().enumerate().map(|(index, chunk)| {
         (
             format!("embedded[{index}]"),

@@ -3,18 +3,18 @@
 
 mod items;
 
-use sqlx::{Postgres, Transaction};
-
 use super::{
-    CHANGE_CHANNEL, QUEUE_CHANNEL, Store, StoreError,
-    rows::SourceKey,
-    sources::{
-        LockedSource, SourceState, UnsettledJob, cancel_open_jobs, lock_source,
-        lock_unsettled_jobs, notify, source_in,
+    CHANGE_CHANNEL, Store, StoreError,
+    database::Transaction,
+    locks::{
+        LockedSource, UnsettledJob, cancel_open_jobs, lock_source, lock_unsettled_jobs, settle,
     },
+    planning::{Order, queue_pending},
+    rows::SourceKey,
+    sources::{SourceState, notify, source_in},
 };
 use crate::job::{
-    plan::{ItemRange, JobCutter, PlannedItem, PlannedJob, merge_ranges},
+    plan::{ItemRange, PlannedItem},
     state::{RevokeReason, Trigger},
 };
 
@@ -101,7 +101,7 @@ impl Store {
 
 /// One write of a source's content, from the locks it takes to its commit.
 pub(super) struct ContentWrite<'a> {
-    tx: Transaction<'static, Postgres>,
+    tx: Transaction,
     write: &'a SourceWrite,
     source: LockedSource,
     unsettled: Vec<UnsettledJob>,
@@ -148,7 +148,7 @@ impl<'a> ContentWrite<'a> {
     }
 
     /// The open transaction, for reading staged content.
-    pub(super) fn transaction(&mut self) -> &mut Transaction<'static, Postgres> {
+    pub(super) fn transaction(&mut self) -> &mut Transaction {
         &mut self.tx
     }
 
@@ -161,26 +161,34 @@ impl<'a> ContentWrite<'a> {
             .clone()
             .unwrap_or_else(|| self.source.model.clone());
         let new_model = model != self.source.model;
+        self.source.model = model;
         let new_revision = self.source.revision == 0
             || new_model
             || self.change.items_added + self.change.items_changed + self.change.items_deleted > 0;
         if new_revision {
             self.source.revision += 1;
-            self.update_source(&model).await?;
+            self.update_source().await?;
         }
         if new_model {
             self.dirty = vec![ItemRange::everything()];
         }
         // Work under way goes on where it still stands for the content. Where it does not, and
         // where earlier work gave up, this write takes over what is left.
-        let open = self.unsettled.iter().any(|job| job.open);
         let touched = self.chunks_touched || new_model;
-        if touched || (!open && !self.unsettled.is_empty()) {
-            self.take_over().await?;
-            let jobs = self.plan(&model).await?;
-            self.queue(&model, &jobs).await?;
+        let gave_up = self.unsettled.iter().any(|job| !job.open);
+        if touched || gave_up {
+            let kept = self.take_over(touched).await?;
+            let order = Order {
+                trigger: Trigger::Write,
+                priority: self.write.priority,
+                max_chunks_per_job: self.write.max_chunks_per_job,
+                traceparent: self.write.traceparent.as_deref(),
+                parkings: 0,
+            };
+            let dirty = std::mem::take(&mut self.dirty);
+            queue_pending(&mut self.tx, &self.source, dirty, kept, &order).await?;
         }
-        if new_revision || touched {
+        if new_revision || touched || gave_up {
             notify(&mut self.tx, CHANGE_CHANNEL, self.source.id).await?;
         }
         let state = source_in(&mut self.tx, &self.write.key).await?;
@@ -191,7 +199,7 @@ impl<'a> ContentWrite<'a> {
         })
     }
 
-    async fn update_source(&mut self, model: &str) -> Result<(), StoreError> {
+    async fn update_source(&mut self) -> Result<(), StoreError> {
         sqlx::query(
             "-- store::content::update_source
              WITH stale AS (
@@ -203,7 +211,7 @@ impl<'a> ContentWrite<'a> {
              WHERE id = $1",
         )
         .bind(self.source.id)
-        .bind(model)
+        .bind(&self.source.model)
         .bind(self.source.revision)
         .bind(self.change.items_added - self.change.items_deleted)
         .bind(self.chunks_delta)
@@ -212,94 +220,30 @@ impl<'a> ContentWrite<'a> {
         Ok(())
     }
 
-    /// Ends the open jobs; their ranges, and those of jobs that had failed, are
-    /// planned anew.
-    async fn take_over(&mut self) -> Result<(), StoreError> {
-        let why = format!(
-            "superseded by revision {} of the source",
-            self.source.revision
-        );
-        self.change.jobs_superseded =
-            cancel_open_jobs(&mut self.tx, self.source.id, RevokeReason::Superseded, &why).await?;
-        self.dirty
-            .extend(self.unsettled.drain(..).map(|job| ItemRange {
-                first: job.first_item_id,
-                last: job.last_item_id,
-            }));
-        Ok(())
-    }
-
-    /// Cuts the chunks that are pending in the dirty ranges into jobs.
-    async fn plan(&mut self, model: &str) -> Result<Vec<PlannedJob>, StoreError> {
-        let ranges = merge_ranges(std::mem::take(&mut self.dirty));
-        let first: Vec<&str> = ranges.iter().map(|range| range.first.as_str()).collect();
-        let last: Vec<&str> = ranges.iter().map(|range| range.last.as_str()).collect();
-        let mut cutter = JobCutter::new(self.write.max_chunks_per_job);
-        let mut rows = sqlx::query_as::<_, (String, i64)>(
-            "-- store::content::plan
-             SELECT c.item_id, count(*)
-             FROM unnest($2::text[], $3::text[]) AS dirty(first, last)
-             JOIN weir.chunks c ON c.source_id = $1 AND c.item_id BETWEEN dirty.first AND dirty.last
-             WHERE NOT EXISTS (
-                 SELECT FROM weir.embeddings e
-                 WHERE e.source_id = c.source_id AND e.item_id = c.item_id AND e.chunk_index = c.chunk_index
-                   AND e.model = $4 AND e.text_hash = c.text_hash)
-               AND NOT EXISTS (
-                 SELECT FROM weir.rejections r
-                 WHERE r.source_id = c.source_id AND r.item_id = c.item_id AND r.chunk_index = c.chunk_index
-                   AND r.model = $4 AND r.text_hash = c.text_hash)
-             GROUP BY c.item_id ORDER BY c.item_id",
-        )
-        .bind(self.source.id)
-        .bind(&first)
-        .bind(&last)
-        .bind(model)
-        .fetch(&mut *self.tx);
-        while let Some((item_id, pending)) = futures::TryStreamExt::try_next(&mut rows).await? {
-            cutter.push(
-                item_id,
-                i32::try_from(pending).map_err(StoreError::corrupt)?,
+    /// Ends the jobs that are open, where the content changed under them, and
+    /// settles those that gave up; what they left is planned anew. Returns the
+    /// ranges of those that go on.
+    async fn take_over(&mut self, touched: bool) -> Result<Vec<ItemRange>, StoreError> {
+        if touched {
+            let why = format!(
+                "superseded by revision {} of the source",
+                self.source.revision
             );
+            self.change.jobs_superseded =
+                cancel_open_jobs(&mut self.tx, self.source.id, RevokeReason::Superseded, &why)
+                    .await?;
         }
-        Ok(cutter.finish())
-    }
-
-    async fn queue(&mut self, model: &str, jobs: &[PlannedJob]) -> Result<(), StoreError> {
-        if jobs.is_empty() {
-            return Ok(());
-        }
-        let first: Vec<&str> = jobs.iter().map(|job| job.range.first.as_str()).collect();
-        let last: Vec<&str> = jobs.iter().map(|job| job.range.last.as_str()).collect();
-        let chunks: Vec<i32> = jobs.iter().map(|job| job.chunks).collect();
-        sqlx::query(
-            "-- store::content::queue
-             INSERT INTO weir.jobs (source_id, namespace, source, model, revision, trigger, priority, traceparent,
-                                    first_item_id, last_item_id, chunks_total)
-             SELECT $1, $2, $3, $4, $5, $6, $7, $8, first, last, chunks
-             FROM unnest($9::text[], $10::text[], $11::int[]) AS job(first, last, chunks)",
-        )
-        .bind(self.source.id)
-        .bind(&self.write.key.namespace)
-        .bind(&self.write.key.name)
-        .bind(model)
-        .bind(self.source.revision)
-        .bind(Trigger::Write.as_str())
-        .bind(self.write.priority)
-        .bind(&self.write.traceparent)
-        .bind(&first)
-        .bind(&last)
-        .bind(&chunks)
-        .execute(&mut *self.tx)
-        .await?;
-        notify(&mut self.tx, QUEUE_CHANNEL, self.source.id).await
+        settle(&mut self.tx, self.unsettled.iter().filter(|job| !job.open)).await?;
+        let (taken, kept): (Vec<_>, Vec<_>) =
+            self.unsettled.iter().partition(|job| touched || !job.open);
+        self.dirty
+            .extend(taken.into_iter().map(UnsettledJob::range));
+        Ok(kept.into_iter().map(UnsettledJob::range).collect())
     }
 }
 
 /// Creates the source of a write, unless it is there.
-async fn create_source(
-    tx: &mut Transaction<'_, Postgres>,
-    write: &SourceWrite,
-) -> Result<(), StoreError> {
+async fn create_source(tx: &mut Transaction, write: &SourceWrite) -> Result<(), StoreError> {
     sqlx::query(
         "-- store::content::create_source
          INSERT INTO weir.sources (namespace, name, model)

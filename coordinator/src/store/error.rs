@@ -38,6 +38,9 @@ pub enum StoreError {
     /// The thing is in the wrong state for this.
     #[error("{0}")]
     Precondition(String),
+    /// What the call built on is gone; it has to begin again.
+    #[error("{0}")]
+    Aborted(String),
     /// The input does not fit what is stored.
     #[error("{}", .0.iter().map(|v| format!("{}: {}", v.field, v.message)).collect::<Vec<_>>().join("; "))]
     Invalid(Vec<Violation>),
@@ -67,11 +70,11 @@ impl From<sqlx::Error> for StoreError {
         let passing = match &error {
             E::Io(_) | E::Tls(_) | E::PoolTimedOut | E::PoolClosed | E::WorkerCrashed => true,
             // Of a server: connection trouble (08), too many connections and out of memory (53),
-            // shutting down or starting (57P), a deadlock or serialization failure (40), a
-            // statement cut off by a failover to a standby (25006).
+            // shutting down or starting (57P), a statement that took too long (57014), a deadlock or
+            // serialization failure (40), a statement cut off by a failover to a standby (25006).
             // https://www.postgresql.org/docs/current/errcodes-appendix.html
             E::Database(database) => database.code().is_some_and(|code| {
-                ["08", "53", "57P", "40", "25006"]
+                ["08", "53", "57P", "57014", "40", "25006"]
                     .iter()
                     .any(|class| code.starts_with(class))
             }),

@@ -63,17 +63,29 @@ impl Store {
         }
     }
 
-    /// Makes what an import brought the whole content of its source.
+    /// Makes what an import brought, `count` items, the whole content of its
+    /// source. Changes nothing when they are not all there any more: the table
+    /// they wait in is emptied by a crash of the database, and a part of the
+    /// content must not pass for the whole.
     pub async fn finish_import(
         &self,
         write: &SourceWrite,
         import_id: i64,
+        count: usize,
         chunker: &Chunker,
     ) -> Result<Written, StoreError> {
         let mut content = ContentWrite::begin(self, write, true).await?;
         let mut after: Option<String> = None;
+        let mut found = 0;
         loop {
             let page = next_page(&mut content, import_id, after.as_deref(), chunker).await?;
+            found += page.len();
+            if page.is_empty() && found != count {
+                return Err(StoreError::Aborted(format!(
+                    "of the import's {count} items the database has {found}: it was restarted in the midst of it, \
+                     or the import took longer than a day; nothing was changed, begin the import again"
+                )));
+            }
             let upto = page.last().map(|item| item.item_id.clone());
             content
                 .delete_between(after.as_deref(), upto.as_deref(), &page)

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use sqlx::postgres::types::PgInterval;
 
 use super::{
@@ -70,7 +71,7 @@ impl Store {
              )
              UPDATE weir.jobs j
              SET state = 'running', epoch = j.epoch + 1, worker_id = $1, claimed_at = now(), progressed_at = NULL,
-                 lease_expires_at = now() + $4, started_at = coalesce(j.started_at, now())
+                 heard = false, batch_size = NULL, lease_expires_at = now() + $4, started_at = coalesce(j.started_at, now())
              FROM due WHERE j.id = due.id
              RETURNING ",
             job_columns!()
@@ -91,9 +92,31 @@ impl Store {
         lease: LeaseKey,
         lease_duration: Duration,
     ) -> Result<LeaseState, StoreError> {
+        self.renew_for(lease, lease_duration, None).await
+    }
+
+    /// Extends a lease as [`Self::renew`] does, for batches of up to
+    /// `batch_size` chunks from now on.
+    pub async fn open(
+        &self,
+        lease: LeaseKey,
+        lease_duration: Duration,
+        batch_size: i32,
+    ) -> Result<LeaseState, StoreError> {
+        self.renew_for(lease, lease_duration, Some(batch_size))
+            .await
+    }
+
+    async fn renew_for(
+        &self,
+        lease: LeaseKey,
+        lease_duration: Duration,
+        batch_size: Option<i32>,
+    ) -> Result<LeaseState, StoreError> {
         let job: Option<Job> = sqlx::query_as(concat!(
             "-- store::lease::renew
-             UPDATE weir.jobs j SET lease_expires_at = now() + $3
+             UPDATE weir.jobs j
+             SET lease_expires_at = now() + $3, heard = true, batch_size = coalesce($4, j.batch_size)
              WHERE j.id = $1 AND j.epoch = $2 AND j.state = 'running'
              RETURNING ",
             job_columns!()
@@ -101,12 +124,39 @@ impl Store {
         .bind(lease.job_id)
         .bind(lease.epoch)
         .bind(interval(lease_duration))
+        .bind(batch_size)
         .fetch_optional(&self.pool)
         .await?;
         match job {
             Some(job) => Ok(LeaseState::Held(Box::new(job))),
             None => Ok(LeaseState::Finished(Box::new(self.not_held(lease).await?))),
         }
+    }
+
+    /// Ends a lease early, `grace` from now, because the worker's connection
+    /// broke; whatever renews it before then undoes this. `renewed_until` is
+    /// what the broken connection made of the lease: where it is another by
+    /// now, the worker is back already and nothing happens. Returns whether the
+    /// lease was cut short.
+    pub async fn orphan(
+        &self,
+        lease: LeaseKey,
+        renewed_until: DateTime<Utc>,
+        grace: Duration,
+    ) -> Result<bool, StoreError> {
+        let result = sqlx::query(
+            "-- store::lease::orphan
+             UPDATE weir.jobs SET lease_expires_at = now() + $4
+             WHERE id = $1 AND epoch = $2 AND state = 'running'
+               AND lease_expires_at = $3 AND lease_expires_at > now() + $4",
+        )
+        .bind(lease.job_id)
+        .bind(lease.epoch)
+        .bind(renewed_until)
+        .bind(interval(grace))
+        .execute(&self.pool)
+        .await?;
+        Ok(result.rows_affected() > 0)
     }
 
     /// Looks whether a lease is held, without renewing it.
@@ -170,23 +220,25 @@ impl Store {
         random: f64,
     ) -> Result<Failed, StoreError> {
         let mut tx = self.pool.begin().await?;
-        let held: Option<(i64, i16)> = sqlx::query_as(
+        let held: Option<(i64, i16, i16)> = sqlx::query_as(
             "-- store::lease::fail
-             SELECT source_id, attempt FROM weir.jobs
+             SELECT source_id, attempt, parkings FROM weir.jobs
              WHERE id = $1 AND epoch = $2 AND state = 'running' FOR UPDATE",
         )
         .bind(lease.job_id)
         .bind(lease.epoch)
         .fetch_optional(&mut *tx)
         .await?;
-        let Some((source_id, attempt)) = held else {
+        let Some((source_id, attempt, parkings)) = held else {
             drop(tx);
             return Err(self.not_fallible(lease).await);
         };
         let decision = policy.charge(attempt, random);
         let (state, attempt, delay) = match decision {
             Decision::Retry { attempt, delay } => (JobState::Queued, attempt, delay),
-            Decision::Fail { attempt } => (JobState::Failed, attempt, Duration::ZERO),
+            Decision::Fail { attempt } => {
+                (JobState::Failed, attempt, policy.parking.delay(parkings))
+            }
         };
         sqlx::query(
             "-- store::lease::fail

@@ -88,6 +88,10 @@ pub enum MigrateError {
 pub async fn migrate(pool: &PgPool, apply: bool) -> Result<(), MigrateError> {
     // A connection of its own, closed at the end: it gives up the lock and the search_path.
     let mut connection = connect(pool).await?;
+    // A step may take longer than any statement of a call, and so may another replica's turn.
+    connection
+        .execute("-- store::migrate\nSET statement_timeout = 0")
+        .await?;
     if !apply {
         return check(&mut connection).await;
     }

@@ -3,28 +3,35 @@
 
 pub mod batches;
 pub mod content;
+mod database;
 pub mod error;
 pub mod imports;
 pub mod lease;
+mod locks;
 mod migrate;
 pub mod pending;
+mod planning;
 pub mod queue;
+pub mod reconcile;
 pub mod rescue;
+pub mod retention;
 pub mod rows;
 pub mod search;
 pub mod sources;
 pub mod status;
+pub mod steer;
 
 use std::{str::FromStr, time::Duration};
 
 use sqlx::{
-    Executor as _, PgPool,
+    AssertSqlSafe, Connection as _, Executor as _, PgPool, SqlSafeStr as _,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
 pub use error::{StoreError, Violation};
 pub use migrate::{MigrateError, migrate};
 
+use self::database::Pool;
 use crate::config::DatabaseConfig;
 
 /// Channel that says: a job is queued. No payload.
@@ -39,18 +46,22 @@ pub const REVOKE_CHANNEL: &str = "weir_revoke";
 /// Everything Weir keeps, in one Postgres.
 #[derive(Debug, Clone)]
 pub struct Store {
-    pool: PgPool,
+    pool: Pool,
 }
 
 impl Store {
-    /// Uses the database behind `pool`.
-    pub fn new(pool: PgPool) -> Self {
-        Self { pool }
+    /// Uses the database behind `pool`. Whatever it is asked is answered within
+    /// `limit` for each statement, the wait for a connection included, or is
+    /// [`StoreError::Unavailable`].
+    pub fn new(pool: PgPool, limit: Duration) -> Self {
+        Self {
+            pool: Pool { inner: pool, limit },
+        }
     }
 
     /// The pool, for the listener and for health checks.
     pub fn pool(&self) -> &PgPool {
-        &self.pool
+        &self.pool.inner
     }
 
     /// Asks the database for nothing, to see whether it answers.
@@ -72,17 +83,38 @@ pub fn connect(config: &DatabaseConfig) -> anyhow::Result<PgPool> {
             anyhow::anyhow!("--database-url (WEIR_DATABASE_URL) is not a Postgres URL such as postgres://user:password@host/database")
         })?
         .application_name("weir-coordinator");
+    let (patience, statement_ms) = (
+        config.database_timeout,
+        // Zero would mean no limit, and Postgres takes no more than this.
+        config
+            .statement_timeout
+            .as_millis()
+            .clamp(1, i32::MAX.unsigned_abs().into()),
+    );
+    let settings = AssertSqlSafe(format!(
+        "-- store::connect
+         -- A coordinator that is stopped in mid-transaction must not hold its locks for ever.
+         SET idle_in_transaction_session_timeout = '30s';
+         SET statement_timeout = {statement_ms}"
+    ))
+    .into_sql_str();
     Ok(PgPoolOptions::new()
         .max_connections(config.database_connections.get())
         .acquire_timeout(config.database_timeout)
         .max_lifetime(Duration::from_mins(30))
-        .after_connect(|connection, _| {
+        .after_connect(move |connection, _| {
+            let settings = settings.clone();
             Box::pin(async move {
-                // A coordinator that is stopped in mid-transaction must not hold its locks for ever.
-                connection
-                    .execute("-- store::connect\nSET idle_in_transaction_session_timeout = '30s'")
-                    .await?;
+                connection.execute(settings).await?;
                 Ok(())
+            })
+        })
+        .after_release(move |connection, _| {
+            // A connection that was given up in the midst of a statement comes back as well. The
+            // pool would wait for its answer for ever, and have one connection less.
+            Box::pin(async move {
+                let answered = tokio::time::timeout(patience, connection.ping()).await;
+                Ok(matches!(answered, Ok(Ok(()))))
             })
         })
         .connect_lazy_with(options))

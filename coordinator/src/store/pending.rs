@@ -1,5 +1,7 @@
 //! What of a job is pending, and its texts.
 
+use sqlx::PgExecutor;
+
 use super::{
     Store, StoreError,
     rows::{ChunkText, LeaseKey},
@@ -14,45 +16,11 @@ impl Store {
         lease: LeaseKey,
         limit: i64,
     ) -> Result<Vec<PendingChunk>, StoreError> {
-        let rows: Vec<(Option<String>, Option<i32>, Option<i32>)> = sqlx::query_as(
-            "-- store::pending::pending
-             SELECT p.item_id, p.chunk_index, p.text_bytes
-             FROM weir.jobs j
-             LEFT JOIN LATERAL (
-                 SELECT c.item_id, c.chunk_index, octet_length(c.text) AS text_bytes
-                 FROM weir.chunks c
-                 WHERE c.source_id = j.source_id AND c.item_id BETWEEN j.first_item_id AND j.last_item_id
-                   AND NOT EXISTS (
-                       SELECT FROM weir.embeddings e
-                       WHERE e.source_id = c.source_id AND e.item_id = c.item_id AND e.chunk_index = c.chunk_index
-                         AND e.model = j.model AND e.text_hash = c.text_hash)
-                   AND NOT EXISTS (
-                       SELECT FROM weir.rejections r
-                       WHERE r.source_id = c.source_id AND r.item_id = c.item_id AND r.chunk_index = c.chunk_index
-                         AND r.model = j.model AND r.text_hash = c.text_hash)
-                 ORDER BY text_bytes, c.item_id, c.chunk_index
-                 LIMIT $3
-             ) p ON true
-             WHERE j.id = $1 AND j.epoch = $2 AND j.state = 'running'",
-        )
-        .bind(lease.job_id)
-        .bind(lease.epoch)
-        .bind(limit)
-        .fetch_all(&self.pool)
-        .await?;
-        if rows.is_empty() {
-            self.not_held(lease).await?;
+        let pending = pending_in(&self.pool, lease, limit).await?;
+        if pending.is_empty() {
+            self.lease(lease).await?;
         }
-        Ok(rows
-            .into_iter()
-            .filter_map(|(item_id, chunk_index, text_bytes)| {
-                Some(PendingChunk {
-                    item_id: item_id?,
-                    chunk_index: chunk_index?,
-                    text_bytes: text_bytes?.unsigned_abs() as usize,
-                })
-            })
-            .collect())
+        Ok(pending)
     }
 
     /// The texts of some chunks of a source, in the order asked for; a chunk
@@ -62,12 +30,61 @@ impl Store {
         source_id: i64,
         chunks: impl IntoIterator<Item = &'a PendingChunk>,
     ) -> Result<Vec<ChunkText>, StoreError> {
-        let (ids, indexes): (Vec<&str>, Vec<i32>) = chunks
-            .into_iter()
-            .map(|chunk| (chunk.item_id.as_str(), chunk.chunk_index))
-            .unzip();
-        let rows: Vec<(String, i32, Vec<u8>, String)> = sqlx::query_as(
-            "-- store::pending::texts
+        texts_in(&self.pool, source_id, chunks).await
+    }
+}
+
+/// As [`Store::pending`], within a transaction; empty also when the lease is
+/// not held.
+pub(super) async fn pending_in<'e>(
+    executor: impl PgExecutor<'e>,
+    lease: LeaseKey,
+    limit: i64,
+) -> Result<Vec<PendingChunk>, StoreError> {
+    let rows: Vec<(String, i32, i32)> = sqlx::query_as(
+            "-- store::pending::pending_in
+         SELECT c.item_id, c.chunk_index, octet_length(c.text) AS text_bytes
+         FROM weir.jobs j
+         JOIN weir.chunks c ON c.source_id = j.source_id AND c.item_id BETWEEN j.first_item_id AND j.last_item_id
+         WHERE j.id = $1 AND j.epoch = $2 AND j.state = 'running'
+           AND NOT EXISTS (
+               SELECT FROM weir.embeddings e
+               WHERE e.source_id = c.source_id AND e.item_id = c.item_id AND e.chunk_index = c.chunk_index
+                 AND e.model = j.model AND e.text_hash = c.text_hash)
+           AND NOT EXISTS (
+               SELECT FROM weir.rejections r
+               WHERE r.source_id = c.source_id AND r.item_id = c.item_id AND r.chunk_index = c.chunk_index
+                 AND r.model = j.model AND r.text_hash = c.text_hash)
+         ORDER BY text_bytes, c.item_id, c.chunk_index
+         LIMIT $3",
+        )
+        .bind(lease.job_id)
+        .bind(lease.epoch)
+        .bind(limit)
+        .fetch_all(executor)
+        .await?;
+    Ok(rows
+        .into_iter()
+        .map(|(item_id, chunk_index, text_bytes)| PendingChunk {
+            item_id,
+            chunk_index,
+            text_bytes: text_bytes.unsigned_abs() as usize,
+        })
+        .collect())
+}
+
+/// As [`Store::texts`], within a transaction.
+pub(super) async fn texts_in<'a, 'e>(
+    executor: impl PgExecutor<'e>,
+    source_id: i64,
+    chunks: impl IntoIterator<Item = &'a PendingChunk>,
+) -> Result<Vec<ChunkText>, StoreError> {
+    let (ids, indexes): (Vec<&str>, Vec<i32>) = chunks
+        .into_iter()
+        .map(|chunk| (chunk.item_id.as_str(), chunk.chunk_index))
+        .unzip();
+    let rows: Vec<(String, i32, Vec<u8>, String)> = sqlx::query_as(
+            "-- store::pending::texts_in
              SELECT c.item_id, c.chunk_index, c.text_hash, c.text
              FROM unnest($2::text[], $3::int[]) WITH ORDINALITY AS wanted(item_id, chunk_index, place)
              JOIN weir.chunks c
@@ -77,16 +94,15 @@ impl Store {
         .bind(source_id)
         .bind(&ids)
         .bind(&indexes)
-        .fetch_all(&self.pool)
+        .fetch_all(executor)
         .await?;
-        Ok(rows
-            .into_iter()
-            .map(|(item_id, chunk_index, text_hash, text)| ChunkText {
-                item_id,
-                chunk_index,
-                text_hash,
-                text,
-            })
-            .collect())
-    }
+    Ok(rows
+        .into_iter()
+        .map(|(item_id, chunk_index, text_hash, text)| ChunkText {
+            item_id,
+            chunk_index,
+            text_hash,
+            text,
+        })
+        .collect())
 }

@@ -2,22 +2,46 @@
 
 use std::time::Duration;
 
-use super::{QUEUE_CHANNEL, REVOKE_CHANNEL, Store, StoreError, lease::interval, sources::notify};
-use crate::job::{
-    retry::{Decision, RetryPolicy},
-    state::{JobState, RevokeReason},
+use super::{
+    QUEUE_CHANNEL, REVOKE_CHANNEL, Store, StoreError,
+    batches::{Outcome, upsert_one},
+    database::Transaction,
+    lease::interval,
+    pending::{pending_in, texts_in},
+    rows::{LeaseKey, Rejected},
+    sources::notify,
 };
+use crate::job::{
+    blame::{EndedLease, Verdict},
+    retry::RetryPolicy,
+    state::RevokeReason,
+};
+
+/// How long workers are waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// How long a worker may stay unheard of after its claim.
+    pub orphan_grace: Duration,
+    /// How long a job may hold its lease without persisting anything.
+    pub progress_deadline: Duration,
+}
 
 /// A running job whose lease is over.
 #[derive(Debug, sqlx::FromRow)]
 struct Expired {
     id: i64,
+    epoch: i64,
     source_id: i64,
     attempt: i16,
+    parkings: i16,
+    heard: bool,
     /// Whether its worker persisted anything under this lease.
     progressed: bool,
     /// Whether the lease itself has run out, and not only the progress deadline.
     lease_over: bool,
+    batch_size: Option<i32>,
+    suspects: i32,
+    pending: i32,
 }
 
 /// What a step of the rescuer did.
@@ -27,88 +51,209 @@ pub struct Rescued {
     pub retried: usize,
     /// Jobs failed, their attempts used up.
     pub failed: usize,
+    /// Texts rejected because workers went silent over them.
+    pub rejected: usize,
     /// The sources these belong to.
     pub source_ids: Vec<i64>,
 }
 
+impl Expired {
+    fn lease(&self) -> LeaseKey {
+        LeaseKey {
+            job_id: self.id,
+            epoch: self.epoch,
+        }
+    }
+
+    /// Whether its worker is alive and stands still.
+    fn stalled(&self) -> bool {
+        self.heard && !self.lease_over
+    }
+
+    fn ended(&self) -> EndedLease {
+        EndedLease {
+            attempt: self.attempt,
+            heard: self.heard,
+            progressed: self.progressed && !self.stalled(),
+            batch_size: self.batch_size,
+            suspects: self.suspects,
+            pending: self.pending,
+        }
+    }
+
+    /// Why the lease was taken away, for the worker and for a person.
+    fn reason(&self) -> (RevokeReason, &'static str) {
+        if !self.heard {
+            let why = "the worker that claimed the job was never heard of again";
+            (RevokeReason::LeaseLost, why)
+        } else if self.stalled() {
+            let why = "the worker persisted nothing for the progress deadline";
+            (RevokeReason::NoProgress, why)
+        } else {
+            let why = "the worker went silent and its lease expired";
+            (RevokeReason::LeaseLost, why)
+        }
+    }
+}
+
 impl Store {
-    /// Takes up to `limit` jobs away from workers whose lease has expired or
-    /// that have persisted nothing for `progress_deadline`, and queues them
-    /// again. A try that moved forward is not charged. Replicas do this side by
-    /// side; each takes what the others leave. `random` draws from 0..1.
+    /// Takes up to `limit` jobs away from workers whose lease has expired, that
+    /// were not heard of since the claim, or that have persisted nothing for
+    /// too long, and queues them again. A try that moved forward is not
+    /// charged. Replicas do this side by side; each takes what the others
+    /// leave. `random` draws from 0..1.
     pub async fn rescue(
         &self,
         limit: i64,
-        progress_deadline: Duration,
+        patience: &Patience,
         policy: &RetryPolicy,
         mut random: impl FnMut() -> f64 + Send,
     ) -> Result<Rescued, StoreError> {
         let mut tx = self.pool.begin().await?;
         let expired: Vec<Expired> = sqlx::query_as(
             "-- store::rescue::rescue
-             SELECT id, source_id, attempt, progressed_at IS NOT NULL AS progressed,
-                    lease_expires_at <= now() AS lease_over
+             SELECT id, epoch, source_id, attempt, parkings, heard, progressed_at IS NOT NULL AS progressed,
+                    lease_expires_at <= now() AS lease_over, batch_size, suspects,
+                    chunks_total - chunks_done - chunks_rejected AS pending
              FROM weir.jobs
              WHERE state = 'running'
-               AND (lease_expires_at <= now() OR coalesce(progressed_at, claimed_at) <= now() - $1)
-             ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED",
+               AND (lease_expires_at <= now()
+                    OR coalesce(progressed_at, claimed_at) <= now() - $1
+                    OR (NOT heard AND claimed_at <= now() - $2))
+             ORDER BY id LIMIT $3 FOR UPDATE SKIP LOCKED",
         )
-        .bind(interval(progress_deadline))
+        .bind(interval(patience.progress_deadline))
+        .bind(interval(patience.orphan_grace))
         .bind(limit)
         .fetch_all(&mut *tx)
         .await?;
         let mut rescued = Rescued::default();
         for job in &expired {
-            let stalled = !job.lease_over;
-            let decision = if job.progressed && !stalled {
-                Decision::Retry {
-                    attempt: job.attempt,
-                    delay: Duration::ZERO,
+            let (_, why) = job.reason();
+            match job.ended().judge(policy, random()) {
+                Verdict::Again {
+                    attempt,
+                    delay,
+                    suspects,
+                } => {
+                    requeue(&mut tx, job, attempt, delay, suspects, why).await?;
+                    rescued.retried += 1;
                 }
-            } else {
-                policy.charge(job.attempt, random())
-            };
-            let (state, attempt, delay) = match decision {
-                Decision::Retry { attempt, delay } => (JobState::Queued, attempt, delay),
-                Decision::Fail { attempt } => (JobState::Failed, attempt, Duration::ZERO),
-            };
-            let (reason, why) = if stalled {
-                (
-                    RevokeReason::NoProgress,
-                    "the worker persisted nothing for the progress deadline",
-                )
-            } else {
-                (
-                    RevokeReason::LeaseLost,
-                    "the worker went silent and its lease expired",
-                )
-            };
-            sqlx::query(
-                "-- store::rescue::rescue
-                 UPDATE weir.jobs
-                 SET state = $2, attempt = $3, run_at = now() + $4, epoch = epoch + 1, revoke_reason = $5,
-                     last_error = $6, worker_id = NULL, lease_expires_at = NULL, claimed_at = NULL,
-                     finished_at = CASE WHEN $2 = 'failed' THEN now() END
-                 WHERE id = $1",
-            )
-            .bind(job.id)
-            .bind(state.as_str())
-            .bind(attempt)
-            .bind(interval(delay))
-            .bind(reason.as_str())
-            .bind(why)
-            .execute(&mut *tx)
-            .await?;
-            notify(&mut tx, REVOKE_CHANNEL, job.source_id).await?;
-            if state == JobState::Queued {
-                rescued.retried += 1;
-                notify(&mut tx, QUEUE_CHANNEL, job.source_id).await?;
-            } else {
-                rescued.failed += 1;
+                Verdict::Fail { attempt } => {
+                    fail(
+                        &mut tx,
+                        job,
+                        attempt,
+                        policy.parking.delay(job.parkings),
+                        why,
+                    )
+                    .await?;
+                    rescued.failed += 1;
+                }
+                Verdict::Reject { attempt } => {
+                    reject(&mut tx, job, attempt).await?;
+                    rescued.rejected += 1;
+                }
             }
+            notify(&mut tx, REVOKE_CHANNEL, job.source_id).await?;
             rescued.source_ids.push(job.source_id);
         }
         tx.commit().await?;
         Ok(rescued)
     }
+}
+
+async fn requeue(
+    tx: &mut Transaction,
+    job: &Expired,
+    attempt: i16,
+    delay: Duration,
+    suspects: i32,
+    why: &str,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "-- store::rescue::requeue
+         UPDATE weir.jobs
+         SET state = 'queued', epoch = epoch + 1, attempt = $2, run_at = now() + $3, suspects = $4,
+             revoke_reason = $5, last_error = $6, worker_id = NULL, lease_expires_at = NULL, claimed_at = NULL
+         WHERE id = $1",
+    )
+    .bind(job.id)
+    .bind(attempt)
+    .bind(interval(delay))
+    .bind(suspects)
+    .bind(job.reason().0.as_str())
+    .bind(why)
+    .execute(&mut **tx)
+    .await?;
+    notify(tx, QUEUE_CHANNEL, job.source_id).await
+}
+
+async fn fail(
+    tx: &mut Transaction,
+    job: &Expired,
+    attempt: i16,
+    parked_for: Duration,
+    why: &str,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "-- store::rescue::fail
+         UPDATE weir.jobs
+         SET state = 'failed', epoch = epoch + 1, attempt = $2, finished_at = now(), run_at = now() + $3,
+             revoke_reason = $4, last_error = $5, worker_id = NULL, lease_expires_at = NULL, claimed_at = NULL
+         WHERE id = $1",
+    )
+    .bind(job.id)
+    .bind(attempt)
+    .bind(interval(parked_for))
+    .bind(job.reason().0.as_str())
+    .bind(why)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Rejects the chunk that is handed out next, which nobody survived alone, and
+/// lets the job go on without it.
+async fn reject(tx: &mut Transaction, job: &Expired, attempt: i16) -> Result<(), StoreError> {
+    let next = pending_in(&mut **tx, job.lease(), 1).await?;
+    let texts = texts_in(&mut **tx, job.source_id, &next).await?;
+    let mut rejected = Vec::new();
+    for chunk in texts {
+        rejected.push(Rejected {
+            text_hash: chunk
+                .text_hash
+                .as_slice()
+                .try_into()
+                .map_err(StoreError::corrupt)?,
+            item_id: chunk.item_id,
+            chunk_index: chunk.chunk_index,
+            reason: format!(
+                "the worker died or fell silent over this text alone, the last of {attempt} tries in a row \
+                 without progress"
+            ),
+        });
+    }
+    let outcome = Outcome {
+        lease: job.lease(),
+        embedded: Vec::new(),
+        rejected,
+        complete: true,
+    };
+    let progress = upsert_one(tx, &outcome, Duration::ZERO).await?;
+    let why = "a text was rejected because workers died or fell silent over it";
+    if progress.is_some_and(|progress| !progress.finished) {
+        return requeue(tx, job, 0, Duration::ZERO, 0, why).await;
+    }
+    // It was the last. Whoever may still work on it is to hear that the lease is lost.
+    sqlx::query(
+        "-- store::rescue::reject
+         UPDATE weir.jobs SET epoch = epoch + 1, revoke_reason = $2, last_error = $3 WHERE id = $1",
+    )
+    .bind(job.id)
+    .bind(job.reason().0.as_str())
+    .bind(why)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
 }

@@ -1,9 +1,9 @@
 //! Reading and deleting sources.
 
-use sqlx::{Postgres, Transaction};
-
 use super::{
-    CHANGE_CHANNEL, REVOKE_CHANNEL, Store, StoreError,
+    CHANGE_CHANNEL, Store, StoreError,
+    database::Transaction,
+    locks::{cancel_open_jobs, lock_source, lock_unsettled_jobs, settle},
     rows::{Job, Source, SourceKey, job_columns, source_columns},
 };
 use crate::job::state::RevokeReason;
@@ -111,7 +111,8 @@ impl Store {
             .await?
             .ok_or_else(|| key.not_found())?
             .id;
-        lock_unsettled_jobs(&mut tx, source_id).await?;
+        let unsettled = lock_unsettled_jobs(&mut tx, source_id).await?;
+        settle(&mut tx, unsettled.iter().filter(|job| !job.open)).await?;
         let jobs = cancel_open_jobs(
             &mut tx,
             source_id,
@@ -142,92 +143,9 @@ impl Store {
     }
 }
 
-/// What a write must know of a source before it changes it.
-#[derive(Debug, sqlx::FromRow)]
-pub(super) struct LockedSource {
-    pub(super) id: i64,
-    pub(super) model: String,
-    pub(super) revision: i64,
-}
-
-/// Takes the row lock of a source: the right to change its content.
-pub(super) async fn lock_source(
-    tx: &mut Transaction<'_, Postgres>,
-    key: &SourceKey,
-) -> Result<Option<LockedSource>, StoreError> {
-    Ok(sqlx::query_as(
-        "-- store::sources::lock_source
-         SELECT id, model, revision FROM weir.sources WHERE namespace = $1 AND name = $2 FOR UPDATE",
-    )
-    .bind(&key.namespace)
-    .bind(&key.name)
-    .fetch_optional(&mut **tx)
-    .await?)
-}
-
-/// An unsettled job as a write sees it.
-#[derive(Debug, sqlx::FromRow)]
-pub(super) struct UnsettledJob {
-    pub(super) first_item_id: String,
-    pub(super) last_item_id: String,
-    pub(super) open: bool,
-}
-
-/// Takes the row locks of a source's unsettled jobs, in order of id: from here
-/// on no worker persists anything for them until the transaction ends. After
-/// the lock of the source, before any change of its chunks (law 7).
-pub(super) async fn lock_unsettled_jobs(
-    tx: &mut Transaction<'_, Postgres>,
-    source_id: i64,
-) -> Result<Vec<UnsettledJob>, StoreError> {
-    Ok(sqlx::query_as(
-        "-- store::sources::lock_unsettled_jobs
-         SELECT first_item_id, last_item_id, state IN ('queued', 'running') AS open
-         FROM weir.jobs WHERE source_id = $1 AND NOT settled ORDER BY id FOR UPDATE",
-    )
-    .bind(source_id)
-    .fetch_all(&mut **tx)
-    .await?)
-}
-
-/// Ends a source's open jobs, moving their epoch, and settles those that had
-/// failed: whatever they left pending is the caller's from now on.
-pub(super) async fn cancel_open_jobs(
-    tx: &mut Transaction<'_, Postgres>,
-    source_id: i64,
-    reason: RevokeReason,
-    why: &str,
-) -> Result<i64, StoreError> {
-    let (cancelled, revoked): (i64, i64) = sqlx::query_as(
-        "-- store::sources::cancel_open_jobs
-         WITH open AS (
-             SELECT id, state FROM weir.jobs WHERE source_id = $1 AND state IN ('queued', 'running') AND NOT settled
-         ), cancelled AS (
-             UPDATE weir.jobs j
-             SET state = 'cancelled', settled = true, epoch = j.epoch + 1, revoke_reason = $2, last_error = $3,
-                 worker_id = NULL, lease_expires_at = NULL, claimed_at = NULL, finished_at = now()
-             FROM open WHERE j.id = open.id
-             RETURNING open.state AS was
-         ), settled AS (
-             UPDATE weir.jobs SET settled = true
-             WHERE source_id = $1 AND NOT settled AND state IN ('failed', 'cancelled')
-         )
-         SELECT count(*), count(*) FILTER (WHERE was = 'running') FROM cancelled",
-    )
-    .bind(source_id)
-    .bind(reason.as_str())
-    .bind(why)
-    .fetch_one(&mut **tx)
-    .await?;
-    if revoked > 0 {
-        notify(tx, REVOKE_CHANNEL, source_id).await?;
-    }
-    Ok(cancelled)
-}
-
 /// Reads a source with its unsettled jobs.
 pub(super) async fn source_in(
-    tx: &mut Transaction<'_, Postgres>,
+    tx: &mut Transaction,
     key: &SourceKey,
 ) -> Result<SourceState, StoreError> {
     let source: Source = sqlx::query_as(concat!(
@@ -254,7 +172,7 @@ pub(super) async fn source_in(
 
 /// Sends a notification with a source's id when the transaction commits.
 pub(super) async fn notify(
-    tx: &mut Transaction<'_, Postgres>,
+    tx: &mut Transaction,
     channel: &'static str,
     source_id: i64,
 ) -> Result<(), StoreError> {

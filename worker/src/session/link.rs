@@ -106,7 +106,7 @@ impl Link {
                     }
                     Err(error) => error,
                 },
-                State::Open { stream, .. } => tokio::select! {
+                State::Open { stream, since } => tokio::select! {
                     event = stream.next() => match event {
                         Ok(Some(event)) => {
                             self.heard();
@@ -117,6 +117,10 @@ impl Link {
                         ),
                         Err(error) => error,
                     },
+                    () = sleep_until(*since + STEADY), if self.broken_since.is_some() => {
+                        self.heard();
+                        continue;
+                    }
                     () = sleep_until(self.heartbeat_at) => {
                         stream.send_heartbeat();
                         self.heartbeat_at = Instant::now() + heartbeat_interval(&self.lease);
@@ -132,16 +136,22 @@ impl Link {
         for result in held.results() {
             stream.send_result(result);
         }
-        if self.broken_since.is_some() {
-            info!("The stream is open again.");
-        }
         let since = Instant::now();
         self.heartbeat_at = since + heartbeat_interval(&self.lease);
         let stream = Box::new(stream);
         self.state = State::Open { stream, since };
     }
 
+    /// The coordinator is back: it said something, or at least did not end the
+    /// stream at once, as it does while its database is away.
     fn heard(&mut self) {
+        if self.broken_since.is_some() {
+            info!("The stream is open again.");
+            self.is_whole();
+        }
+    }
+
+    fn is_whole(&mut self) {
         if self.broken_since.take().is_some() {
             self.waits = waits();
         }
@@ -155,7 +165,7 @@ impl Link {
             CallError::Unavailable(error) => error,
         };
         if matches!(&self.state, State::Open { since, .. } if since.elapsed() >= STEADY) {
-            self.heard();
+            self.is_whole();
         }
         match self.broken_since {
             Some(since) if since.elapsed() >= self.lease.duration * GIVE_UP_LEASES => {

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
+use chrono::{DateTime, Utc};
 use weir_proto::{
     limits::{MAX_BATCH_SIZE, MAX_WINDOW},
     v1::{self, stream_batches_response::Message as ToWorker},
@@ -10,7 +11,10 @@ use weir_proto::{
 use super::{End, Outbox, finished, send};
 use crate::{
     grpc::{Services, door::Door, error::invalid_field, worker::MAX_BATCH_BYTES},
-    job::plan::{PendingChunk, next_batch_len},
+    job::{
+        blame::suspected_batch,
+        plan::{PendingChunk, next_batch_len},
+    },
     store::{
         batches::{Outcome, Progress},
         lease::LeaseState,
@@ -29,9 +33,13 @@ const READ_AHEAD: usize = 4;
 /// these the worker names.
 pub(super) struct Handout {
     lease: LeaseKey,
-    pub(super) job: Job,
+    pub(super) source_id: i64,
     window: usize,
-    batch_size: usize,
+    batch_size: i32,
+    /// How many of the next chunks may hold a text that kills its worker.
+    suspects: i32,
+    /// Until when this stream last renewed the lease.
+    renewed_until: DateTime<Utc>,
     /// Batches that the worker holds, by number.
     outstanding: HashMap<i64, Vec<(String, i32)>>,
     next_seq: i64,
@@ -82,12 +90,12 @@ impl Handout {
             );
         }
         door.close()?;
-        let job = match services.store.renew(lease, services.lease_duration).await? {
-            LeaseState::Held(job) => *job,
-            LeaseState::Finished(job) => {
-                return Err(finished(job.chunks_done.into(), job.chunks_rejected.into()));
-            }
-        };
+        let batch_size = open.batch_size.min(services.max_batch_size);
+        let opened = services
+            .store
+            .open(lease, services.lease_duration, batch_size)
+            .await?;
+        let job = held(opened)?;
         let outstanding: HashMap<_, _> = open
             .held
             .into_iter()
@@ -102,7 +110,9 @@ impl Handout {
         Ok(Self {
             lease,
             window: open.window as usize,
-            batch_size: open.batch_size.min(services.max_batch_size) as usize,
+            batch_size,
+            suspects: job.suspects,
+            renewed_until: job.lease_expires_at.unwrap_or_default(),
             next_seq: outstanding
                 .keys()
                 .copied()
@@ -113,14 +123,28 @@ impl Handout {
             listed: VecDeque::new(),
             ready: VecDeque::new(),
             listed_all: false,
-            job,
+            source_id: job.source_id,
         })
+    }
+
+    /// How many batches may be outstanding, and of how many chunks. While a
+    /// text is suspected there is no doubt over which batch a worker dies.
+    fn bounds(&self) -> (usize, usize) {
+        if self.suspects > 0 {
+            let size = self.batch_size.min(suspected_batch(self.suspects));
+            return (1, size as usize);
+        }
+        (self.window, self.batch_size as usize)
     }
 
     /// Sends batches until the window is full or nothing is left to send. Ends
     /// the stream when nothing is pending at all.
     pub(super) async fn fill(&mut self, services: &Services, outbox: &Outbox) -> Result<(), End> {
-        while self.outstanding.len() < self.window {
+        loop {
+            let (window, batch_size) = self.bounds();
+            if self.outstanding.len() >= window {
+                return Ok(());
+            }
             if self.ready.is_empty() {
                 self.read_ahead(services).await?;
             }
@@ -133,7 +157,7 @@ impl Handout {
                 return Ok(());
             }
             let text_bytes = self.ready.iter().map(|chunk| chunk.text.len());
-            let len = next_batch_len(text_bytes, self.batch_size, MAX_BATCH_BYTES);
+            let len = next_batch_len(text_bytes, batch_size, MAX_BATCH_BYTES);
             let chunks: Vec<ChunkText> = self.ready.drain(..len).collect();
             let seq = self.next_seq;
             self.next_seq += 1;
@@ -153,7 +177,6 @@ impl Handout {
             )
             .await?;
         }
-        Ok(())
     }
 
     /// Reads the texts of the next few batches.
@@ -173,14 +196,10 @@ impl Handout {
                 .collect();
         }
         let text_bytes = self.listed.iter().map(|chunk| chunk.text_bytes);
-        let len = next_batch_len(text_bytes, self.batch_size * READ_AHEAD, MAX_BATCH_BYTES);
+        let len = next_batch_len(text_bytes, self.bounds().1 * READ_AHEAD, MAX_BATCH_BYTES);
         if len > 0 {
             let next: Vec<PendingChunk> = self.listed.drain(..len).collect();
-            self.ready = services
-                .store
-                .texts(self.job.source_id, &next)
-                .await?
-                .into();
+            self.ready = services.store.texts(self.source_id, &next).await?.into();
         }
         Ok(())
     }
@@ -222,19 +241,20 @@ impl Handout {
             done,
             rejected,
             total,
-            finished: is_finished,
+            suspects,
+            lease_expires_at,
             ..
         } = progress;
-        send(
-            outbox,
-            ToWorker::Ack(v1::BatchAck {
-                seq: result.seq,
-                done: done + rejected,
-                total,
-            }),
-        )
-        .await?;
-        if is_finished {
+        // Before the ack, which may find the worker gone.
+        self.suspects = suspects;
+        self.renewed_until = lease_expires_at.unwrap_or(self.renewed_until);
+        let ack = v1::BatchAck {
+            seq: result.seq,
+            done: done + rejected,
+            total,
+        };
+        send(outbox, ToWorker::Ack(ack)).await?;
+        if progress.finished {
             tracing::info!(
                 job_id = self.lease.job_id,
                 epoch = self.lease.epoch,
@@ -245,26 +265,50 @@ impl Handout {
         Ok(())
     }
 
-    pub(super) async fn renew(&self, services: &Services) -> Result<(), End> {
-        match services
+    pub(super) async fn renew(&mut self, services: &Services) -> Result<(), End> {
+        let renewed = services
             .store
             .renew(self.lease, services.lease_duration)
-            .await?
-        {
-            LeaseState::Held(_) => Ok(()),
-            LeaseState::Finished(job) => {
-                Err(finished(job.chunks_done.into(), job.chunks_rejected.into()))
-            }
-        }
+            .await?;
+        self.renewed_until = held(renewed)?.lease_expires_at.unwrap_or_default();
+        Ok(())
     }
 
     /// Looks whether the lease is still held, without renewing it.
     pub(super) async fn check(&self, services: &Services) -> Result<(), End> {
-        match services.store.lease(self.lease).await? {
-            LeaseState::Held(_) => Ok(()),
-            LeaseState::Finished(job) => {
-                Err(finished(job.chunks_done.into(), job.chunks_rejected.into()))
+        held(services.store.lease(self.lease).await?).map(drop)
+    }
+
+    /// Ends the lease early: the worker's connection broke, and if it does not
+    /// come back within the grace it is taken to be gone.
+    pub(super) async fn orphan(&self, services: &Services) {
+        let orphaned = services
+            .store
+            .orphan(self.lease, self.renewed_until, services.orphan_grace)
+            .await;
+        match orphaned {
+            Ok(true) => tracing::info!(
+                job_id = self.lease.job_id,
+                epoch = self.lease.epoch,
+                grace_ms = services.orphan_grace.as_millis() as u64,
+                "A worker's stream broke; its lease ends early unless it comes back."
+            ),
+            // It is back already, or the lease has ended anyway.
+            Ok(false) => {}
+            // The lease runs out by itself.
+            Err(error) => {
+                tracing::debug!(%error, "The lease of a broken stream was left to run out.");
             }
+        }
+    }
+}
+
+/// The job of a lease that is held; the end of the stream, when it succeeded.
+fn held(state: LeaseState) -> Result<Job, End> {
+    match state {
+        LeaseState::Held(job) => Ok(*job),
+        LeaseState::Finished(job) => {
+            Err(finished(job.chunks_done.into(), job.chunks_rejected.into()))
         }
     }
 }

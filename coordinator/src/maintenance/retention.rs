@@ -1,0 +1,17 @@
+//! Retention: the history of jobs ends after a while.
+
+use std::time::Duration;
+
+use crate::store::{Store, StoreError};
+
+/// Most jobs in one step.
+const STEP: i64 = 1_000;
+
+/// Takes one step. Returns whether more may wait.
+pub async fn tick(store: &Store, retention: Duration) -> Result<bool, StoreError> {
+    let dropped = store.drop_old_jobs(retention, STEP).await?;
+    if dropped > 0 {
+        tracing::info!(jobs = dropped, "Deleted jobs that ended long ago.");
+    }
+    Ok(dropped >= STEP.unsigned_abs())
+}

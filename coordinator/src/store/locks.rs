@@ -1,0 +1,143 @@
+//! The locks under which a source and its unsettled jobs change, always taken
+//! in this order: the source's row, then its unsettled jobs' rows by id. And the
+//! two ways in which such a job ends at the hands of whoever holds them.
+
+use super::{REVOKE_CHANNEL, StoreError, database::Transaction, rows::SourceKey, sources::notify};
+use crate::job::{plan::ItemRange, state::RevokeReason};
+
+/// What a write must know of a source before it changes it.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct LockedSource {
+    pub(super) id: i64,
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) model: String,
+    pub(super) revision: i64,
+}
+
+/// Takes the row lock of a source: the right to change its content.
+pub(super) async fn lock_source(
+    tx: &mut Transaction,
+    key: &SourceKey,
+) -> Result<Option<LockedSource>, StoreError> {
+    Ok(sqlx::query_as(
+        "-- store::sources::lock_source
+         SELECT id, namespace, name, model, revision FROM weir.sources
+         WHERE namespace = $1 AND name = $2 FOR UPDATE",
+    )
+    .bind(&key.namespace)
+    .bind(&key.name)
+    .fetch_optional(&mut **tx)
+    .await?)
+}
+
+/// As [`lock_source`], of a source known by its row.
+pub(super) async fn lock_source_row(
+    tx: &mut Transaction,
+    source_id: i64,
+) -> Result<Option<LockedSource>, StoreError> {
+    Ok(sqlx::query_as(
+        "-- store::sources::lock_source_row
+         SELECT id, namespace, name, model, revision FROM weir.sources WHERE id = $1 FOR UPDATE",
+    )
+    .bind(source_id)
+    .fetch_optional(&mut **tx)
+    .await?)
+}
+
+/// An unsettled job as a write sees it.
+#[derive(Debug, sqlx::FromRow)]
+pub(super) struct UnsettledJob {
+    pub(super) id: i64,
+    first_item_id: String,
+    last_item_id: String,
+    pub(super) model: String,
+    pub(super) priority: i16,
+    pub(super) parkings: i16,
+    pub(super) traceparent: Option<String>,
+    /// Queued or running; otherwise it failed or was cancelled.
+    pub(super) open: bool,
+    /// Failed, and its parking is over.
+    pub(super) due: bool,
+}
+
+impl UnsettledJob {
+    /// The items it covers.
+    pub(super) fn range(&self) -> ItemRange {
+        ItemRange {
+            first: self.first_item_id.clone(),
+            last: self.last_item_id.clone(),
+        }
+    }
+}
+
+/// Takes the row locks of a source's unsettled jobs, in order of id: from here
+/// on no worker persists anything for them until the transaction ends. After
+/// the lock of the source, before any change of its chunks (law 7).
+pub(super) async fn lock_unsettled_jobs(
+    tx: &mut Transaction,
+    source_id: i64,
+) -> Result<Vec<UnsettledJob>, StoreError> {
+    Ok(sqlx::query_as(
+        "-- store::sources::lock_unsettled_jobs
+         SELECT id, first_item_id, last_item_id, model, priority, parkings, traceparent,
+                state IN ('queued', 'running') AS open, state = 'failed' AND run_at <= now() AS due
+         FROM weir.jobs WHERE source_id = $1 AND NOT settled ORDER BY id FOR UPDATE",
+    )
+    .bind(source_id)
+    .fetch_all(&mut **tx)
+    .await?)
+}
+
+/// Settles jobs that failed or were cancelled: whatever they left pending is
+/// the caller's from now on, and nothing waits for their time any more.
+pub(super) async fn settle(
+    tx: &mut Transaction,
+    jobs: impl IntoIterator<Item = &UnsettledJob>,
+) -> Result<(), StoreError> {
+    let ids: Vec<i64> = jobs.into_iter().map(|job| job.id).collect();
+    if ids.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "-- store::sources::settle
+         UPDATE weir.jobs SET settled = true, run_at = least(run_at, now())
+         WHERE id = ANY($1) AND state IN ('failed', 'cancelled')",
+    )
+    .bind(&ids)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Ends and settles a source's open jobs, moving their epoch: whatever they
+/// left pending is the caller's from now on.
+pub(super) async fn cancel_open_jobs(
+    tx: &mut Transaction,
+    source_id: i64,
+    reason: RevokeReason,
+    why: &str,
+) -> Result<i64, StoreError> {
+    let (cancelled, revoked): (i64, i64) = sqlx::query_as(
+        "-- store::sources::cancel_open_jobs
+         WITH open AS (
+             SELECT id, state FROM weir.jobs WHERE source_id = $1 AND state IN ('queued', 'running') AND NOT settled
+         ), cancelled AS (
+             UPDATE weir.jobs j
+             SET state = 'cancelled', settled = true, epoch = j.epoch + 1, revoke_reason = $2, last_error = $3,
+                 worker_id = NULL, lease_expires_at = NULL, claimed_at = NULL, finished_at = now()
+             FROM open WHERE j.id = open.id
+             RETURNING open.state AS was
+         )
+         SELECT count(*), count(*) FILTER (WHERE was = 'running') FROM cancelled",
+    )
+    .bind(source_id)
+    .bind(reason.as_str())
+    .bind(why)
+    .fetch_one(&mut **tx)
+    .await?;
+    if revoked > 0 {
+        notify(tx, REVOKE_CHANNEL, source_id).await?;
+    }
+    Ok(cancelled)
+}
