@@ -173,7 +173,7 @@ async fn the_end_of_a_broken_streams_lease() {
         panic!("the lease is held");
     };
     let until = held.lease_expires_at.unwrap();
-    let orphan = || faulty.store.orphan(lease, until, Duration::from_mins(1));
+    let orphan = || faulty.store.orphan(lease, 0, until, Duration::from_mins(1));
     faulty.cut(orphan()).await;
     let cut_short = faulty.weir.job(job.id).await;
     assert!(cut_short.lease_expires_at.unwrap() < until);
