@@ -570,6 +570,11 @@ async fn bad_results_are_refused_and_nothing_of_them_is_written() {
             "embedded[1].text_hash",
             "not 31",
         ),
+        (
+            with(&|c| c.truncated_to = -1),
+            "embedded[1].truncated_to",
+            "not -1",
+        ),
         (with(&|c| *c = first.clone()), "embedded", "named twice"),
     ];
     for (outcome, field, what) in cases {
