@@ -701,7 +701,7 @@ async fn bad_claims_and_renewals_are_refused() {
     type Change = fn(&mut v1::ClaimJobRequest);
     let weir = Weir::start().await;
     weir.put("source", &["one"]).await;
-    let cases: [(Change, &str, &str); 9] = [
+    let cases: [(Change, &str, &str); 10] = [
         (|c| c.models.clear(), "models", "1 to 100"),
         (
             |c| c.models = vec!["fake".to_owned(); 101],
