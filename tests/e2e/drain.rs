@@ -89,6 +89,7 @@ fn claim(wait_seconds: i64) -> ClaimJobRequest {
         worker_id: "other".into(),
         models: vec![MODEL.into()],
         max_jobs: 1,
+        max_chunks: 0,
         wait: Some(prost_types::Duration {
             seconds: wait_seconds,
             nanos: 0,

@@ -179,6 +179,7 @@ pub fn claim_request() -> v1::ClaimJobRequest {
         worker_id: "by-hand".to_owned(),
         models: vec![MODEL.to_owned()],
         max_jobs: 1,
+        max_chunks: 0,
         wait: None,
     }
 }
@@ -203,6 +204,7 @@ pub fn embedded(chunk: &v1::Chunk, vector: &[f32]) -> v1::EmbeddedChunk {
         chunk_index: chunk.chunk_index,
         text_hash: chunk.text_hash.clone(),
         vector: vector_bytes(vector).into(),
+        truncated_to: 0,
     }
 }
 

@@ -97,6 +97,78 @@ async fn a_claim_passes_by_what_another_is_taking() {
     assert_eq!(claimed.id, next.id);
 }
 
+/// Sources `s0`, `s1` … with so many chunks, one job each, to be claimed in
+/// this order.
+async fn put_sizes(weir: &Weir, sizes: &[usize]) {
+    for (place, size) in sizes.iter().enumerate() {
+        weir.put(&format!("s{place}"), &many(*size)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_claim_stops_when_it_has_enough_chunks() {
+    // Asked for with so much: which of jobs of 2, 3, 1 and 4 chunks come.
+    let cases: [(i64, i64, &[&str]); 7] = [
+        (10, 1, &["s0"]),
+        (10, 2, &["s0"]),
+        (10, 3, &["s0", "s1"]),
+        (10, 5, &["s0", "s1"]),
+        (10, 6, &["s0", "s1", "s2"]),
+        (2, 100, &["s0", "s1"]),
+        (10, i64::MAX, &["s0", "s1", "s2", "s3"]),
+    ];
+    for (max_jobs, max_chunks, expected) in cases {
+        let weir = Weir::new().await;
+        put_sizes(&weir, &[2, 3, 1, 4]).await;
+        let claimed = weir.claim_up_to(max_jobs, max_chunks, LEASE).await;
+        let claimed: BTreeSet<&str> = claimed.iter().map(|job| job.source.as_str()).collect();
+        assert_eq!(
+            claimed,
+            expected.iter().copied().collect(),
+            "{max_jobs} jobs, {max_chunks} chunks"
+        );
+    }
+}
+
+#[tokio::test]
+async fn enough_is_told_by_what_a_job_has_still_pending() {
+    let weir = Weir::new().await;
+    put_sizes(&weir, &[5, 5, 5]).await;
+    let first = weir.claim().await;
+    let texts = weir.texts(&first).await;
+    weir.upsert(outcome(&first, &texts[..4])).await.unwrap();
+    weir.store.release(lease_of(&first), "drain").await.unwrap();
+    // Released last, but of a higher priority it comes first.
+    weir.meddle("UPDATE weir.jobs SET priority = 5 WHERE source = 's0'")
+        .await;
+    assert_eq!(weir.claim_up_to(10, 2, LEASE).await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_claim_with_enough_chunks_locks_nothing_else() {
+    let weir = Weir::new().await;
+    put_sizes(&weir, &[5, 5, 5, 5]).await;
+    assert_eq!(weir.claim_up_to(10, 5, LEASE).await.len(), 1);
+    // Whoever locks a row leaves a mark on it. Were these locked, a claim at the same time would
+    // have gone away with nothing.
+    let marked = "SELECT count(*) FROM weir.jobs WHERE state = 'queued' AND xmax::text <> '0'";
+    assert_eq!(weir.number(marked).await, 0);
+}
+
+#[tokio::test]
+async fn a_claim_that_gets_others_than_it_looked_at_still_stops_at_enough() {
+    let weir = Weir::new().await;
+    put_sizes(&weir, &[1, 1, 1, 9, 9, 9]).await;
+    let mut other = weir.pool().begin().await.unwrap();
+    sqlx::query("SELECT FROM weir.jobs WHERE chunks_total = 1 FOR UPDATE")
+        .execute(&mut *other)
+        .await
+        .unwrap();
+    let claimed = weir.claim_up_to(10, 3, LEASE).await;
+    let claimed: Vec<&str> = claimed.iter().map(|job| job.source.as_str()).collect();
+    assert_eq!(claimed, ["s3"]);
+}
+
 #[tokio::test]
 async fn only_the_models_named_are_claimed() {
     let weir = Weir::new().await;
@@ -109,6 +181,7 @@ async fn only_the_models_named_are_claimed() {
         worker_id: "w",
         models: &models,
         max_jobs: 10,
+        max_chunks: 0,
         lease_duration: LEASE,
     };
     assert_eq!(weir.store.claim(&claim).await.unwrap().len(), 1);

@@ -133,6 +133,7 @@ pub(crate) fn embedded(chunk: &ChunkText) -> Embedded {
         chunk_index: chunk.chunk_index,
         text_hash: chunk.text_hash.as_slice().try_into().unwrap(),
         vector: expected_vector(&chunk.text),
+        truncated_to: None,
     }
 }
 
@@ -199,10 +200,21 @@ impl Weir {
 
     /// Claims up to `max_jobs` jobs of [`MODEL`].
     pub(crate) async fn claim_many(&self, max_jobs: i64, lease_duration: Duration) -> Vec<Job> {
+        self.claim_up_to(max_jobs, 0, lease_duration).await
+    }
+
+    /// The same, until they have `max_chunks` pending chunks together.
+    pub(crate) async fn claim_up_to(
+        &self,
+        max_jobs: i64,
+        max_chunks: i64,
+        lease_duration: Duration,
+    ) -> Vec<Job> {
         let claim = Claim {
             worker_id: "worker-1",
             models: &[MODEL.to_owned()],
             max_jobs,
+            max_chunks,
             lease_duration,
         };
         self.store.claim(&claim).await.expect("a claim is answered")
@@ -215,6 +227,7 @@ impl Weir {
             worker_id: "worker-1",
             models: &models,
             max_jobs: 1,
+            max_chunks: 0,
             lease_duration,
         };
         self.store
@@ -250,8 +263,7 @@ impl Weir {
     }
 
     pub(crate) async fn upsert(&self, outcome: Outcome) -> Result<Progress, StoreError> {
-        let mut answers = self.store.upsert(&[outcome], LEASE).await?;
-        answers.pop().expect("one outcome, one answer")
+        self.store.upsert(&outcome, LEASE).await
     }
 
     /// Embeds all that a job has pending, which ends it.

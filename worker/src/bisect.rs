@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use crate::{
     embedder::{EmbedError, Embedder},
-    plan::{Batch, BatchResult, Chunk, MAX_REJECTION_BYTES},
+    plan::{Batch, BatchResult, Chunk, Embedded, MAX_REJECTION_BYTES},
 };
 
 /// What became of a batch. The result covers all of it, unless a failure kept
@@ -45,8 +45,12 @@ pub(crate) async fn embed(embedder: &dyn Embedder, batch: &Batch, limit: Duratio
         let chunks = &batch.chunks[range.clone()];
         match call(embedder, chunks, limit).await {
             Ok(vectors) => {
-                let keys = chunks.iter().map(|chunk| chunk.key.clone());
-                result.embedded.extend(keys.zip(vectors));
+                let done = chunks.iter().zip(vectors).map(|(chunk, vector)| Embedded {
+                    key: chunk.key.clone(),
+                    vector,
+                    chars: None,
+                });
+                result.embedded.extend(done);
             }
             Err(EmbedError::Input { .. }) if chunks.len() > 1 => {
                 let middle = range.start + chunks.len() / 2;

@@ -113,13 +113,15 @@ impl Coordinator {
         Ok(Self { client })
     }
 
-    /// Claims up to `max_jobs` jobs of `model`, and waits up to `wait` for the
-    /// first. An empty answer means that none came.
+    /// Claims up to `max_jobs` jobs of `model`, none further once they have
+    /// `max_chunks` pending chunks together (0: no such bound), and waits up to
+    /// `wait` for the first. An empty answer means that none came.
     pub(crate) async fn claim(
         &self,
         worker_id: &str,
         model: &str,
         max_jobs: usize,
+        max_chunks: u32,
         wait: Duration,
     ) -> Result<Vec<Lease>, CallError> {
         let mut client = self.client.clone();
@@ -128,6 +130,7 @@ impl Coordinator {
             models: vec![model.to_owned()],
             max_jobs: i32::try_from(max_jobs).unwrap_or(i32::MAX),
             wait: prost_types::Duration::try_from(wait).ok(),
+            max_chunks: max_chunks.into(),
         };
         let reply = call(wait + CALL_TIMEOUT, client.claim_job(request)).await?;
         reply.leases.into_iter().map(Lease::try_from).collect()

@@ -37,12 +37,22 @@ pub(crate) struct Batch {
     pub(crate) chunks: Vec<Chunk>,
 }
 
+/// A chunk with its vector.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Embedded {
+    pub(crate) key: ChunkKey,
+    /// Packed little-endian f32.
+    pub(crate) vector: Bytes,
+    /// How many characters of the text the vector was made of, from its first;
+    /// `None`: of the whole.
+    pub(crate) chars: Option<u32>,
+}
+
 /// The outcome of a batch, or of the part of it that got one.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct BatchResult {
     pub(crate) seq: i64,
-    /// Vectors, packed little-endian f32.
-    pub(crate) embedded: Vec<(ChunkKey, Bytes)>,
+    pub(crate) embedded: Vec<Embedded>,
     /// Chunks the embedder can never take, and why.
     pub(crate) rejected: Vec<(ChunkKey, String)>,
 }
@@ -164,7 +174,7 @@ impl Held {
             State::Queued(batch) => batch.chunks.iter().map(|c| c.key.clone()).collect(),
             State::Embedding(keys) => keys.clone(),
             State::Embedded(result) => {
-                let embedded = result.embedded.iter().map(|(key, _)| key);
+                let embedded = result.embedded.iter().map(|chunk| &chunk.key);
                 let rejected = result.rejected.iter().map(|(key, _)| key);
                 embedded.chain(rejected).cloned().collect()
             }

@@ -136,6 +136,7 @@ impl Claimer {
                 &config.worker_id,
                 &config.model,
                 max_jobs,
+                0,
                 config.claim_wait,
             )
             .await

@@ -119,11 +119,21 @@ impl WorkerService for Workers {
                 Duration::ZERO
             }
         };
+        if request.max_chunks < 0 {
+            door.refuse(
+                "max_chunks",
+                format!(
+                    "must be 0, for no bound, or more, not {}",
+                    request.max_chunks
+                ),
+            );
+        }
         door.close()?;
         let claim = Claim {
             worker_id: &request.worker_id,
             models: &request.models,
             max_jobs: max_jobs.into(),
+            max_chunks: request.max_chunks,
             lease_duration: self.0.lease_duration,
         };
         let jobs = self.claim_or_wait(&claim, wait).await?;
@@ -259,6 +269,7 @@ impl WorkerService for Workers {
         Ok(Response::new(v1::CompleteJobResponse {
             chunks_done: job.chunks_done.into(),
             chunks_rejected: job.chunks_rejected.into(),
+            chunks_truncated: job.chunks_truncated.into(),
         }))
     }
 

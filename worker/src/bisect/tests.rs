@@ -87,7 +87,11 @@ async fn a_good_batch_takes_one_call() {
     assert_eq!(outcome.failure, None);
     assert_eq!(outcome.result.seq, 5);
     let expected = [(0, "a"), (1, "b")];
-    let expected = expected.map(|(i, text)| (key(i), Bytes::from(testing::packed(text))));
+    let expected = expected.map(|(i, text)| Embedded {
+        key: key(i),
+        vector: Bytes::from(testing::packed(text)),
+        chars: None,
+    });
     assert_eq!(outcome.result.embedded, expected);
     assert_eq!(picky.calls.load(Ordering::Relaxed), 1);
 }
@@ -108,7 +112,7 @@ proptest! {
             let indices = (0..guilty.len()).filter(|i| guilty[*i] == wanted);
             indices.map(key).collect::<Vec<_>>()
         };
-        let embedded = outcome.result.embedded.into_iter().map(|(key, _)| key);
+        let embedded = outcome.result.embedded.into_iter().map(|chunk| chunk.key);
         prop_assert_eq!(embedded.collect::<Vec<_>>(), of(false));
         let rejected = outcome.result.rejected.into_iter().map(|(key, reason)| {
             assert_eq!(reason, "refused bad");
@@ -131,7 +135,12 @@ async fn what_was_embedded_before_a_failure_is_kept() {
     };
     assert_eq!(outcome.failure, Some(failure));
     let keys = |keys: Vec<&ChunkKey>| keys.into_iter().cloned().collect::<Vec<_>>();
-    let embedded = outcome.result.embedded.iter().map(|(key, _)| key).collect();
+    let embedded = outcome
+        .result
+        .embedded
+        .iter()
+        .map(|chunk| &chunk.key)
+        .collect();
     assert_eq!(keys(embedded), [key(0)]);
     let rejected = outcome.result.rejected.iter().map(|(key, _)| key).collect();
     assert_eq!(keys(rejected), [key(1)]);

@@ -60,13 +60,14 @@ pub(super) fn heartbeat() -> request::Message {
 }
 
 pub(super) fn result(result: &BatchResult) -> request::Message {
-    let embedded = result.embedded.iter().map(|(key, vector)| {
-        let key = key.clone();
+    let embedded = result.embedded.iter().map(|chunk| {
+        let key = chunk.key.clone();
         v1::EmbeddedChunk {
             item_id: key.item_id,
             chunk_index: key.chunk_index,
             text_hash: key.text_hash,
-            vector: vector.clone(),
+            vector: chunk.vector.clone(),
+            truncated_to: i32::try_from(chunk.chars.unwrap_or(0)).unwrap_or(i32::MAX),
         }
     });
     let rejected = result.rejected.iter().map(|(key, reason)| {
@@ -131,5 +132,33 @@ fn key(key: ChunkKey) -> v1::ChunkKey {
         item_id: key.item_id,
         chunk_index: key.chunk_index,
         text_hash: key.text_hash,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Embedded;
+
+    #[test]
+    fn a_result_says_how_much_of_a_shortened_text_was_embedded() {
+        let embedded = [None, Some(7), Some(u32::MAX)].map(|chars| Embedded {
+            key: ChunkKey {
+                item_id: "i".to_owned(),
+                chunk_index: 0,
+                text_hash: vec![7; 32],
+            },
+            vector: vec![0; 4].into(),
+            chars,
+        });
+        let request::Message::Result(result) = result(&BatchResult {
+            seq: 1,
+            embedded: embedded.into(),
+            rejected: Vec::new(),
+        }) else {
+            panic!("not a result");
+        };
+        let truncated_to = result.embedded.iter().map(|chunk| chunk.truncated_to);
+        assert_eq!(truncated_to.collect::<Vec<_>>(), [0, 7, i32::MAX]);
     }
 }

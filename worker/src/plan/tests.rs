@@ -38,11 +38,19 @@ fn batch(seq: i64) -> Batch {
     }
 }
 
+fn embedded(key: ChunkKey) -> Embedded {
+    Embedded {
+        key,
+        vector: Bytes::from_static(&[0; 4]),
+        chars: None,
+    }
+}
+
 fn result(batch: &Batch) -> BatchResult {
     let keys = batch.chunks.iter().map(|chunk| chunk.key.clone());
     BatchResult {
         seq: batch.seq,
-        embedded: keys.map(|key| (key, Bytes::from_static(&[0; 4]))).collect(),
+        embedded: keys.map(embedded).collect(),
         rejected: Vec::new(),
     }
 }
@@ -139,7 +147,7 @@ fn every_state_names_the_chunks_it_came_with() {
     }
     let first = held.start_next().unwrap();
     let mut outcome = result(&first);
-    let (rejected, _) = outcome.embedded.remove(0);
+    let rejected = outcome.embedded.remove(0).key;
     outcome.rejected.push((rejected, "refused".to_owned()));
     held.embedded(outcome);
     held.start_next().unwrap();

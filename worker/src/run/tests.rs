@@ -67,6 +67,7 @@ async fn a_claim_names_the_worker_its_model_and_its_free_permits() {
         worker_id: "worker".to_owned(),
         models: vec!["model".to_owned()],
         max_jobs: 3,
+        max_chunks: 0,
         wait: prost_types::Duration::try_from(Duration::from_secs(7)).ok(),
     };
     assert_eq!(claim.request, expected);

@@ -84,6 +84,7 @@ fn result_of(seq: i64, texts: &[&str]) -> v1::BatchResult {
         chunk_index: 3,
         text_hash: text.as_bytes().to_vec(),
         vector: packed(text).into(),
+        truncated_to: 0,
     });
     v1::BatchResult {
         seq,

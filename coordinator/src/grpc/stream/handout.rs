@@ -155,7 +155,7 @@ impl Handout {
                 if self.outstanding.is_empty() {
                     let job = services.store.complete(self.lease).await?;
                     services.wakeup.report_change(job.source_id);
-                    return Err(finished(job.chunks_done.into(), job.chunks_rejected.into()));
+                    return Err(finished(&job));
                 }
                 return Ok(());
             }
@@ -263,7 +263,7 @@ impl Handout {
                 epoch = self.lease.epoch,
                 "A job succeeded."
             );
-            return Err(finished(done, rejected));
+            return Err(finished(&progress));
         }
         Ok(())
     }
@@ -315,8 +315,6 @@ impl Handout {
 fn held(state: LeaseState) -> Result<Job, End> {
     match state {
         LeaseState::Held(job) => Ok(*job),
-        LeaseState::Finished(job) => {
-            Err(finished(job.chunks_done.into(), job.chunks_rejected.into()))
-        }
+        LeaseState::Finished(job) => Err(finished(&*job)),
     }
 }
