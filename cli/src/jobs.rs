@@ -135,13 +135,16 @@ pub(crate) fn job_table(jobs: &[v1::Job], now: SystemTime, with_namespace: bool)
 }
 
 /// What there is to say about a job beyond its state: who has it, or what went
-/// wrong and when it goes on.
+/// wrong and when it goes on; and which of its chunks went another way.
 fn note(job: &v1::Job, now: SystemTime) -> String {
-    match job.state() {
-        JobState::Running if job.last_error.is_empty() => format!("by {}", job.worker_id),
-        JobState::Running => format!("by {}, after: {}", job.worker_id, job.last_error),
-        _ => trouble(job, now).unwrap_or_default(),
-    }
+    let standing = match job.state() {
+        JobState::Running if job.last_error.is_empty() => Some(format!("by {}", job.worker_id)),
+        JobState::Running => Some(format!("by {}, after: {}", job.worker_id, job.last_error)),
+        _ => trouble(job, now),
+    };
+    let exceptions = view::exceptions(job.chunks_rejected, job.chunks_truncated);
+    let parts: Vec<String> = exceptions.into_iter().chain(standing).collect();
+    parts.join("; ")
 }
 
 /// What went wrong with a job and when it goes on; nothing when all is well.
@@ -254,6 +257,17 @@ mod tests {
     }
 
     #[test]
+    fn a_job_says_how_many_chunks_were_truncated() {
+        let now = SystemTime::now();
+        let mut done = job(JobState::Succeeded, 0, "");
+        assert_eq!(note(&done, now), "1 rejected");
+        done.chunks_truncated = 2;
+        assert_eq!(note(&done, now), "2 truncated, 1 rejected");
+        done.chunks_rejected = 0;
+        assert_eq!(note(&done, now), "2 truncated");
+    }
+
+    #[test]
     fn the_table_has_one_line_a_job() {
         let jobs = [
             job(JobState::Running, 0, ""),
@@ -262,7 +276,7 @@ mod tests {
         let text = job_table(&jobs, SystemTime::now(), true);
         assert_eq!(text.lines().count(), 3);
         assert!(
-            text.contains("default/shop  running    4/10    0/5  -       by w1"),
+            text.contains("default/shop  running    4/10    0/5  -       1 rejected; by w1"),
             "{text}"
         );
     }

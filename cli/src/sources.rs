@@ -68,8 +68,12 @@ pub(crate) async fn get(session: &Session, args: GetArgs) -> Result<(), Failure>
 
 fn describe(source: &v1::Source, now: SystemTime) -> String {
     let pending = source.chunks - source.chunks_embedded - source.chunks_rejected;
+    let truncated = match source.chunks_truncated {
+        0 => String::new(),
+        truncated => format!(" ({truncated} truncated)"),
+    };
     format!(
-        "{}/{}\n  model     {}\n  revision  {}, {}\n  items     {}\n  chunks    {}: {} embedded, \
+        "{}/{}\n  model     {}\n  revision  {}, {}\n  items     {}\n  chunks    {}: {} embedded{truncated}, \
          {} rejected, {pending} pending",
         source.namespace,
         source.name,
@@ -244,9 +248,16 @@ mod tests {
 
     #[test]
     fn pending_is_what_is_neither_embedded_nor_rejected() {
-        let text = describe(&summary(10, 6, 1).source.unwrap(), SystemTime::now());
+        let mut source = summary(10, 6, 1).source.unwrap();
+        let text = describe(&source, SystemTime::now());
         assert!(
             text.contains("10: 6 embedded, 1 rejected, 3 pending"),
+            "{text}"
+        );
+        source.chunks_truncated = 2;
+        let text = describe(&source, SystemTime::now());
+        assert!(
+            text.contains("10: 6 embedded (2 truncated), 1 rejected, 3 pending"),
             "{text}"
         );
     }

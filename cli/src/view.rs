@@ -18,6 +18,7 @@ pub(crate) struct Source {
     pub(crate) items: i64,
     pub(crate) chunks: i64,
     pub(crate) chunks_embedded: i64,
+    pub(crate) chunks_truncated: i64,
     pub(crate) chunks_rejected: i64,
 }
 
@@ -33,6 +34,7 @@ impl From<&v1::Source> for Source {
             items: source.items,
             chunks: source.chunks,
             chunks_embedded: source.chunks_embedded,
+            chunks_truncated: source.chunks_truncated,
             chunks_rejected: source.chunks_rejected,
         }
     }
@@ -60,6 +62,7 @@ pub(crate) struct Job {
     pub(crate) lease_expire_time: Option<String>,
     pub(crate) chunks_total: i64,
     pub(crate) chunks_done: i64,
+    pub(crate) chunks_truncated: i64,
     pub(crate) chunks_rejected: i64,
     pub(crate) last_error: String,
     pub(crate) create_time: Option<String>,
@@ -88,6 +91,7 @@ impl From<&v1::Job> for Job {
             lease_expire_time: time(job.lease_expire_time),
             chunks_total: job.chunks_total,
             chunks_done: job.chunks_done,
+            chunks_truncated: job.chunks_truncated,
             chunks_rejected: job.chunks_rejected,
             last_error: job.last_error.clone(),
             create_time: time(job.create_time),
@@ -166,6 +170,15 @@ pub(crate) fn all<'a, M: 'a, V: From<&'a M>>(messages: &'a [M]) -> Vec<V> {
     messages.iter().map(V::from).collect()
 }
 
+/// Chunks that did not end as the others did: rejected ones, and those of which
+/// only the beginning was embedded. Nothing when there are none.
+pub(crate) fn exceptions(rejected: i64, truncated: i64) -> Option<String> {
+    let told = |(number, what)| (number > 0).then(|| format!("{number} {what}"));
+    let parts = [(truncated, "truncated"), (rejected, "rejected")].map(told);
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    (!parts.is_empty()).then(|| parts.join(", "))
+}
+
 /// A job's state in one word.
 pub(crate) fn state(state: v1::JobState) -> &'static str {
     match state {
@@ -232,6 +245,9 @@ mod tests {
     fn a_job_reads_as_in_the_contract() {
         let mut job = v1::Job {
             job_id: i64::MAX,
+            chunks_done: 9,
+            chunks_truncated: 2,
+            chunks_rejected: 1,
             ..v1::Job::default()
         };
         job.set_state(v1::JobState::Running);
@@ -242,8 +258,31 @@ mod tests {
         let json = serde_json::to_value(Job::from(&job)).unwrap();
         assert_eq!(json["job_id"], json!(i64::MAX));
         assert_eq!(json["state"], "running");
+        let counts = ["chunks_done", "chunks_truncated", "chunks_rejected"].map(|key| &json[key]);
+        assert_eq!(counts, [9, 2, 1]);
         assert_eq!(json["run_time"], "2023-11-14T22:13:20.500Z");
         assert_eq!(json["finish_time"], Value::Null);
+    }
+
+    #[test]
+    fn a_source_counts_its_chunks() {
+        let source = v1::Source {
+            chunks_embedded: 9,
+            chunks_truncated: 2,
+            chunks_rejected: 1,
+            ..v1::Source::default()
+        };
+        let json = serde_json::to_value(Source::from(&source)).unwrap();
+        let counts = ["chunks_embedded", "chunks_truncated", "chunks_rejected"];
+        assert_eq!(counts.map(|key| &json[key]), [9, 2, 1]);
+    }
+
+    #[test]
+    fn only_exceptions_are_told() {
+        assert_eq!(exceptions(0, 0), None);
+        assert_eq!(exceptions(1, 0).as_deref(), Some("1 rejected"));
+        assert_eq!(exceptions(0, 2).as_deref(), Some("2 truncated"));
+        assert_eq!(exceptions(1, 2).as_deref(), Some("2 truncated, 1 rejected"));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The writer: the results of many streams, in one transaction. It never waits
 //! to fill one: a result that finds a writer free is written alone, and those
-//! that come while it writes go together in the next.
+//! that come while it writes go together in the next. A result that would have
+//! to wait for a lock does so apart from the others.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,11 +10,15 @@ use tokio_util::task::TaskTracker;
 
 use crate::store::{
     Store, StoreError,
-    batches::{Outcome, Progress},
+    batches::{Outcome, Progress, Written},
 };
 
 /// Transactions under way at the same time: one commits while the next fills.
 const WRITERS: usize = 2;
+
+/// Results that wait for a lock at the same time, each with a connection of its
+/// own; all of one source wait in the same lane, one after the other.
+const LANES: usize = 4;
 
 /// Most results in one transaction.
 const GROUP: usize = 64;
@@ -33,14 +38,31 @@ struct Entry {
     reply: oneshot::Sender<Result<Progress, StoreError>>,
 }
 
+/// What the writers share.
+#[derive(Debug)]
+struct Shared {
+    store: Store,
+    lease_duration: Duration,
+    entries: Mutex<mpsc::Receiver<Entry>>,
+    /// Held by the result that waits for a lock.
+    lanes: [Mutex<()>; LANES],
+    tasks: TaskTracker,
+}
+
 impl Writer {
     /// Starts the writers. They end when the last `Writer` is gone and all it
     /// handed over is written.
     pub fn start(store: &Store, lease_duration: Duration, tasks: &TaskTracker) -> Self {
         let (queue, entries) = mpsc::channel(QUEUE);
-        let entries = Arc::new(Mutex::new(entries));
+        let shared = Arc::new(Shared {
+            store: store.clone(),
+            lease_duration,
+            entries: Mutex::new(entries),
+            lanes: Default::default(),
+            tasks: tasks.clone(),
+        });
         for _ in 0..WRITERS {
-            tasks.spawn(write_all(store.clone(), lease_duration, entries.clone()));
+            tasks.spawn(write_all(shared.clone()));
         }
         Self { queue }
     }
@@ -58,45 +80,76 @@ impl Writer {
     }
 }
 
-async fn write_all(
-    store: Store,
-    lease_duration: Duration,
-    entries: Arc<Mutex<mpsc::Receiver<Entry>>>,
-) {
+async fn write_all(shared: Arc<Shared>) {
     let mut group = Vec::with_capacity(GROUP);
     // The guard is gone before the write begins: the other writer may take what comes.
-    while entries.lock().await.recv_many(&mut group, GROUP).await > 0 {
+    while shared
+        .entries
+        .lock()
+        .await
+        .recv_many(&mut group, GROUP)
+        .await
+        > 0
+    {
         let (outcomes, replies): (Vec<_>, Vec<_>) = group
             .drain(..)
             .map(|entry| (entry.outcome, entry.reply))
             .unzip();
-        match store.upsert(&outcomes, lease_duration).await {
-            Ok(results) => {
-                for (reply, result) in replies.into_iter().zip(results) {
+        let written = match shared
+            .store
+            .upsert_group(&outcomes, shared.lease_duration)
+            .await
+        {
+            Ok(written) => written,
+            Err(error) => {
+                tracing::debug!(%error, results = outcomes.len(), "A group of results failed; writing each alone.");
+                let mut written = Vec::with_capacity(outcomes.len());
+                for outcome in &outcomes {
+                    written.push(shared.write_one(outcome).await);
+                }
+                written
+            }
+        };
+        for ((outcome, reply), written) in outcomes.into_iter().zip(replies).zip(written) {
+            match written {
+                Written::Settled(result) => {
                     // A stream that has ended meanwhile does not wait for its answer.
                     let _ = reply.send(result);
                 }
-            }
-            Err(error) => {
-                tracing::debug!(%error, results = outcomes.len(), "A group of results failed; writing each alone.");
-                for (outcome, reply) in outcomes.into_iter().zip(replies) {
-                    let _ = reply.send(write_one(&store, lease_duration, outcome).await);
+                Written::Busy { source_id } => {
+                    let entry = Entry { outcome, reply };
+                    shared
+                        .tasks
+                        .spawn(wait_and_write(shared.clone(), entry, source_id));
                 }
             }
         }
     }
 }
 
-/// Writes an outcome alone, so that a group that failed tells whose fault it
-/// was.
-async fn write_one(
-    store: &Store,
-    lease_duration: Duration,
-    outcome: Outcome,
-) -> Result<Progress, StoreError> {
-    let results = store.upsert(&[outcome], lease_duration).await?;
-    results
-        .into_iter()
-        .next()
-        .unwrap_or_else(|| Err(StoreError::Internal("a write gave no result".into())))
+impl Shared {
+    /// Writes an outcome alone, so that a group that failed tells whose fault it
+    /// was.
+    async fn write_one(&self, outcome: &Outcome) -> Written {
+        let outcomes = std::slice::from_ref(outcome);
+        match self.store.upsert_group(outcomes, self.lease_duration).await {
+            Ok(written) => written.into_iter().next().unwrap_or_else(|| {
+                Written::Settled(Err(StoreError::Internal("a write gave no result".into())))
+            }),
+            Err(error) => Written::Settled(Err(error)),
+        }
+    }
+}
+
+/// Writes an outcome whose job somebody else has locked, a long write of its
+/// source for instance. The writers cannot wait for that: they write for other
+/// sources as well.
+async fn wait_and_write(shared: Arc<Shared>, entry: Entry, source_id: i64) {
+    let _turn = shared.lanes[source_id as usize % LANES].lock().await;
+    if entry.reply.is_closed() {
+        // Its stream has ended. The worker sends it again.
+        return;
+    }
+    let written = shared.store.upsert(&entry.outcome, shared.lease_duration);
+    let _ = entry.reply.send(written.await);
 }

@@ -585,6 +585,7 @@ async fn the_unary_calls_of_a_worker_do_a_whole_job() {
     let status = weir.worker().complete_job(complete).await.unwrap_err();
     assert_status(&status, Code::FailedPrecondition, "2");
     let mut request = upsert(&lease, vec![embedded(&chunks[1], &[0.0, 1.0])]);
+    request.embedded[0].truncated_to = 1;
     request.rejected = vec![v1::RejectedChunk {
         item_id: chunks[2].item_id.clone(),
         chunk_index: chunks[2].chunk_index,
@@ -598,9 +599,12 @@ async fn the_unary_calls_of_a_worker_do_a_whole_job() {
         let answer = weir.worker().complete_job(complete).await.unwrap();
         let answer = answer.into_inner();
         assert_eq!((answer.chunks_done, answer.chunks_rejected), (2, 1));
+        assert_eq!(answer.chunks_truncated, 1);
     }
+    assert_eq!(weir.job(job_id).await.chunks_truncated, 1);
     let source = weir.source("source").await.unwrap();
     assert_eq!((source.chunks_embedded, source.chunks_rejected), (2, 1));
+    assert_eq!(source.chunks_truncated, 1);
     let stored: Vec<(String, pgvector::Vector)> =
         sqlx::query_as("SELECT item_id, embedding FROM weir.embeddings ORDER BY item_id")
             .fetch_all(weir.database.pool())
@@ -690,12 +694,17 @@ async fn a_stream_hands_out_no_more_than_its_window() {
             ToWorker::Revoked(revoked) => panic!("{revoked:?}"),
         }
         if let Some(first) = held.front() {
-            let outcome = first.chunks.iter().map(|chunk| embedded(chunk, &[1.0]));
+            let outcome = first.chunks.iter().map(|chunk| v1::EmbeddedChunk {
+                truncated_to: 1,
+                ..embedded(chunk, &[1.0])
+            });
             send(&to, result(first.seq, outcome.collect())).await;
             send(&to, FromWorker::Heartbeat(v1::Heartbeat {})).await;
         }
     };
     assert_eq!((finished.chunks_done, finished.chunks_rejected), (7, 0));
+    // A text of one character is whole.
+    assert_eq!(finished.chunks_truncated, 6);
     assert_eq!(lengths, [1, 2, 3, 4, 5, 6, 7]);
     assert_eq!(from.message().await.unwrap(), None);
 }

@@ -52,27 +52,14 @@ async fn each_batch_reaches_the_store_before_the_next_is_asked_for() {
     let world = World::start(&[]).await;
     let worker = worker(&world, &[("WEIR_BATCH_SIZE", "2"), ("WEIR_WINDOW", "1")]);
     worker.process.wait_for_event("The embedder answers.").await;
-    let pool = world.database.pool().clone();
-    let put = async {
-        world.embedder.close_gate();
-        world.put_items("source", items(6)).await
-    };
-    let put = put.await;
-    for batch in 0..3_usize {
-        // The probe was the first call.
+    world.embedder.close_gate();
+    let put = world.put_items("source", items(6)).await;
+    for batch in 0..3 {
+        // The probe was the first call. With a window of one each comes after the ack of the last.
         world.embedder.calls_started(2 + batch).await;
-        let stored: i64 = sqlx::query_scalar("SELECT count(*) FROM weir.embeddings")
-            .fetch_one(&pool)
-            .await
-            .unwrap();
-        assert_eq!(stored, 2 * batch as i64);
-        // One call passes; with a window of one the next comes after its ack.
-        world.embedder.open_gate();
-        let passed = async || world.embedder.calls()[1 + batch].answered;
-        until(passed).await;
-        world.embedder.close_gate();
+        assert_eq!(world.rows("embeddings").await, 2 * batch as i64);
+        world.embedder.let_through(2 + batch);
     }
-    world.embedder.open_gate();
     world.succeeded(put.jobs[0].job_id).await;
     world.assert_exact("source").await;
 }

@@ -570,6 +570,11 @@ async fn bad_results_are_refused_and_nothing_of_them_is_written() {
             "embedded[1].text_hash",
             "not 31",
         ),
+        (
+            with(&|c| c.truncated_to = -1),
+            "embedded[1].truncated_to",
+            "not -1",
+        ),
         (with(&|c| *c = first.clone()), "embedded", "named twice"),
     ];
     for (outcome, field, what) in cases {
@@ -696,7 +701,7 @@ async fn bad_claims_and_renewals_are_refused() {
     type Change = fn(&mut v1::ClaimJobRequest);
     let weir = Weir::start().await;
     weir.put("source", &["one"]).await;
-    let cases: [(Change, &str, &str); 9] = [
+    let cases: [(Change, &str, &str); 10] = [
         (|c| c.models.clear(), "models", "1 to 100"),
         (
             |c| c.models = vec!["fake".to_owned(); 101],

@@ -90,8 +90,8 @@ struct Shared {
     script: Mutex<Script>,
     /// How many calls have started.
     started: watch::Sender<usize>,
-    /// Whether calls may go on.
-    gate: watch::Sender<bool>,
+    /// How many calls, from the first, may go on.
+    gate: watch::Sender<usize>,
 }
 
 impl Shared {
@@ -128,7 +128,7 @@ impl FakeEmbedder {
         let shared = Arc::new(Shared {
             script: Mutex::default(),
             started: watch::Sender::new(0),
-            gate: watch::Sender::new(true),
+            gate: watch::Sender::new(usize::MAX),
         });
         let router = Router::new()
             .route("/api/embed", post(ollama))
@@ -182,14 +182,20 @@ impl FakeEmbedder {
         };
     }
 
-    /// Holds every call, once it is noted, until the gate is opened.
+    /// Holds every further call, once it is noted, until the gate is opened.
     pub fn close_gate(&self) {
-        self.shared.gate.send_replace(false);
+        self.let_through(self.calls().len());
+    }
+
+    /// Lets the first `calls` since the server started go on, and holds those
+    /// after them.
+    pub fn let_through(&self, calls: usize) {
+        self.shared.gate.send_replace(calls);
     }
 
     /// Lets held and later calls go on.
     pub fn open_gate(&self) {
-        self.shared.gate.send_replace(true);
+        self.let_through(usize::MAX);
     }
 
     /// Waits until this many calls have started since the server did.
@@ -324,7 +330,11 @@ async fn answer(
     };
     shared.started.send_modify(|started| *started += 1);
     // The sender is in `shared`, so the wait ends only when the gate opens.
-    let _ = shared.gate.subscribe().wait_for(|open| *open).await;
+    let _ = shared
+        .gate
+        .subscribe()
+        .wait_for(|calls| place < *calls)
+        .await;
     if !delay.is_zero() {
         time::sleep(delay).await;
     }

@@ -47,6 +47,16 @@ UNION ALL SELECT 'unsettled jobs count what they have pending', count(*) FROM we
     WHERE NOT j.settled AND j.chunks_total - j.chunks_done - j.chunks_rejected <> (
         SELECT count(*) FROM pending p
         WHERE p.source_id = j.source_id AND p.item_id BETWEEN j.first_item_id AND j.last_item_id)
+UNION ALL SELECT 'what is truncated is less than the text', count(*)
+    FROM weir.embeddings e JOIN weir.chunks c USING (source_id, item_id, chunk_index)
+    WHERE e.truncated_to >= char_length(c.text)
+UNION ALL SELECT 'unsettled jobs count no chunk as truncated that is not', count(*) FROM weir.jobs j
+    WHERE NOT j.settled AND j.chunks_truncated > (
+        SELECT count(e.truncated_to) FROM weir.embeddings e
+        WHERE e.source_id = j.source_id AND e.model = j.model AND e.item_id BETWEEN j.first_item_id AND j.last_item_id)
+UNION ALL SELECT 'a job has counted every chunk that is truncated', count(*) FROM weir.sources s
+    WHERE (SELECT count(e.truncated_to) FROM weir.embeddings e WHERE e.source_id = s.id)
+        > (SELECT coalesce(sum(j.chunks_truncated), 0) FROM weir.jobs j WHERE j.source_id = s.id)
 UNION ALL SELECT 'law 11: a job that waits after a failure says why', count(*) FROM weir.jobs
     WHERE last_error IS NULL AND (attempt > 0 AND state = 'queued' OR state IN ('failed', 'cancelled'))
 UNION ALL SELECT 'a failed job waits for its time exactly while it is not settled', count(*) FROM weir.jobs

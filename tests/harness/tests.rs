@@ -117,6 +117,21 @@ async fn the_gate_holds_calls_that_have_started() {
 }
 
 #[tokio::test]
+async fn the_gate_lets_through_as_many_calls_as_it_is_told() {
+    let embedder = FakeEmbedder::start().await;
+    embedder.let_through(1);
+    embed(&embedder, &["a"]).await.unwrap();
+    let mut call = Box::pin(embed(&embedder, &["b"]));
+    tokio::select! {
+        _ = &mut call => panic!("the second call went through"),
+        () = embedder.calls_started(2) => {}
+    }
+    embedder.let_through(2);
+    call.await.unwrap();
+    assert_eq!(embedder.answered().len(), 2);
+}
+
+#[tokio::test]
 async fn databases_are_fresh_and_go_away() {
     let (one, two) = (TestDatabase::create().await, TestDatabase::create().await);
     for database in [&one, &two] {

@@ -1,9 +1,10 @@
 //! One bad text never blocks its neighbours, one bad source never another.
 
+use tokio::sync::mpsc;
 use weir_proto::v1::JobState;
 use weir_tests::{cluster::Worker, embedder::Rude, world::World};
 
-use crate::words::items;
+use crate::words::{BRISK, items};
 
 #[tokio::test]
 async fn law_08_one_bad_source_never_blocks_another() {
@@ -43,4 +44,52 @@ async fn law_08_bad_texts_are_rejected_and_their_neighbours_embedded() {
         let embedded = chunk.current == Some(true);
         assert_eq!(embedded, !is_bad(&chunk.text), "{chunk:?}");
     }
+}
+
+#[tokio::test]
+async fn law_08_a_text_that_kills_its_workers_is_found_by_halves_and_rejected() {
+    let settings = [("WEIR_ORPHAN_GRACE", "300ms"), ("WEIR_MAX_ATTEMPTS", "3")];
+    let world = World::start(&[&BRISK[..], &settings].concat()).await;
+    // Whenever the embedder sees the text, its worker dies of it.
+    let is_deadly = |texts: &[String]| texts.iter().any(|text| text.contains("013"));
+    let (fatal, mut deaths) = mpsc::unbounded_channel();
+    world.embedder.rule(move |texts| {
+        is_deadly(texts).then(|| {
+            fatal.send(texts.len()).unwrap();
+            Rude::Hang
+        })
+    });
+    let put = world.put_items("source", items(0..30, "text")).await;
+    let job_id = put.jobs[0].job_id;
+    let mut worker = world.worker("8");
+    let mut sizes = Vec::new();
+    let mut ended = Box::pin(world.ended(job_id));
+    let job = loop {
+        tokio::select! {
+            job = &mut ended => break job,
+            size = deaths.recv() => {
+                sizes.push(size.unwrap());
+                worker.process.sigkill().await;
+                worker = world.worker("8");
+            }
+        }
+    };
+    assert_eq!(job.state(), JobState::Succeeded, "{job:?}");
+    assert_eq!((job.chunks_done, job.chunks_rejected), (29, 1), "{job:?}");
+    // Half the size each time, until it was alone.
+    assert!(sizes.is_sorted_by(|a, b| a >= b), "{sizes:?}");
+    assert_eq!((sizes[0], sizes.last()), (8, Some(&1)), "{sizes:?}");
+    assert!(sizes.len() <= 8, "{sizes:?}");
+    for chunk in world.chunks("source").await {
+        let embedded = chunk.current == Some(true);
+        assert_eq!(embedded, chunk.item_id != "013", "{chunk:?}");
+    }
+    let rejected: Vec<(String, String)> =
+        sqlx::query_as("SELECT item_id, reason FROM weir.rejections")
+            .fetch_all(world.database.pool())
+            .await
+            .unwrap();
+    assert_eq!(rejected.len(), 1, "{rejected:?}");
+    assert_eq!(rejected[0].0, "013");
+    assert!(!rejected[0].1.is_empty());
 }

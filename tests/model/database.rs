@@ -51,14 +51,19 @@ impl Database {
         database
     }
 
-    /// The stream that wrote the end of the present lease.
-    pub(crate) fn mark(&self) -> Option<Coordinator> {
-        self.newest().running.mark
+    /// The stream that wrote the end of the present lease, and the one opened
+    /// last.
+    pub(crate) fn marks(&self) -> [Option<Coordinator>; 2] {
+        let running = self.newest().running;
+        [running.mark, running.stream]
     }
 
     pub(crate) fn rename_coordinators(&mut self) {
         for job in &mut self.jobs {
-            job.running.mark = job.running.mark.map(|at| 1 - at);
+            let Running { mark, stream, .. } = &mut job.running;
+            for named in [mark, stream] {
+                *named = named.map(|at| 1 - at);
+            }
         }
     }
 
@@ -205,11 +210,23 @@ impl Database {
         }
     }
 
-    /// A stream at `at` broke: only the grace is left, if nobody renewed since.
+    /// `store::lease::open`, by a stream at `at`.
+    pub(crate) fn open(&mut self, flaws: Flaws, lease: Lease, at: Coordinator) -> Answer {
+        let answer = self.renew(flaws, lease, Some(at));
+        if answer == Answer::Held {
+            self.jobs[lease.job].running.stream = Some(at);
+        }
+        answer
+    }
+
+    /// `store::lease::orphan`: a stream at `at` broke, and only the grace is
+    /// left, if no other was opened and nobody else renewed since.
     pub(crate) fn orphan(&mut self, flaws: Flaws, lease: Lease, at: Coordinator) {
         let held = self.accepts(lease);
         let running = &mut self.jobs[lease.job].running;
-        if held && (running.mark == Some(at) || flaws.has(Flaw::OrphanTakesAnyLease)) {
+        let latest = running.stream == Some(at) || flaws.has(Flaw::OrphanByRenewalAlone);
+        let last = running.mark == Some(at) && latest;
+        if held && (last || flaws.has(Flaw::OrphanTakesAnyLease)) {
             running.mark = None;
             if running.term == Term::Full {
                 running.term = Term::Grace;

@@ -36,6 +36,10 @@ pub(crate) enum Flaw {
     CompleteUnasked,
     /// A broken stream shortens the lease whoever renewed it since.
     OrphanTakesAnyLease,
+    /// A broken stream shortens the lease when it renewed it last, also when the
+    /// worker has opened another since: what was read from the old one late
+    /// renewed it.
+    OrphanByRenewalAlone,
     /// A lease that expires is charged also when it persisted something.
     ProgressIsCharged,
     /// A lease that expires is charged also when no worker ever showed up with it.

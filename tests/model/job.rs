@@ -41,6 +41,8 @@ pub(crate) struct Running {
     pub(crate) progressed: bool,
     /// The stream, by its coordinator, that wrote `lease_expires_at` last, if one did.
     pub(crate) mark: Option<Coordinator>,
+    /// The stream that was opened last, by its coordinator.
+    pub(crate) stream: Option<Coordinator>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

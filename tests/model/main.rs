@@ -44,7 +44,6 @@ const SOUND: Protocol = Protocol {
     flaws: Flaws(&[]),
     chunks: 2,
     mishaps: 2,
-    late_reads: false,
 };
 
 fn assert_flaw(flaws: &'static [Flaw], law: &'static str) {
@@ -116,19 +115,6 @@ fn what_is_bolted_twice_holds_by_one() {
     }
 }
 
-/// What is read from a stream after its worker has opened another one makes the
-/// old one the last to renew, and its end shortens the lease of a worker that
-/// is there. Nothing is lost by that as long as a worker sends a heartbeat
-/// within the grace: the lease is extended again.
-#[test]
-fn a_broken_stream_that_is_read_late_shortens_the_lease() {
-    let protocol = Protocol {
-        late_reads: true,
-        ..SOUND
-    };
-    assert_breaks(protocol, laws::ORPHAN);
-}
-
 macro_rules! flaws {
     ($($name:ident: $flaws:expr => $law:expr;)*) => {$(
         #[test]
@@ -157,6 +143,7 @@ flaws! {
     hand_out_from_the_start_is_caught: [HandOutFromTheStart] => laws::ONCE;
     reopen_forgets_held_is_caught: [ReopenForgetsHeld] => laws::ONCE;
     orphan_takes_any_lease_is_caught: [OrphanTakesAnyLease] => laws::ORPHAN;
+    orphan_by_renewal_alone_is_caught: [OrphanByRenewalAlone] => laws::ORPHAN;
     progress_is_charged_is_caught: [ProgressIsCharged] => laws::BLAME;
     lost_claim_is_charged_is_caught: [LostClaimIsCharged] => laws::BLAME;
 }

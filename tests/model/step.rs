@@ -21,9 +21,6 @@ pub(crate) struct Protocol {
     pub(crate) chunks: usize,
     /// How many things may go wrong, or change, in one history.
     pub(crate) mishaps: u8,
-    /// Whether a coordinator still reads from a broken stream after the worker
-    /// has opened another.
-    pub(crate) late_reads: bool,
 }
 
 /// One step. Those that say so are mishaps, of which there is a limited number.
@@ -100,8 +97,8 @@ impl Protocol {
             let mut ways = vec![None];
             if let Request::Renew(lease) | Request::Upsert(lease, _) = request {
                 let streams = system.streams.iter().filter(|(_, of)| *of == lease);
-                let read = streams.filter(|(at, _)| self.late_reads || system.is_live(*at, lease));
-                ways.extend(read.map(|(at, _)| Some(*at)));
+                // Also one that is broken: what came through it before is still read.
+                ways.extend(streams.map(|(at, _)| Some(*at)));
             }
             for via in ways {
                 let waits = system.held().any(|held| held.lease == request.lease());
@@ -181,7 +178,7 @@ impl Protocol {
         let Worker::Holding(held) = &mut system.workers[worker] else {
             return;
         };
-        if system.database.renew(self.flaws, held.lease, Some(at)) == Answer::Held {
+        if system.database.open(self.flaws, held.lease, at) == Answer::Held {
             held.stream = Some(at);
             system.streams.insert((at, held.lease));
             if self.flaws.has(Flaw::ReopenForgetsHeld) {

@@ -162,7 +162,7 @@ impl System {
             (
                 system.streams.clone(),
                 system.workers.clone(),
-                system.database.mark(),
+                system.database.marks(),
             )
         };
         if order(&other) < order(&self) {

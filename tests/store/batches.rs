@@ -169,13 +169,7 @@ async fn law_4_a_batch_renews_its_lease() {
     nothing.complete = false;
     for outcome in [outcome(&job, &texts[..1]), nothing] {
         weir.store.renew(lease_of(&job), LEASE).await.unwrap();
-        weir.store
-            .upsert(&[outcome], short)
-            .await
-            .unwrap()
-            .pop()
-            .unwrap()
-            .unwrap();
+        weir.store.upsert(&outcome, short).await.unwrap();
         let renewed =
             "SELECT count(*) FROM weir.jobs WHERE lease_expires_at <= now() + interval '7 s'";
         assert_eq!(weir.number(renewed).await, 1);
@@ -307,49 +301,6 @@ async fn two_first_batches_of_a_model_agree_on_one_dimension() {
         1
     );
     assert_eq!(weir.number("SELECT count(*) FROM weir.embeddings").await, 1);
-}
-
-#[tokio::test]
-async fn an_outcome_that_is_refused_does_not_hinder_the_others() {
-    let weir = Weir::new().await;
-    weir.put("first", &many(1)).await;
-    weir.embed_all().await;
-    for name in ["a", "b", "c", "d"] {
-        weir.put(name, &many(2)).await;
-    }
-    let mut jobs = weir.claim_many(4, LEASE).await;
-    jobs.sort_by_key(|job| job.id);
-    let mut outcomes = Vec::new();
-    for job in &jobs {
-        outcomes.push(outcome(job, &weir.texts(job).await));
-    }
-    outcomes[0].embedded[0].text_hash = [7; 32];
-    outcomes[1].lease.epoch += 1;
-    outcomes[2]
-        .embedded
-        .iter_mut()
-        .for_each(|chunk| chunk.vector.truncate(1));
-    // The answers are in the order of the outcomes, whatever the order of the locks.
-    outcomes.reverse();
-    let answers = weir.store.upsert(&outcomes, LEASE).await.unwrap();
-    assert!(answers[0].as_ref().unwrap().finished);
-    assert!(
-        matches!(answers[1], Err(StoreError::Invalid(_))),
-        "{answers:?}"
-    );
-    assert!(
-        matches!(answers[2], Err(StoreError::LeaseLost { .. })),
-        "{answers:?}"
-    );
-    assert!(
-        matches!(answers[3], Err(StoreError::Invalid(_))),
-        "{answers:?}"
-    );
-    for name in ["a", "b", "c"] {
-        assert_eq!(weir.counts(name).await, counts([2, 2, 2, 0, 0]));
-    }
-    assert_eq!(weir.counts("d").await, counts([2, 2, 0, 2, 0]));
-    weir.check().await;
 }
 
 #[tokio::test]

@@ -178,7 +178,7 @@ async fn a_worker_that_dies_after_progress_is_not_charged_but_the_search_goes_on
     open(&weir, &job, LEASE).await;
     let texts = weir.texts(&job).await;
     weir.store
-        .upsert(&[outcome(&job, &texts[..4])], Duration::ZERO)
+        .upsert(&outcome(&job, &texts[..4]), Duration::ZERO)
         .await
         .unwrap();
     rescue(&weir).await;

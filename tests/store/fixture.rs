@@ -133,6 +133,7 @@ pub(crate) fn embedded(chunk: &ChunkText) -> Embedded {
         chunk_index: chunk.chunk_index,
         text_hash: chunk.text_hash.as_slice().try_into().unwrap(),
         vector: expected_vector(&chunk.text),
+        truncated_to: None,
     }
 }
 
@@ -262,8 +263,7 @@ impl Weir {
     }
 
     pub(crate) async fn upsert(&self, outcome: Outcome) -> Result<Progress, StoreError> {
-        let mut answers = self.store.upsert(&[outcome], LEASE).await?;
-        answers.pop().expect("one outcome, one answer")
+        self.store.upsert(&outcome, LEASE).await
     }
 
     /// Embeds all that a job has pending, which ends it.

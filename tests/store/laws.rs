@@ -168,7 +168,9 @@ async fn take(weir: &Weir, model: &mut Model, step: &Step) {
         Step::Orphan(place) => {
             if let Some(job) = job(*place) {
                 let until = job.lease_expires_at.unwrap();
-                let orphaned = weir.store.orphan(lease_of(&job), until, Duration::ZERO);
+                let orphaned = weir
+                    .store
+                    .orphan(lease_of(&job), job.stream, until, Duration::ZERO);
                 orphaned.await.unwrap();
             }
         }
@@ -180,6 +182,9 @@ async fn take(weir: &Weir, model: &mut Model, step: &Step) {
             let texts = weir.store.texts(job.source_id, &pending).await.unwrap();
             let done = (*done).min(texts.len());
             let mut part = outcome(&job, &texts[..done]);
+            for (chunk, truncated_to) in part.embedded.iter_mut().step_by(2).zip(1..) {
+                chunk.truncated_to = Some(truncated_to);
+            }
             part.rejected = texts[done..]
                 .iter()
                 .take(*refused)

@@ -270,6 +270,19 @@ async fn the_tables_refuse_nonsense_by_name() {
             "UPDATE weir.jobs SET chunks_total = 0",
         ),
         (
+            "jobs_truncated_are_done",
+            "UPDATE weir.jobs SET chunks_truncated = -1",
+        ),
+        (
+            "jobs_truncated_are_done",
+            "UPDATE weir.jobs SET chunks_truncated = 1 WHERE source = 'api'",
+        ),
+        (
+            "embeddings_truncated_to_positive",
+            "INSERT INTO weir.embeddings (source_id, chunk_index, item_id, model, text_hash, embedding, truncated_to)
+             SELECT source_id, chunk_index, item_id, 'fake', text_hash, '[1]', 0 FROM weir.chunks",
+        ),
+        (
             "jobs_succeeded_is_whole",
             "UPDATE weir.jobs SET state = 'succeeded', settled = true, finished_at = now() WHERE source = 'api'",
         ),
@@ -359,13 +372,7 @@ async fn renewals_touch_no_index() {
             store.renew(lease_of(&job), LEASE).await.unwrap();
         }
         let batch = crate::fixture::outcome(&job, std::slice::from_ref(text));
-        store
-            .upsert(&[batch], LEASE)
-            .await
-            .unwrap()
-            .pop()
-            .unwrap()
-            .unwrap();
+        store.upsert(&batch, LEASE).await.unwrap();
     }
     let after = updates().await;
     assert_eq!((after.0 - before.0, after.1 - before.1), (22, 22));

@@ -158,6 +158,17 @@ impl Coordinator {
         Ok(BatchStream { requests, events })
     }
 
+    /// Has a result persisted without a stream.
+    pub(crate) async fn upsert(
+        &self,
+        lease: &Lease,
+        result: &BatchResult,
+    ) -> Result<(), CallError> {
+        let request = convert::upsert(lease, result);
+        call(CALL_TIMEOUT, self.client.clone().upsert_batch(request)).await?;
+        Ok(())
+    }
+
     /// Hands a job back unfinished.
     pub(crate) async fn hand_back(
         &self,

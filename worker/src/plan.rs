@@ -164,6 +164,16 @@ impl Held {
         })
     }
 
+    /// Takes the results that are not acknowledged, oldest first.
+    pub(crate) fn take_results(&mut self) -> Vec<BatchResult> {
+        let held = std::mem::take(&mut self.batches).into_values();
+        held.filter_map(|state| match state {
+            State::Embedded(result) => Some(result),
+            State::Queued(_) | State::Embedding(_) => None,
+        })
+        .collect()
+    }
+
     /// Every batch held, with the chunks it came with, for reopening a stream.
     pub(crate) fn keys(&self) -> Vec<(i64, Vec<ChunkKey>)> {
         let keys = |state: &State| match state {

@@ -61,11 +61,12 @@ pub(crate) async fn work(context: Arc<Context>, lease: Lease, dimension: usize) 
     let mut session = Session::new(&context, &lease, dimension);
     let end = session.drive().await;
     let chunks = session.chunks_persisted;
+    let unacknowledged = session.held.take_results();
     // Ends the stream and whatever the embedder still does, before the job is
     // handed back.
     drop(session);
     if let End::HandBack { how, reason } = &end {
-        hand_back(&context.coordinator, &lease, *how, reason).await;
+        hand_back(&context.coordinator, &lease, &unacknowledged, *how, reason).await;
     }
     let elapsed_ms = started.elapsed().as_millis();
     match &end {

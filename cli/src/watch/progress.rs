@@ -11,6 +11,7 @@ use weir_proto::v1::{self, JobState};
 use crate::{
     jobs::trouble,
     output::{brief, count},
+    view::exceptions,
 };
 
 /// The rate is that of this last stretch of time.
@@ -92,7 +93,8 @@ impl Progress {
         (last > first && seconds > 0.0).then(|| (last - first) as f64 / seconds)
     }
 
-    /// The figures beside the bar: rate, time left, tries, rejected chunks.
+    /// The figures beside the bar: rate, time left, tries, truncated and rejected
+    /// chunks.
     pub(super) fn figures(&self, now: Instant) -> String {
         let mut parts = Vec::new();
         let (done, chunks) = self.position();
@@ -117,11 +119,13 @@ impl Progress {
         if tries > 0 {
             parts.push(format!("tries {tries}"));
         }
-        let rejected = self.source().chunks_rejected;
-        if rejected > 0 {
-            parts.push(format!("{} rejected", count(rejected, "chunk")));
-        }
+        parts.extend(self.exceptions());
         parts.join("  ")
+    }
+
+    fn exceptions(&self) -> Option<String> {
+        let source = self.source();
+        exceptions(source.chunks_rejected, source.chunks_truncated)
     }
 
     /// What goes wrong, the worst first; nothing when all is well.
@@ -145,15 +149,16 @@ impl Progress {
     pub(super) fn verdict(&self) -> String {
         let source = self.source();
         let (done, chunks) = self.position();
-        match (self.outcome(), source.chunks_rejected) {
-            (Outcome::Complete, 0) => {
-                format!("done, {} embedded", count(source.chunks_embedded, "chunk"))
+        match self.outcome() {
+            Outcome::Complete => {
+                let embedded = count(source.chunks_embedded, "chunk");
+                let exceptions = self.exceptions().map(|what| format!(", {what}"));
+                format!(
+                    "done, {embedded} embedded{}",
+                    exceptions.unwrap_or_default()
+                )
             }
-            (Outcome::Complete, rejected) => format!(
-                "done, {} embedded, {rejected} rejected",
-                count(source.chunks_embedded, "chunk")
-            ),
-            (Outcome::Incomplete, _) => {
+            Outcome::Incomplete => {
                 format!(
                     "not complete, {} not embedded",
                     count((chunks - done) as i64, "chunk")
@@ -245,7 +250,7 @@ mod tests {
             (false, Outcome::Complete)
         );
         assert_eq!(progress.verdict(), "done, 97 chunks embedded, 3 rejected");
-        assert_eq!(progress.figures(Instant::now()), "3 chunks rejected");
+        assert_eq!(progress.figures(Instant::now()), "3 rejected");
 
         progress.update(
             state(97, 0, vec![job(JobState::Failed, 5, "bad")]),
@@ -256,6 +261,19 @@ mod tests {
             (false, Outcome::Incomplete)
         );
         assert_eq!(progress.verdict(), "not complete, 3 chunks not embedded");
+    }
+
+    #[test]
+    fn the_end_says_how_many_chunks_were_truncated() {
+        let mut progress = Progress::default();
+        let mut end = state(97, 3, vec![]);
+        end.source.as_mut().unwrap().chunks_truncated = 2;
+        progress.update(end, Instant::now());
+        assert_eq!(
+            progress.verdict(),
+            "done, 97 chunks embedded, 2 truncated, 3 rejected"
+        );
+        assert_eq!(progress.figures(Instant::now()), "2 truncated, 3 rejected");
     }
 
     #[test]

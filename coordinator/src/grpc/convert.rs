@@ -8,7 +8,10 @@ use weir_proto::v1;
 
 use crate::{
     job::state::{JobState, RevokeReason, Trigger},
-    store::rows::{ChunkText, Job, Source},
+    store::{
+        batches::Progress,
+        rows::{ChunkText, Job, Source},
+    },
 };
 
 /// Deepest nesting of an item's metadata.
@@ -117,6 +120,7 @@ impl From<Source> for v1::Source {
             items: source.items_total,
             chunks: source.chunks_total,
             chunks_rejected: source.chunks_rejected,
+            chunks_truncated: source.chunks_truncated,
         }
     }
 }
@@ -152,6 +156,27 @@ pub(crate) fn wire_job(job: Job, max_attempts: i16) -> v1::Job {
         create_time: Some(timestamp(job.created_at)),
         start_time: job.started_at.map(timestamp),
         finish_time: job.finished_at.map(timestamp),
+        chunks_truncated: job.chunks_truncated.into(),
+    }
+}
+
+impl From<&Job> for v1::JobFinished {
+    fn from(job: &Job) -> Self {
+        Self {
+            chunks_done: job.chunks_done.into(),
+            chunks_rejected: job.chunks_rejected.into(),
+            chunks_truncated: job.chunks_truncated.into(),
+        }
+    }
+}
+
+impl From<&Progress> for v1::JobFinished {
+    fn from(progress: &Progress) -> Self {
+        Self {
+            chunks_done: progress.done,
+            chunks_rejected: progress.rejected,
+            chunks_truncated: progress.truncated,
+        }
     }
 }
 

@@ -200,6 +200,18 @@ impl Door {
         vector
     }
 
+    /// To how many characters a text was truncated; 0 means not at all. That the
+    /// text has more is seen where the text is.
+    fn truncated_to(&mut self, field: &str, chars: i32) -> Option<i32> {
+        if chars < 0 {
+            self.refuse(
+                format!("{field}.truncated_to"),
+                format!("must be 0, for the whole text, or a number of characters, not {chars}"),
+            );
+        }
+        (chars != 0).then_some(chars)
+    }
+
     /// The chunks of a result: each well formed, none twice, all vectors of one
     /// dimension.
     pub(crate) fn outcome(
@@ -215,6 +227,7 @@ impl Door {
                 Embedded {
                     text_hash: self.text_hash(&field, &chunk.text_hash),
                     vector: self.vector(&format!("{field}.vector"), &chunk.vector),
+                    truncated_to: self.truncated_to(&field, chunk.truncated_to),
                     item_id: chunk.item_id,
                     chunk_index: chunk.chunk_index,
                 }

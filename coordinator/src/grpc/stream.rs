@@ -73,11 +73,8 @@ impl From<StoreError> for End {
     }
 }
 
-fn finished(done: i64, rejected: i64) -> End {
-    End::Message(ToWorker::Finished(v1::JobFinished {
-        chunks_done: done,
-        chunks_rejected: rejected,
-    }))
+fn finished(counts: impl Into<v1::JobFinished>) -> End {
+    End::Message(ToWorker::Finished(counts.into()))
 }
 
 /// Serves until the job or the lease has ended, or the stream breaks.

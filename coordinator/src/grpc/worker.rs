@@ -269,6 +269,7 @@ impl WorkerService for Workers {
         Ok(Response::new(v1::CompleteJobResponse {
             chunks_done: job.chunks_done.into(),
             chunks_rejected: job.chunks_rejected.into(),
+            chunks_truncated: job.chunks_truncated.into(),
         }))
     }
 

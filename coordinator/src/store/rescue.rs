@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     QUEUE_CHANNEL, REVOKE_CHANNEL, Store, StoreError,
-    batches::{Outcome, upsert_one},
+    batches::{Locked, Outcome, upsert_one},
     database::Transaction,
     lease::interval,
     pending::{pending_in, texts_in},
@@ -240,7 +240,7 @@ async fn reject(tx: &mut Transaction, job: &Expired, attempt: i16) -> Result<(),
         rejected,
         complete: true,
     };
-    let progress = upsert_one(tx, &outcome, Duration::ZERO).await?;
+    let progress = upsert_one(tx, &outcome, Duration::ZERO, Locked::Wait).await?;
     let why = "a text was rejected because workers died or fell silent over it";
     if progress.is_some_and(|progress| !progress.finished) {
         return requeue(tx, job, 0, Duration::ZERO, 0, why).await;

@@ -37,6 +37,8 @@ pub struct Source {
     pub chunks_pending: i64,
     /// Chunks rejected.
     pub chunks_rejected: i64,
+    /// Chunks whose vector is of the beginning of their text only.
+    pub chunks_truncated: i64,
     /// When it was first put.
     pub created_at: DateTime<Utc>,
     /// When its content last changed.
@@ -57,7 +59,9 @@ macro_rules! source_columns {
         "s.id, s.namespace, s.name, s.model, s.revision, s.items_total, s.chunks_total, s.created_at, s.updated_at,
          (SELECT coalesce(sum(j.chunks_total - j.chunks_done - j.chunks_rejected), 0)::bigint
             FROM weir.jobs j WHERE j.source_id = s.id AND NOT j.settled) AS chunks_pending,
-         (SELECT count(*) FROM weir.rejections r WHERE r.source_id = s.id) AS chunks_rejected"
+         (SELECT count(*) FROM weir.rejections r WHERE r.source_id = s.id) AS chunks_rejected,
+         (SELECT count(*) FROM weir.embeddings e
+           WHERE e.source_id = s.id AND e.model = s.model AND e.truncated_to IS NOT NULL) AS chunks_truncated"
     };
 }
 pub(super) use source_columns;
@@ -103,11 +107,15 @@ pub struct Job {
     pub chunks_total: i32,
     /// Of these, embedded.
     pub chunks_done: i32,
-    /// Of these, rejected.
+    /// Of those embedded, truncated.
+    pub chunks_truncated: i32,
+    /// Of all, rejected.
     pub chunks_rejected: i32,
     /// How many of the next pending chunks are suspected to hold a text that
     /// kills its worker.
     pub suspects: i32,
+    /// Streams opened on it so far.
+    pub stream: i32,
     /// What last went wrong.
     pub last_error: Option<String>,
     /// W3C trace context.
@@ -132,7 +140,8 @@ macro_rules! job_columns {
     () => {
         "j.id, j.source_id, j.namespace, j.source, j.model, j.first_item_id, j.last_item_id, j.revision, j.trigger,
          j.state, j.priority, j.attempt, j.epoch, j.run_at, j.worker_id, j.lease_expires_at, j.chunks_total,
-         j.chunks_done, j.chunks_rejected, j.suspects, j.last_error, j.traceparent, j.created_at, j.started_at, j.finished_at"
+         j.chunks_done, j.chunks_truncated, j.chunks_rejected, j.suspects, j.stream, j.last_error, j.traceparent, j.created_at,
+         j.started_at, j.finished_at"
     };
 }
 pub(super) use job_columns;
@@ -170,6 +179,9 @@ pub struct Embedded {
     pub text_hash: TextHash,
     /// The vector.
     pub vector: Vec<f32>,
+    /// Of how many characters of the text it was made, from the first; `None`:
+    /// of all.
+    pub truncated_to: Option<i32>,
 }
 
 /// A chunk that the embedder refused.

@@ -59,7 +59,8 @@ pub(super) fn heartbeat() -> request::Message {
     request::Message::Heartbeat(v1::Heartbeat {})
 }
 
-pub(super) fn result(result: &BatchResult) -> request::Message {
+/// The chunks of a result, as both ways of sending it have them.
+fn chunks(result: &BatchResult) -> (Vec<v1::EmbeddedChunk>, Vec<v1::RejectedChunk>) {
     let embedded = result.embedded.iter().map(|chunk| {
         let key = chunk.key.clone();
         v1::EmbeddedChunk {
@@ -79,11 +80,26 @@ pub(super) fn result(result: &BatchResult) -> request::Message {
             reason: reason.clone(),
         }
     });
+    (embedded.collect(), rejected.collect())
+}
+
+pub(super) fn result(result: &BatchResult) -> request::Message {
+    let (embedded, rejected) = chunks(result);
     request::Message::Result(v1::BatchResult {
         seq: result.seq,
-        embedded: embedded.collect(),
-        rejected: rejected.collect(),
+        embedded,
+        rejected,
     })
+}
+
+pub(super) fn upsert(lease: &Lease, result: &BatchResult) -> v1::UpsertBatchRequest {
+    let (embedded, rejected) = chunks(result);
+    v1::UpsertBatchRequest {
+        job_id: lease.job_id,
+        epoch: lease.epoch,
+        embedded,
+        rejected,
+    }
 }
 
 pub(super) fn event(message: response::Message) -> Result<Event, CallError> {

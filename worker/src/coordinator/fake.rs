@@ -27,6 +27,7 @@ pub(crate) struct FakeCoordinator {
     claims: mpsc::UnboundedReceiver<FakeClaim>,
     streams: mpsc::UnboundedReceiver<FakeStream>,
     hand_backs: mpsc::UnboundedReceiver<FakeHandBack>,
+    upserts: mpsc::UnboundedReceiver<v1::UpsertBatchRequest>,
     _server: AbortOnDropHandle<()>,
 }
 
@@ -83,10 +84,12 @@ impl FakeCoordinator {
         let (claim_sender, claims) = mpsc::unbounded_channel();
         let (stream_sender, streams) = mpsc::unbounded_channel();
         let (hand_back_sender, hand_backs) = mpsc::unbounded_channel();
+        let (upsert_sender, upserts) = mpsc::unbounded_channel();
         let service = WorkerServiceServer::new(Service {
             claims: claim_sender,
             streams: stream_sender,
             hand_backs: hand_back_sender,
+            upserts: upsert_sender,
         });
         let server = Server::builder()
             .add_service(service)
@@ -97,6 +100,7 @@ impl FakeCoordinator {
             claims,
             streams,
             hand_backs,
+            upserts,
             _server: AbortOnDropHandle::new(server),
         }
     }
@@ -111,6 +115,11 @@ impl FakeCoordinator {
 
     pub(crate) async fn hand_back(&mut self) -> FakeHandBack {
         soon(self.hand_backs.recv()).await.unwrap()
+    }
+
+    /// The next result that is sent without a stream.
+    pub(crate) async fn upsert(&mut self) -> v1::UpsertBatchRequest {
+        soon(self.upserts.recv()).await.unwrap()
     }
 
     /// Whether no claim came that was not taken.
@@ -220,6 +229,7 @@ struct Service {
     claims: mpsc::UnboundedSender<FakeClaim>,
     streams: mpsc::UnboundedSender<FakeStream>,
     hand_backs: mpsc::UnboundedSender<FakeHandBack>,
+    upserts: mpsc::UnboundedSender<v1::UpsertBatchRequest>,
 }
 
 impl Service {
@@ -327,9 +337,10 @@ impl WorkerService for Service {
 
     async fn upsert_batch(
         &self,
-        _: Request<v1::UpsertBatchRequest>,
+        request: Request<v1::UpsertBatchRequest>,
     ) -> Result<Response<v1::UpsertBatchResponse>, Status> {
-        Err(Status::unimplemented("the worker streams"))
+        self.upserts.send(request.into_inner()).ok();
+        Ok(Response::new(v1::UpsertBatchResponse::default()))
     }
 
     async fn complete_job(

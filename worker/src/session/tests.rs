@@ -473,6 +473,26 @@ async fn a_drain_that_takes_too_long_gives_the_call_up() {
 }
 
 #[tokio::test]
+async fn what_is_embedded_but_not_acknowledged_is_persisted_before_the_job_is_handed_back() {
+    let mut scene = Scene::start(LONG, &["--drain-timeout=50ms"]).await;
+    let mut stream = scene.coordinator.stream().await;
+    stream.batch(1, &["a"]).await;
+    stream.batch(2, &["b"]).await;
+    scene.embedder.next().await.succeed();
+    let result = stream.result().await;
+    let second = scene.embedder.next().await;
+    scene.context.shutdown.cancel();
+    second.cancelled().await;
+    let upsert = scene.coordinator.upsert().await;
+    assert_eq!((upsert.job_id, upsert.epoch), (42, 7));
+    assert_eq!(upsert.embedded, result.embedded);
+    assert_eq!(
+        scene.handed_back().await,
+        released("the worker is draining")
+    );
+}
+
+#[tokio::test]
 async fn handing_back_is_tried_again_while_the_coordinator_is_away() {
     let mut scene = Scene::start(LONG, &[]).await;
     let _stream = scene.coordinator.stream().await;

@@ -38,6 +38,8 @@ pub(super) struct Handout {
     batch_size: i32,
     /// How many of the next chunks may hold a text that kills its worker.
     suspects: i32,
+    /// Which stream of the job this is.
+    stream: i32,
     /// Until when this stream last renewed the lease.
     renewed_until: DateTime<Utc>,
     /// Batches that the worker holds, by number.
@@ -112,6 +114,7 @@ impl Handout {
             window: open.window as usize,
             batch_size,
             suspects: job.suspects,
+            stream: job.stream,
             renewed_until: job.lease_expires_at.unwrap_or_default(),
             next_seq: outstanding
                 .keys()
@@ -152,7 +155,7 @@ impl Handout {
                 if self.outstanding.is_empty() {
                     let job = services.store.complete(self.lease).await?;
                     services.wakeup.report_change(job.source_id);
-                    return Err(finished(job.chunks_done.into(), job.chunks_rejected.into()));
+                    return Err(finished(&job));
                 }
                 return Ok(());
             }
@@ -260,7 +263,7 @@ impl Handout {
                 epoch = self.lease.epoch,
                 "A job succeeded."
             );
-            return Err(finished(done, rejected));
+            return Err(finished(&progress));
         }
         Ok(())
     }
@@ -284,7 +287,12 @@ impl Handout {
     pub(super) async fn orphan(&self, services: &Services) {
         let orphaned = services
             .store
-            .orphan(self.lease, self.renewed_until, services.orphan_grace)
+            .orphan(
+                self.lease,
+                self.stream,
+                self.renewed_until,
+                services.orphan_grace,
+            )
             .await;
         match orphaned {
             Ok(true) => tracing::info!(
@@ -307,8 +315,6 @@ impl Handout {
 fn held(state: LeaseState) -> Result<Job, End> {
     match state {
         LeaseState::Held(job) => Ok(*job),
-        LeaseState::Finished(job) => {
-            Err(finished(job.chunks_done.into(), job.chunks_rejected.into()))
-        }
+        LeaseState::Finished(job) => Err(finished(&*job)),
     }
 }
