@@ -7,7 +7,12 @@ use async_trait::async_trait;
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
-use crate::{plan::ChunkKey, testing};
+use crate::{embedder::Probe, plan::ChunkKey, testing};
+
+/// What none of these tests does.
+async fn no_probe() -> Result<Probe, EmbedError> {
+    unreachable!("nobody probes here")
+}
 
 /// Refuses calls with a text that starts with `bad`, is down at `down` and
 /// fails at `fail`.
@@ -36,6 +41,10 @@ impl Embedder for Picky {
         }
         Ok(texts.iter().map(|text| testing::vector(text)).collect())
     }
+
+    async fn probe(&self) -> Result<Probe, EmbedError> {
+        no_probe().await
+    }
 }
 
 /// Answers one vector, whatever it is asked.
@@ -46,6 +55,10 @@ impl Embedder for Short {
     async fn embed(&self, _: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
         Ok(vec![vec![1.0]])
     }
+
+    async fn probe(&self) -> Result<Probe, EmbedError> {
+        no_probe().await
+    }
 }
 
 struct Stuck;
@@ -54,6 +67,10 @@ struct Stuck;
 impl Embedder for Stuck {
     async fn embed(&self, _: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
         pending().await
+    }
+
+    async fn probe(&self) -> Result<Probe, EmbedError> {
+        no_probe().await
     }
 }
 
