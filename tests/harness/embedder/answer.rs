@@ -9,7 +9,7 @@ use std::{
 use axum::{
     Json,
     body::{Body, Bytes},
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
 use futures::{StreamExt as _, stream};
@@ -30,14 +30,23 @@ pub(super) struct Asked {
     dialect: Dialect,
     pub(super) model: String,
     texts: Vec<String>,
+    authorization: Option<String>,
 }
 
 impl Asked {
-    pub(super) fn new(dialect: Dialect, model: String, texts: Vec<String>) -> Self {
+    pub(super) fn new(
+        dialect: Dialect,
+        headers: &HeaderMap,
+        model: String,
+        texts: Vec<String>,
+    ) -> Self {
+        let authorization = headers.get(header::AUTHORIZATION);
         Self {
             dialect,
             model,
             texts,
+            authorization: authorization
+                .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()),
         }
     }
 
@@ -98,6 +107,7 @@ pub(super) async fn answer(
         script.calls.push(Call {
             model: asked.model.clone(),
             texts: asked.texts.clone(),
+            authorization: asked.authorization.clone(),
             answered: false,
         });
         (script.calls.len() - 1, decision, delay)
@@ -216,7 +226,7 @@ async fn broken() -> io::Result<Bytes> {
 }
 
 fn drip(body: String, pause: Duration) -> Response {
-    const BYTES: usize = 16;
+    const BYTES: usize = 8;
     let length = body.len();
     let drops: Vec<Bytes> = body
         .as_bytes()

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, State},
-    http::StatusCode,
+    http::{HeaderMap, StatusCode},
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
@@ -81,11 +81,20 @@ struct TeiRequest {
     inputs: Input,
 }
 
-async fn ollama(State(shared): State<Arc<Shared>>, Json(request): Json<Request>) -> Response {
+async fn ollama(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+    Json(request): Json<Request>,
+) -> Response {
     if shared.script().old_ollama {
         return (StatusCode::NOT_FOUND, "404 page not found").into_response();
     }
-    let asked = Asked::new(Dialect::Ollama, request.model, request.input.into());
+    let asked = Asked::new(
+        Dialect::Ollama,
+        &headers,
+        request.model,
+        request.input.into(),
+    );
     answer(
         &shared,
         &asked,
@@ -96,9 +105,15 @@ async fn ollama(State(shared): State<Arc<Shared>>, Json(request): Json<Request>)
 
 async fn old_ollama(
     State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
     Json(request): Json<OldRequest>,
 ) -> Response {
-    let asked = Asked::new(Dialect::OldOllama, request.model, vec![request.prompt]);
+    let asked = Asked::new(
+        Dialect::OldOllama,
+        &headers,
+        request.model,
+        vec![request.prompt],
+    );
     answer(
         &shared,
         &asked,
@@ -107,14 +122,23 @@ async fn old_ollama(
     .await
 }
 
-async fn openai(State(shared): State<Arc<Shared>>, Json(request): Json<Request>) -> Response {
+async fn openai(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+    Json(request): Json<Request>,
+) -> Response {
     let in_base64 = request.encoding_format.as_deref() == Some("base64");
     if in_base64 && shared.script().no_base64 {
         let message = "Unsupported value for 'encoding_format'";
         let error = json!({ "message": message, "type": "invalid_request_error" });
         return refusal(StatusCode::BAD_REQUEST, &json!({ "error": error }));
     }
-    let asked = Asked::new(Dialect::OpenAi, request.model, request.input.into());
+    let asked = Asked::new(
+        Dialect::OpenAi,
+        &headers,
+        request.model,
+        request.input.into(),
+    );
     let embedding = |vector: &Value| {
         let numbers = serde_json::from_value::<Vec<f32>>(vector.clone());
         match numbers {
@@ -139,8 +163,12 @@ async fn openai(State(shared): State<Arc<Shared>>, Json(request): Json<Request>)
     .await
 }
 
-async fn tei(State(shared): State<Arc<Shared>>, Json(request): Json<TeiRequest>) -> Response {
-    let asked = Asked::new(Dialect::Tei, String::new(), request.inputs.into());
+async fn tei(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+    Json(request): Json<TeiRequest>,
+) -> Response {
+    let asked = Asked::new(Dialect::Tei, &headers, String::new(), request.inputs.into());
     answer(&shared, &asked, |vectors| json!(vectors)).await
 }
 
