@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use crate::{
     embedder::{EmbedError, Embedder},
-    plan::{Batch, BatchResult, Chunk, MAX_REJECTION_BYTES},
+    plan::{Batch, BatchResult, MAX_REJECTION_BYTES},
 };
 
 /// What became of a batch. The result covers all of it, unless a failure kept
@@ -30,20 +30,28 @@ pub(crate) enum Failure {
     Job { reason: String },
 }
 
+/// A text that is too long in so few bytes is rejected.
+const SHORTEST_BYTES: usize = 64;
+
 /// Embeds a batch. Where the embedder refuses several texts together they are
-/// halved, until the guilty ones are alone and rejected. Each call may take
-/// `limit`.
+/// halved, until the guilty ones are alone; one that is too long is shortened
+/// by halves, any other rejected. Each call may take `limit`.
 pub(crate) async fn embed(embedder: &dyn Embedder, batch: &Batch, limit: Duration) -> Outcome {
     let mut result = BatchResult {
         seq: batch.seq,
         ..BatchResult::default()
     };
-    // Ranges still to embed, the next one last.
-    let mut ranges: Vec<Range<usize>> = Vec::new();
-    ranges.push(0..batch.chunks.len());
-    while let Some(range) = ranges.pop() {
+    // Ranges still to embed, the next one last, with the bytes of each text that
+    // are looked at.
+    let mut ranges: Vec<(Range<usize>, usize)> = Vec::new();
+    ranges.push((0..batch.chunks.len(), usize::MAX));
+    while let Some((range, bytes)) = ranges.pop() {
         let chunks = &batch.chunks[range.clone()];
-        match call(embedder, chunks, limit).await {
+        let texts: Vec<&str> = chunks
+            .iter()
+            .map(|chunk| &chunk.text[..chunk.text.floor_char_boundary(bytes)])
+            .collect();
+        match call(embedder, &texts, limit).await {
             Ok(vectors) => {
                 let keys = chunks.iter().map(|chunk| chunk.key.clone());
                 result.embedded.extend(keys.zip(vectors));
@@ -52,8 +60,14 @@ pub(crate) async fn embed(embedder: &dyn Embedder, batch: &Batch, limit: Duratio
                 EmbedError::TooLong { .. } | EmbedError::TooMany { .. } | EmbedError::Input { .. },
             ) if chunks.len() > 1 => {
                 let middle = range.start + chunks.len() / 2;
-                ranges.push(middle..range.end);
-                ranges.push(range.start..middle);
+                ranges.push((middle..range.end, bytes));
+                ranges.push((range.start..middle, bytes));
+            }
+            Err(EmbedError::TooLong { .. })
+                if texts.iter().all(|text| text.len() > SHORTEST_BYTES) =>
+            {
+                let longest = texts.iter().map(|text| text.len()).max();
+                ranges.push((range, longest.unwrap_or_default() / 2));
             }
             Err(
                 EmbedError::TooLong { reason }
@@ -90,11 +104,10 @@ pub(crate) async fn embed(embedder: &dyn Embedder, batch: &Batch, limit: Duratio
 
 async fn call(
     embedder: &dyn Embedder,
-    chunks: &[Chunk],
+    texts: &[&str],
     limit: Duration,
 ) -> Result<Vec<Bytes>, EmbedError> {
-    let texts: Vec<&str> = chunks.iter().map(|chunk| chunk.text.as_str()).collect();
-    let answer = timeout(limit, embedder.embed(&texts)).await;
+    let answer = timeout(limit, embedder.embed(texts)).await;
     let vectors = answer.unwrap_or_else(|_| {
         let limit = humantime::format_duration(limit);
         let reason = format!("the embedder took longer than embed_timeout ({limit})");

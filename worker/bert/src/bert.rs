@@ -19,7 +19,7 @@ pub(crate) struct Config {
     pub(crate) max_position_embeddings: usize,
     pub(crate) type_vocab_size: usize,
     pub(crate) layer_norm_eps: f32,
-    /// The position of a text's first token: RoBERTa begins after its padding.
+    /// The position of a text's first token: that of `RoBERTa` comes after its padding.
     #[serde(skip)]
     pub(crate) first_position: usize,
 }

@@ -69,7 +69,7 @@ impl SentenceModel {
     /// `tokenizer.json`, `model.safetensors` (f32) and, where present,
     /// `modules.json`, `1_Pooling/config.json` and `sentence_bert_config.json`.
     ///
-    /// The architecture is BERT or RoBERTa, the pooling one of cls, mean and max.
+    /// The architecture is BERT or `RoBERTa`, the pooling one of cls, mean and max.
     ///
     /// Fails, naming the file, when one is missing or damaged, or asks for what
     /// is not built here.
@@ -118,7 +118,9 @@ impl SentenceModel {
             check(stop)?;
             let mut vectors = self.bert.embed(pack);
             if self.normalize {
-                vectors.iter_mut().for_each(|vector| scale(vector));
+                for vector in &mut vectors {
+                    scale(vector);
+                }
             }
             Ok(vectors)
         });

@@ -184,7 +184,7 @@ fn an_encoder_in_a_folder_of_its_own_is_found() {
     assert_eq!(model.max_tokens(), 256);
 }
 
-/// A RoBERTa is a BERT whose positions begin after those of its padding, and
+/// A `RoBERTa` is a BERT whose positions begin after those of its padding, and
 /// whose texts have one segment.
 #[test]
 fn a_roberta_begins_after_its_padding() {

@@ -7,15 +7,19 @@ use async_trait::async_trait;
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
-use crate::{embedder::Probe, plan::ChunkKey, testing};
+use crate::{
+    embedder::Probe,
+    plan::{Chunk, ChunkKey},
+    testing,
+};
 
 /// What none of these tests does.
 async fn no_probe() -> Result<Probe, EmbedError> {
     unreachable!("nobody probes here")
 }
 
-/// Refuses calls with a text that starts with `bad`, is down at `down` and
-/// fails at `fail`.
+/// Refuses calls with a text that starts with `bad`, is too long or too much, is
+/// down at `down` and fails at `fail`.
 #[derive(Default)]
 struct Picky {
     calls: AtomicUsize,
@@ -28,6 +32,15 @@ impl Embedder for Picky {
         let reason = format!("refused {}", texts.join(" "));
         if texts.iter().any(|text| text.starts_with("bad")) {
             return Err(EmbedError::Input { reason });
+        }
+        if texts
+            .iter()
+            .any(|text| text.len() > 200 || text.starts_with("ever too long"))
+        {
+            return Err(EmbedError::TooLong { reason });
+        }
+        if texts.len() > 8 && texts.iter().any(|text| text.starts_with("much")) {
+            return Err(EmbedError::TooMany { reason });
         }
         if texts.contains(&"down") {
             let retry_after = Some(Duration::from_secs(9));
@@ -152,6 +165,31 @@ async fn what_was_embedded_before_a_failure_is_kept() {
     assert_eq!(keys(embedded), [key(0)]);
     let rejected = outcome.result.rejected.iter().map(|(key, _)| key).collect();
     assert_eq!(keys(rejected), [key(1)]);
+}
+
+#[tokio::test]
+async fn a_text_that_is_too_long_is_shortened_and_its_neighbours_are_not() {
+    let (good, long) = ("g".repeat(190), "ü".repeat(405));
+    let ever = format!("ever too long {good}");
+    let outcome = run(&Picky::default(), &[&good, &long, &ever]).await;
+    assert_eq!(outcome.failure, None);
+    let embedded: Vec<_> = outcome.result.embedded;
+    // 810 bytes, 405 and 202 were too many; a letter takes two.
+    let expected = [(0, good), (1, "ü".repeat(50))];
+    let expected = expected.map(|(i, text)| (key(i), Bytes::from(testing::packed(&text))));
+    assert_eq!(embedded, expected);
+    let rejected = outcome.result.rejected;
+    assert_eq!(rejected.len(), 1);
+    assert_eq!(rejected[0].0, key(2));
+}
+
+#[tokio::test]
+async fn texts_that_are_too_many_go_in_several_calls() {
+    let picky = Picky::default();
+    let outcome = run(&picky, &["much"; 20]).await;
+    assert_eq!(outcome.failure, None);
+    assert_eq!(outcome.result.embedded.len(), 20);
+    assert_eq!(picky.calls.load(Ordering::Relaxed), 7);
 }
 
 #[tokio::test]
