@@ -166,7 +166,7 @@ async fn rudely(rude: Rude, asked: &Asked, write: impl Fn(&[Value]) -> Value) ->
         Rude::Body(body) => as_json(body),
         Rude::CutOff => half_of(&right(), broken),
         Rude::Stall => half_of(&right(), std::future::pending),
-        Rude::Drip(pause) => drip(right(), pause),
+        Rude::Drip(pause) => drip(&right(), pause),
         Rude::Page => {
             axum::response::Html("<html><body>Please log in.</body></html>").into_response()
         }
@@ -225,7 +225,7 @@ async fn broken() -> io::Result<Bytes> {
     Err(io::Error::from(io::ErrorKind::BrokenPipe))
 }
 
-fn drip(body: String, pause: Duration) -> Response {
+fn drip(body: &str, pause: Duration) -> Response {
     const BYTES: usize = 8;
     let length = body.len();
     let drops: Vec<Bytes> = body

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// What none of these tests does.
-async fn no_probe() -> Result<Probe, EmbedError> {
+fn no_probe() -> Result<Probe, EmbedError> {
     unreachable!("nobody probes here")
 }
 
@@ -56,7 +56,7 @@ impl Embedder for Picky {
     }
 
     async fn probe(&self) -> Result<Probe, EmbedError> {
-        no_probe().await
+        no_probe()
     }
 }
 
@@ -70,7 +70,7 @@ impl Embedder for Short {
     }
 
     async fn probe(&self) -> Result<Probe, EmbedError> {
-        no_probe().await
+        no_probe()
     }
 }
 
@@ -83,7 +83,7 @@ impl Embedder for Stuck {
     }
 
     async fn probe(&self) -> Result<Probe, EmbedError> {
-        no_probe().await
+        no_probe()
     }
 }
 
