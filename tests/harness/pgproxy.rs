@@ -126,15 +126,12 @@ async fn listen(listener: UnixListener, shared: Arc<Shared>) {
         connections.spawn(async move {
             let target = &shared.target;
             // An error is the end of a connection, which the client sees as well.
-            let _ = match target.get_socket() {
-                Some(dir) => {
-                    let socket = dir.join(format!(".s.PGSQL.{}", target.get_port()));
-                    pass(client, UnixStream::connect(socket).await, &shared).await
-                }
-                None => {
-                    let address = (target.get_host(), target.get_port());
-                    pass(client, TcpStream::connect(address).await, &shared).await
-                }
+            let _ = if let Some(dir) = target.get_socket() {
+                let socket = dir.join(format!(".s.PGSQL.{}", target.get_port()));
+                pass(client, UnixStream::connect(socket).await, &shared).await
+            } else {
+                let address = (target.get_host(), target.get_port());
+                pass(client, TcpStream::connect(address).await, &shared).await
             };
         });
     }

@@ -1,14 +1,27 @@
 //! The harness itself: tests that lean on it must be able to trust it.
 
-use std::io::Read as _;
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends where it cannot go on"
+)]
+
+use std::{io::Read as _, time::Duration};
 
 use serde_json::{Value, json};
 use sqlx::{Connection as _, PgConnection};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream, UnixListener},
+    time::{Instant, timeout},
+};
 use weir_tests::{
+    PATIENCE,
     cluster::{Process, weir},
     embedder::{DIMENSION, FakeEmbedder, Rude, expected_vector},
     pgproxy::PgProxy,
     postgres::{OwnPostgres, TestDatabase},
+    proxy::{Cut, FaultProxy, Silence, Target},
 };
 
 fn client() -> reqwest::Client {
@@ -47,9 +60,15 @@ async fn both_protocols_give_the_same_vectors() {
     let vector: Vec<f32> = serde_json::from_value(answer["data"][0]["embedding"].clone()).unwrap();
     assert_eq!(vector, expected_vector("a"));
 
-    assert_eq!(embedder.received()["a"], 2);
+    let url = format!("{}/worker-1/api/embed", embedder.url());
+    client().post(url).json(&request).send().await.unwrap();
+
+    assert_eq!(embedder.received()["a"], 3);
     assert_eq!(embedder.answered()["b"], 1);
-    assert_eq!(embedder.calls().len(), 2);
+    let calls = embedder.calls();
+    let callers: Vec<_> = calls.iter().map(|call| call.caller.as_str()).collect();
+    assert_eq!(callers, ["", "", "worker-1"]);
+    assert!(calls.iter().all(|call| call.ended >= Some(call.came)));
 }
 
 #[tokio::test]
@@ -95,6 +114,21 @@ async fn the_gate_holds_calls_that_have_started() {
     embedder.open_gate();
     call.await.unwrap();
     assert!(embedder.calls()[0].answered);
+}
+
+#[tokio::test]
+async fn the_gate_lets_through_as_many_calls_as_it_is_told() {
+    let embedder = FakeEmbedder::start().await;
+    embedder.let_through(1);
+    embed(&embedder, &["a"]).await.unwrap();
+    let mut call = Box::pin(embed(&embedder, &["b"]));
+    tokio::select! {
+        _ = &mut call => panic!("the second call went through"),
+        () = embedder.calls_started(2) => {}
+    }
+    embedder.let_through(2);
+    call.await.unwrap();
+    assert_eq!(embedder.answered().len(), 2);
 }
 
 #[tokio::test]
@@ -216,4 +250,172 @@ async fn processes_are_heard_and_waited_for() {
     let process = Process::spawn("weir", &["ls"], &[("WEIR_COORDINATOR", &url)]);
     let line = process.wait_for_line(|line| line.contains("cannot reach").then(|| line.to_owned()));
     assert!(line.await.contains(&url));
+}
+
+/// A proxy before a listener, and both ends of a connection through it.
+async fn through_proxy() -> (FaultProxy, TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let target = Target::Tcp(listener.local_addr().unwrap());
+    let proxy = FaultProxy::start([target]).await;
+    let client = TcpStream::connect(proxy.address()).await.unwrap();
+    let (server, _) = listener.accept().await.unwrap();
+    (proxy, client, server)
+}
+
+/// Reads exactly as much as is expected, and compares.
+async fn expect(stream: &mut TcpStream, text: &[u8]) {
+    let mut read = vec![0; text.len()];
+    let reading = timeout(PATIENCE, stream.read_exact(&mut read)).await;
+    reading.expect("something arrives").unwrap();
+    assert_eq!(read, text);
+}
+
+#[tokio::test]
+async fn a_proxy_passes_things_on_and_ends_orderly() {
+    let (proxy, mut client, mut server) = through_proxy().await;
+    client.write_all(b"question").await.unwrap();
+    expect(&mut server, b"question").await;
+    server.write_all(b"answer").await.unwrap();
+    expect(&mut client, b"answer").await;
+    assert_eq!(proxy.connections(), 1);
+    // One end says that it is done; the other may still speak.
+    client.shutdown().await.unwrap();
+    let read = timeout(PATIENCE, server.read(&mut [0; 1])).await;
+    assert_eq!(read.unwrap().unwrap(), 0);
+    server.write_all(b"last words").await.unwrap();
+    expect(&mut client, b"last words").await;
+    drop(server);
+    assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_proxy_leads_to_unix_sockets_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    let proxy = FaultProxy::start([Target::Unix(path)]).await;
+    let mut client = TcpStream::connect(proxy.address()).await.unwrap();
+    let (mut server, _) = listener.accept().await.unwrap();
+    server.write_all(b"answer").await.unwrap();
+    expect(&mut client, b"answer").await;
+    proxy.cut(Cut::Close);
+    assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
+    assert_eq!(server.read(&mut [0; 1]).await.unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_cut_ends_the_connections_there_are() {
+    for how in [Cut::Reset, Cut::Close] {
+        let (proxy, mut client, mut server) = through_proxy().await;
+        // Both ends know that the proxy carries them.
+        client.write_all(b"hello").await.unwrap();
+        expect(&mut server, b"hello").await;
+        proxy.cut(how);
+        for end in [&mut client, &mut server] {
+            let read = timeout(PATIENCE, end.read(&mut [0; 1])).await.unwrap();
+            match how {
+                Cut::Reset => {
+                    let kind = read.unwrap_err().kind();
+                    assert_eq!(kind, std::io::ErrorKind::ConnectionReset);
+                }
+                Cut::Close => assert_eq!(read.unwrap(), 0),
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_cut_spares_later_connections() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = FaultProxy::start([Target::Tcp(listener.local_addr().unwrap())]).await;
+    proxy.cut(Cut::Reset);
+    let mut client = TcpStream::connect(proxy.address()).await.unwrap();
+    let (mut server, _) = listener.accept().await.unwrap();
+    client.write_all(b"hello").await.unwrap();
+    expect(&mut server, b"hello").await;
+}
+
+#[tokio::test]
+async fn a_proxy_that_refuses_or_leads_nowhere_resets() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let here = Target::Tcp(listener.local_addr().unwrap());
+    let proxy = FaultProxy::start([here.clone()]).await;
+    let mut before = TcpStream::connect(proxy.address()).await.unwrap();
+    let (mut server, _) = listener.accept().await.unwrap();
+    let is_refused = async || {
+        let mut client = TcpStream::connect(proxy.address()).await.unwrap();
+        let read = timeout(PATIENCE, client.read(&mut [0; 1])).await.unwrap();
+        read.unwrap_err().kind() == std::io::ErrorKind::ConnectionReset
+    };
+    proxy.refuse();
+    assert!(is_refused().await);
+    proxy.resume();
+    proxy.set_targets([]);
+    assert!(is_refused().await);
+    // A target that is not there is passed over for one that is.
+    let gone = Target::Unix("/nowhere".into());
+    proxy.set_targets([gone.clone(), here, gone]);
+    for _ in 0..3 {
+        let _client = TcpStream::connect(proxy.address()).await.unwrap();
+        timeout(PATIENCE, listener.accept()).await.unwrap().unwrap();
+    }
+    // The connection of before was never touched.
+    before.write_all(b"hello").await.unwrap();
+    expect(&mut server, b"hello").await;
+}
+
+#[tokio::test]
+async fn what_a_silent_proxy_held_arrives_when_it_speaks_again() {
+    // Long enough for what is passed on to arrive.
+    const MOMENT: Duration = Duration::from_millis(50);
+    for silence in [Silence::ToTarget, Silence::ToClient, Silence::Both] {
+        let (proxy, mut client, mut server) = through_proxy().await;
+        client.write_all(b"hello").await.unwrap();
+        expect(&mut server, b"hello").await;
+        proxy.silence(silence);
+        client.write_all(b"question").await.unwrap();
+        server.write_all(b"answer").await.unwrap();
+        let held = [
+            (silence != Silence::ToClient, &mut server, &b"question"[..]),
+            (silence != Silence::ToTarget, &mut client, &b"answer"[..]),
+        ];
+        for (held, end, text) in held {
+            if held {
+                let read = timeout(MOMENT, end.peek(&mut [0; 1])).await;
+                assert!(read.is_err(), "{silence:?} let {text:?} through");
+            } else {
+                expect(end, text).await;
+            }
+        }
+        proxy.resume();
+        if silence != Silence::ToClient {
+            expect(&mut server, b"question").await;
+        }
+        if silence != Silence::ToTarget {
+            expect(&mut client, b"answer").await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_delay_holds_things_up() {
+    const DELAY: Duration = Duration::from_millis(50);
+    let (proxy, mut client, mut server) = through_proxy().await;
+    proxy.delay(DELAY);
+    let sent = Instant::now();
+    client.write_all(b"question").await.unwrap();
+    expect(&mut server, b"question").await;
+    assert!(sent.elapsed() >= DELAY);
+}
+
+#[tokio::test]
+async fn connections_end_with_their_proxy() {
+    let (proxy, mut client, mut server) = through_proxy().await;
+    client.write_all(b"hello").await.unwrap();
+    expect(&mut server, b"hello").await;
+    drop(proxy);
+    for end in [&mut client, &mut server] {
+        let read = timeout(PATIENCE, end.read(&mut [0; 1])).await.unwrap();
+        assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    }
 }

@@ -4,6 +4,7 @@
 
 use std::{future::Future, time::Duration};
 
+use futures::{FutureExt as _, future::LocalBoxFuture};
 use sqlx::postgres::PgPoolOptions;
 use tokio_util::task::TaskTracker;
 use weir_coordinator::{
@@ -60,15 +61,21 @@ impl Faulty {
     }
 
     /// Makes a call whose commit is not answered.
-    async fn cut<T: std::fmt::Debug>(&self, call: impl Future<Output = Result<T, StoreError>>) {
-        let before = self.proxy.cuts();
-        self.proxy.arm();
-        let answer = call.await;
-        assert!(
-            matches!(answer, Err(StoreError::Unavailable(_))),
-            "{answer:?}"
-        );
-        assert_eq!(self.proxy.cuts(), before + 1, "the commit was cut off");
+    fn cut<'a, T: std::fmt::Debug>(
+        &'a self,
+        call: impl Future<Output = Result<T, StoreError>> + 'a,
+    ) -> LocalBoxFuture<'a, ()> {
+        let cut = async move {
+            let before = self.proxy.cuts();
+            self.proxy.arm();
+            let answer = call.await;
+            assert!(
+                matches!(answer, Err(StoreError::Unavailable(_))),
+                "{answer:?}"
+            );
+            assert_eq!(self.proxy.cuts(), before + 1, "the commit was cut off");
+        };
+        cut.boxed_local()
     }
 
     async fn claim(&self) -> Result<Vec<Job>, StoreError> {
@@ -86,10 +93,8 @@ impl Faulty {
         &self,
         outcome: &Outcome,
     ) -> Result<Vec<Result<(i64, bool), StoreError>>, StoreError> {
-        let answers = self
-            .store
-            .upsert(std::slice::from_ref(outcome), LEASE)
-            .await?;
+        let outcomes = std::slice::from_ref(outcome);
+        let answers = Box::pin(self.store.upsert(outcomes, LEASE)).await?;
         let told = |answer: Result<weir_coordinator::store::batches::Progress, _>| {
             answer.map(|progress| (progress.done, progress.finished))
         };
@@ -168,7 +173,7 @@ async fn the_end_of_a_broken_streams_lease() {
         panic!("the lease is held");
     };
     let until = held.lease_expires_at.unwrap();
-    let orphan = || faulty.store.orphan(lease, until, Duration::from_secs(60));
+    let orphan = || faulty.store.orphan(lease, 0, until, Duration::from_mins(1));
     faulty.cut(orphan()).await;
     let cut_short = faulty.weir.job(job.id).await;
     assert!(cut_short.lease_expires_at.unwrap() < until);

@@ -168,7 +168,9 @@ async fn take(weir: &Weir, model: &mut Model, step: &Step) {
         Step::Orphan(place) => {
             if let Some(job) = job(*place) {
                 let until = job.lease_expires_at.unwrap();
-                let orphaned = weir.store.orphan(lease_of(&job), until, Duration::ZERO);
+                let orphaned = weir
+                    .store
+                    .orphan(lease_of(&job), job.stream, until, Duration::ZERO);
                 orphaned.await.unwrap();
             }
         }

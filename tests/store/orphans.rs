@@ -51,7 +51,7 @@ async fn an_orphaned_lease_ends_after_the_grace() {
     let grace = Duration::from_mins(1);
     assert!(
         weir.store
-            .orphan(lease_of(&job), until, grace)
+            .orphan(lease_of(&job), 0, until, grace)
             .await
             .unwrap()
     );
@@ -61,7 +61,7 @@ async fn an_orphaned_lease_ends_after_the_grace() {
     assert_eq!(rescue(&weir, LEASE).await, Rescued::default());
     let until = weir.job(job.id).await.lease_expires_at.unwrap();
     weir.store
-        .orphan(lease_of(&job), until, Duration::ZERO)
+        .orphan(lease_of(&job), 0, until, Duration::ZERO)
         .await
         .unwrap();
     assert_eq!(rescue(&weir, LEASE).await.retried, 1);
@@ -73,7 +73,7 @@ async fn a_worker_that_comes_back_within_the_grace_goes_on() {
     let weir = Weir::new().await;
     let (job, until) = running(&weir).await;
     weir.store
-        .orphan(lease_of(&job), until, Duration::ZERO)
+        .orphan(lease_of(&job), 0, until, Duration::ZERO)
         .await
         .unwrap();
     // Nobody has taken the job away yet, so the same epoch still counts.
@@ -93,7 +93,7 @@ async fn a_broken_stream_does_not_end_the_lease_of_the_one_that_came_after_it() 
     assert!(
         !weir
             .store
-            .orphan(lease_of(&job), until, Duration::ZERO)
+            .orphan(lease_of(&job), 0, until, Duration::ZERO)
             .await
             .unwrap()
     );
@@ -106,16 +106,36 @@ async fn a_broken_stream_does_not_end_the_lease_of_the_one_that_came_after_it() 
     assert!(
         !weir
             .store
-            .orphan(lease_of(&job), reopened, Duration::ZERO)
+            .orphan(lease_of(&job), 0, reopened, Duration::ZERO)
             .await
             .unwrap()
     );
     assert!(
         weir.store
-            .orphan(lease_of(&job), written, Duration::ZERO)
+            .orphan(lease_of(&job), 0, written, Duration::ZERO)
             .await
             .unwrap()
     );
+}
+
+#[tokio::test]
+async fn what_is_read_late_from_a_broken_stream_does_not_make_it_the_latest() {
+    let weir = Weir::new().await;
+    weir.put("api", &many(3)).await;
+    let job = weir.claim().await;
+    let opened = async || match weir.store.open(lease_of(&job), LEASE, 8).await.unwrap() {
+        LeaseState::Held(job) => job.stream,
+        LeaseState::Finished(job) => panic!("finished: {job:?}"),
+    };
+    let (old, new) = (opened().await, opened().await);
+    // The worker is back, and only then its last message on the old stream is read.
+    let until = renewed(&weir, &job).await;
+    let orphan = |stream| {
+        weir.store
+            .orphan(lease_of(&job), stream, until, Duration::ZERO)
+    };
+    assert!(!orphan(old).await.unwrap());
+    assert!(orphan(new).await.unwrap());
 }
 
 #[tokio::test]
@@ -125,7 +145,7 @@ async fn an_orphaned_lease_is_never_made_longer() {
     assert!(
         !weir
             .store
-            .orphan(lease_of(&job), until, 2 * LEASE)
+            .orphan(lease_of(&job), 0, until, 2 * LEASE)
             .await
             .unwrap()
     );
@@ -143,7 +163,7 @@ async fn an_orphaning_that_comes_late_changes_nothing() {
     let next = weir.claim().await;
     let until_next = renewed(&weir, &next).await;
     for (lease, until) in [(&job, until), (&job, until_next), (&next, until)] {
-        let orphaned = weir.store.orphan(lease_of(lease), until, Duration::ZERO);
+        let orphaned = weir.store.orphan(lease_of(lease), 0, until, Duration::ZERO);
         assert!(!orphaned.await.unwrap());
     }
     assert_eq!(weir.job(next.id).await.lease_expires_at, Some(until_next));

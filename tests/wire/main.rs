@@ -1,10 +1,6 @@
 //! The worker's embedders against one rude server that speaks every dialect.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test ends where it cannot go on"
-)]
+#![expect(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 use std::{
     fs,

@@ -37,7 +37,8 @@ pub(super) struct Pool {
 impl Pool {
     /// Begins a transaction. Dropped without a commit it changes nothing.
     pub(super) async fn begin(&self) -> Result<Transaction, sqlx::Error> {
-        let inner = within(self.limit, self.inner.begin()).await?;
+        // In a box, for the driver's future is large, and every write of the store would carry it.
+        let inner = within(self.limit, self.inner.begin().boxed()).await?;
         Ok(Transaction(Open {
             inner,
             limit: self.limit,

@@ -96,7 +96,7 @@ impl Store {
     }
 
     /// Extends a lease as [`Self::renew`] does, for batches of up to
-    /// `batch_size` chunks from now on.
+    /// `batch_size` chunks on a new stream, whose number the job then has.
     pub async fn open(
         &self,
         lease: LeaseKey,
@@ -116,7 +116,8 @@ impl Store {
         let job: Option<Job> = sqlx::query_as(concat!(
             "-- store::lease::renew
              UPDATE weir.jobs j
-             SET lease_expires_at = now() + $3, heard = true, batch_size = coalesce($4, j.batch_size)
+             SET lease_expires_at = now() + $3, heard = true, batch_size = coalesce($4, j.batch_size),
+                 stream = CASE WHEN $4 IS NULL THEN j.stream ELSE j.stream + 1 END
              WHERE j.id = $1 AND j.epoch = $2 AND j.state = 'running'
              RETURNING ",
             job_columns!()
@@ -134,13 +135,14 @@ impl Store {
     }
 
     /// Ends a lease early, `grace` from now, because the worker's connection
-    /// broke; whatever renews it before then undoes this. `renewed_until` is
-    /// what the broken connection made of the lease: where it is another by
-    /// now, the worker is back already and nothing happens. Returns whether the
-    /// lease was cut short.
+    /// broke; whatever renews it before then undoes this. Nothing happens where
+    /// the worker is back already: it has opened another stream than this one,
+    /// or the lease ends at another time than `renewed_until`, when this one
+    /// had it last. Returns whether the lease was cut short.
     pub async fn orphan(
         &self,
         lease: LeaseKey,
+        stream: i32,
         renewed_until: DateTime<Utc>,
         grace: Duration,
     ) -> Result<bool, StoreError> {
@@ -148,12 +150,13 @@ impl Store {
             "-- store::lease::orphan
              UPDATE weir.jobs SET lease_expires_at = now() + $4
              WHERE id = $1 AND epoch = $2 AND state = 'running'
-               AND lease_expires_at = $3 AND lease_expires_at > now() + $4",
+               AND stream = $5 AND lease_expires_at = $3 AND lease_expires_at > now() + $4",
         )
         .bind(lease.job_id)
         .bind(lease.epoch)
         .bind(renewed_until)
         .bind(interval(grace))
+        .bind(stream)
         .execute(&self.pool)
         .await?;
         Ok(result.rows_affected() > 0)

@@ -108,6 +108,8 @@ pub struct Job {
     /// How many of the next pending chunks are suspected to hold a text that
     /// kills its worker.
     pub suspects: i32,
+    /// Streams opened on it so far.
+    pub stream: i32,
     /// What last went wrong.
     pub last_error: Option<String>,
     /// W3C trace context.
@@ -132,7 +134,7 @@ macro_rules! job_columns {
     () => {
         "j.id, j.source_id, j.namespace, j.source, j.model, j.first_item_id, j.last_item_id, j.revision, j.trigger,
          j.state, j.priority, j.attempt, j.epoch, j.run_at, j.worker_id, j.lease_expires_at, j.chunks_total,
-         j.chunks_done, j.chunks_rejected, j.suspects, j.last_error, j.traceparent, j.created_at, j.started_at, j.finished_at"
+         j.chunks_done, j.chunks_rejected, j.suspects, j.stream, j.last_error, j.traceparent, j.created_at, j.started_at, j.finished_at"
     };
 }
 pub(super) use job_columns;

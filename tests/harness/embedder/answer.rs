@@ -9,7 +9,7 @@ use std::{
 use axum::{
     Json,
     body::{Body, Bytes},
-    http::{HeaderMap, HeaderValue, StatusCode, header},
+    http::{HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse as _, Response},
 };
 use futures::{StreamExt as _, stream};
@@ -30,21 +30,22 @@ pub(super) struct Asked {
     dialect: Dialect,
     pub(super) model: String,
     texts: Vec<String>,
+    caller: String,
     authorization: Option<String>,
 }
 
 impl Asked {
-    pub(super) fn new(
-        dialect: Dialect,
-        headers: &HeaderMap,
-        model: String,
-        texts: Vec<String>,
-    ) -> Self {
-        let authorization = headers.get(header::AUTHORIZATION);
+    pub(super) fn new(dialect: Dialect, parts: &Parts, model: String, texts: Vec<String>) -> Self {
+        let authorization = parts.headers.get(header::AUTHORIZATION);
+        let caller = parts.uri.path().strip_suffix(dialect.path());
         Self {
             dialect,
             model,
             texts,
+            caller: caller
+                .unwrap_or_default()
+                .trim_start_matches('/')
+                .to_owned(),
             authorization: authorization
                 .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()),
         }
@@ -105,6 +106,9 @@ pub(super) async fn answer(
         let decision = script.decide(asked);
         let delay = script.delay + script.delay_per_text * asked.texts.len() as u32;
         script.calls.push(Call {
+            caller: asked.caller.clone(),
+            came: SystemTime::now(),
+            ended: None,
             model: asked.model.clone(),
             texts: asked.texts.clone(),
             authorization: asked.authorization.clone(),
@@ -114,15 +118,21 @@ pub(super) async fn answer(
     };
     shared.started.send_modify(|started| *started += 1);
     // The sender is in `shared`, so the wait ends only when the gate opens.
-    let _ = shared.gate.subscribe().wait_for(|open| *open).await;
+    let _ = shared
+        .gate
+        .subscribe()
+        .wait_for(|calls| place < *calls)
+        .await;
     if !delay.is_zero() {
         time::sleep(delay).await;
     }
+    if !matches!(decision, Decision::Rude(Rude::Hang)) {
+        let call = &mut shared.script().calls[place];
+        call.ended = Some(SystemTime::now());
+        call.answered = matches!(decision, Decision::Right);
+    }
     match decision {
-        Decision::Right => {
-            shared.script().calls[place].answered = true;
-            Json(write(&vectors(&asked.texts))).into_response()
-        }
+        Decision::Right => Json(write(&vectors(&asked.texts))).into_response(),
         Decision::Excess(excess) => asked.dialect.refuse(excess),
         Decision::OverQuota(retry_after) => over_quota(asked.dialect, retry_after),
         Decision::Rude(rude) => rudely(rude, asked, write).await,

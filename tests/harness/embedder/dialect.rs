@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, State},
-    http::{HeaderMap, StatusCode},
+    http::{StatusCode, request::Parts},
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
@@ -36,15 +36,18 @@ pub(super) enum Excess {
 }
 
 pub(super) fn router(shared: Arc<Shared>) -> Router {
-    Router::new()
-        .route("/api/embed", post(ollama))
-        .route("/api/embeddings", post(old_ollama))
-        .route("/v1/embeddings", post(openai))
-        .route("/embed", post(tei))
-        .route("/info", get(tei_info))
-        .route("/health", get(|| async {}))
-        .layer(DefaultBodyLimit::disable())
-        .with_state(shared)
+    let mut router = Router::new();
+    // The second for callers that a test tells apart.
+    for before in ["", "/{caller}"] {
+        let at = |path: &str| format!("{before}{path}");
+        router = router
+            .route(&at(Dialect::Ollama.path()), post(ollama))
+            .route(&at(Dialect::OldOllama.path()), post(old_ollama))
+            .route(&at(Dialect::OpenAi.path()), post(openai))
+            .route(&at(Dialect::Tei.path()), post(tei))
+            .route(&at("/info"), get(tei_info));
+    }
+    router.layer(DefaultBodyLimit::disable()).with_state(shared)
 }
 
 #[derive(Deserialize)]
@@ -83,18 +86,13 @@ struct TeiRequest {
 
 async fn ollama(
     State(shared): State<Arc<Shared>>,
-    headers: HeaderMap,
+    parts: Parts,
     Json(request): Json<Request>,
 ) -> Response {
     if shared.script().old_ollama {
         return (StatusCode::NOT_FOUND, "404 page not found").into_response();
     }
-    let asked = Asked::new(
-        Dialect::Ollama,
-        &headers,
-        request.model,
-        request.input.into(),
-    );
+    let asked = Asked::new(Dialect::Ollama, &parts, request.model, request.input.into());
     answer(
         &shared,
         &asked,
@@ -105,12 +103,12 @@ async fn ollama(
 
 async fn old_ollama(
     State(shared): State<Arc<Shared>>,
-    headers: HeaderMap,
+    parts: Parts,
     Json(request): Json<OldRequest>,
 ) -> Response {
     let asked = Asked::new(
         Dialect::OldOllama,
-        &headers,
+        &parts,
         request.model,
         vec![request.prompt],
     );
@@ -124,7 +122,7 @@ async fn old_ollama(
 
 async fn openai(
     State(shared): State<Arc<Shared>>,
-    headers: HeaderMap,
+    parts: Parts,
     Json(request): Json<Request>,
 ) -> Response {
     let in_base64 = request.encoding_format.as_deref() == Some("base64");
@@ -133,12 +131,7 @@ async fn openai(
         let error = json!({ "message": message, "type": "invalid_request_error" });
         return refusal(StatusCode::BAD_REQUEST, &json!({ "error": error }));
     }
-    let asked = Asked::new(
-        Dialect::OpenAi,
-        &headers,
-        request.model,
-        request.input.into(),
-    );
+    let asked = Asked::new(Dialect::OpenAi, &parts, request.model, request.input.into());
     let embedding = |vector: &Value| {
         let numbers = serde_json::from_value::<Vec<f32>>(vector.clone());
         match numbers {
@@ -165,10 +158,10 @@ async fn openai(
 
 async fn tei(
     State(shared): State<Arc<Shared>>,
-    headers: HeaderMap,
+    parts: Parts,
     Json(request): Json<TeiRequest>,
 ) -> Response {
-    let asked = Asked::new(Dialect::Tei, &headers, String::new(), request.inputs.into());
+    let asked = Asked::new(Dialect::Tei, &parts, String::new(), request.inputs.into());
     answer(&shared, &asked, |vectors| json!(vectors)).await
 }
 
@@ -192,6 +185,16 @@ fn refusal(status: StatusCode, body: &Value) -> Response {
 }
 
 impl Dialect {
+    /// Where it takes texts.
+    pub(super) fn path(self) -> &'static str {
+        match self {
+            Self::Ollama => "/api/embed",
+            Self::OldOllama => "/api/embeddings",
+            Self::OpenAi => "/v1/embeddings",
+            Self::Tei => "/embed",
+        }
+    }
+
     /// How this server refuses a call that asks too much.
     pub(super) fn refuse(self, excess: Excess) -> Response {
         let openai = |message: String, code: Option<&str>| {

@@ -106,7 +106,7 @@ impl Link {
                     }
                     Err(error) => error,
                 },
-                State::Open { stream, .. } => tokio::select! {
+                State::Open { stream, since } => tokio::select! {
                     event = stream.next() => match event {
                         Ok(Some(event)) => {
                             self.heard();
@@ -117,6 +117,10 @@ impl Link {
                         ),
                         Err(error) => error,
                     },
+                    () = sleep_until(*since + STEADY), if self.broken_since.is_some() => {
+                        self.heard();
+                        continue;
+                    }
                     () = sleep_until(self.heartbeat_at) => {
                         stream.send_heartbeat();
                         self.heartbeat_at = Instant::now() + heartbeat_interval(&self.lease);
@@ -138,8 +142,8 @@ impl Link {
         self.state = State::Open { stream, since };
     }
 
-    /// Only what the coordinator says shows that it is back: while its database
-    /// is away it takes streams, and ends them at once.
+    /// The coordinator is back: it said something, or at least did not end the
+    /// stream at once, as it does while its database is away.
     fn heard(&mut self) {
         if self.broken_since.is_some() {
             info!("The stream is open again.");

@@ -38,6 +38,8 @@ pub(super) struct Handout {
     batch_size: i32,
     /// How many of the next chunks may hold a text that kills its worker.
     suspects: i32,
+    /// Which stream of the job this is.
+    stream: i32,
     /// Until when this stream last renewed the lease.
     renewed_until: DateTime<Utc>,
     /// Batches that the worker holds, by number.
@@ -112,6 +114,7 @@ impl Handout {
             window: open.window as usize,
             batch_size,
             suspects: job.suspects,
+            stream: job.stream,
             renewed_until: job.lease_expires_at.unwrap_or_default(),
             next_seq: outstanding
                 .keys()
@@ -284,7 +287,12 @@ impl Handout {
     pub(super) async fn orphan(&self, services: &Services) {
         let orphaned = services
             .store
-            .orphan(self.lease, self.renewed_until, services.orphan_grace)
+            .orphan(
+                self.lease,
+                self.stream,
+                self.renewed_until,
+                services.orphan_grace,
+            )
             .await;
         match orphaned {
             Ok(true) => tracing::info!(

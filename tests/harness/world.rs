@@ -1,8 +1,14 @@
 //! A coordinator on a database of its own with an embedder to script, and what
 //! the tests ask of them.
 
-use std::{collections::HashMap, fs, path::PathBuf};
+use std::{collections::HashMap, fs, hash::BuildHasher, path::PathBuf};
 
+use crate::{
+    PATIENCE,
+    cluster::{Coordinator, Worker},
+    embedder::{FakeEmbedder, expected_vector},
+    postgres::TestDatabase,
+};
 use pgvector::Vector;
 use tokio::time;
 use tonic::transport::Channel;
@@ -12,15 +18,9 @@ use weir_proto::v1::{
     WatchSourceResponse, job_service_client::JobServiceClient, put_source_request::Content,
     source_service_client::SourceServiceClient,
 };
-use weir_tests::{
-    PATIENCE,
-    cluster::{Coordinator, Worker},
-    embedder::{FakeEmbedder, expected_vector},
-    postgres::TestDatabase,
-};
 
 /// The document of the story: 148 operations.
-pub(crate) fn logistics() -> PathBuf {
+pub fn logistics() -> PathBuf {
     PathBuf::from(concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/../examples/logistics.openapi.yaml"
@@ -42,42 +42,53 @@ const HISTORY: &str = "
 
 /// A state that a job was in.
 #[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
-pub(crate) struct Was {
-    pub(crate) state: String,
-    pub(crate) epoch: i64,
-    pub(crate) attempt: i16,
-    pub(crate) chunks_done: i32,
-    pub(crate) last_error: Option<String>,
+pub struct Was {
+    /// One of the states of a job.
+    pub state: String,
+    /// Its epoch then.
+    pub epoch: i64,
+    /// Tries charged then.
+    pub attempt: i16,
+    /// Chunks embedded by then.
+    pub chunks_done: i32,
+    /// Why it was handed back last.
+    pub last_error: Option<String>,
     /// Whether the job had to wait before it could be claimed.
-    pub(crate) delayed: bool,
+    pub delayed: bool,
 }
 
 /// A chunk as the database has it.
 #[derive(Debug, sqlx::FromRow)]
-pub(crate) struct Chunk {
-    pub(crate) item_id: String,
-    pub(crate) text: String,
+pub struct Chunk {
+    /// Its item.
+    pub item_id: String,
+    /// Its text.
+    pub text: String,
     /// The vector stored for this chunk.
-    pub(crate) embedding: Option<Vector>,
+    pub embedding: Option<Vector>,
     /// Whether that vector was made from this text by the source's model.
-    pub(crate) current: Option<bool>,
+    pub current: Option<bool>,
 }
 
-pub(crate) struct World {
-    pub(crate) coordinator: Coordinator,
-    pub(crate) embedder: FakeEmbedder,
+/// A coordinator, an embedder, and the words for what tests do with them.
+#[derive(Debug)]
+pub struct World {
+    /// The coordinator.
+    pub coordinator: Coordinator,
+    /// The embedder.
+    pub embedder: FakeEmbedder,
     /// Dropped last: processes of the test are connected to it.
-    pub(crate) database: TestDatabase,
+    pub database: TestDatabase,
 }
 
 impl World {
     /// Starts a coordinator with these settings, and an embedder.
-    pub(crate) async fn start(environment: &[(&str, &str)]) -> Self {
+    pub async fn start(environment: &[(&str, &str)]) -> Self {
         Self::start_on(TestDatabase::create().await, environment).await
     }
 
     /// The same on a database that the test has made.
-    pub(crate) async fn start_on(database: TestDatabase, environment: &[(&str, &str)]) -> Self {
+    pub async fn start_on(database: TestDatabase, environment: &[(&str, &str)]) -> Self {
         let coordinator = Coordinator::spawn(database.url(), environment).await;
         sqlx::raw_sql(HISTORY)
             .execute(database.pool())
@@ -91,7 +102,7 @@ impl World {
     }
 
     /// Starts a worker with batches of this size.
-    pub(crate) fn worker(&self, batch_size: &str) -> Worker {
+    pub fn worker(&self, batch_size: &str) -> Worker {
         Worker::spawn(
             &self.coordinator.url(),
             &self.embedder.url(),
@@ -99,11 +110,13 @@ impl World {
         )
     }
 
-    pub(crate) async fn sources(&self) -> SourceServiceClient<Channel> {
+    /// A client for sources.
+    pub async fn sources(&self) -> SourceServiceClient<Channel> {
         SourceServiceClient::new(self.coordinator.connect().await)
     }
 
-    pub(crate) async fn jobs(&self) -> JobServiceClient<Channel> {
+    /// A client for jobs.
+    pub async fn jobs(&self) -> JobServiceClient<Channel> {
         JobServiceClient::new(self.coordinator.connect().await)
     }
 
@@ -118,7 +131,7 @@ impl World {
     }
 
     /// Puts the document of the story and returns its one job.
-    pub(crate) async fn put_logistics(&self) -> i64 {
+    pub async fn put_logistics(&self) -> i64 {
         let document = Document {
             format: DocumentFormat::Openapi.into(),
             content: fs::read(logistics()).unwrap(),
@@ -131,7 +144,7 @@ impl World {
     }
 
     /// Puts items, given as id and text.
-    pub(crate) async fn put_items(
+    pub async fn put_items(
         &self,
         name: &str,
         items: impl IntoIterator<Item = (String, String)>,
@@ -145,7 +158,8 @@ impl World {
         self.put(name, Content::Items(ItemList { items })).await
     }
 
-    pub(crate) async fn source(&self, name: &str) -> GetSourceResponse {
+    /// A source that must be there, with its unsettled jobs.
+    pub async fn source(&self, name: &str) -> GetSourceResponse {
         let request = GetSourceRequest {
             name: name.to_owned(),
             ..GetSourceRequest::default()
@@ -154,14 +168,15 @@ impl World {
         sources.get_source(request).await.unwrap().into_inner()
     }
 
-    pub(crate) async fn job(&self, job_id: i64) -> Job {
+    /// A job that must be there.
+    pub async fn job(&self, job_id: i64) -> Job {
         let mut jobs = self.jobs().await;
         let answer = jobs.get_job(GetJobRequest { job_id }).await.unwrap();
         answer.into_inner().job.unwrap()
     }
 
     /// Watches a source until this holds of it.
-    pub(crate) async fn watch_source(
+    pub async fn watch_source(
         &self,
         name: &str,
         holds: impl Fn(&WatchSourceResponse) -> bool,
@@ -186,14 +201,14 @@ impl World {
     }
 
     /// Watches a source until this many of its chunks are embedded.
-    pub(crate) async fn embedded(&self, name: &str, chunks: i64) {
+    pub async fn embedded(&self, name: &str, chunks: i64) {
         let enough =
             |state: &WatchSourceResponse| state.source.as_ref().unwrap().chunks_embedded >= chunks;
         self.watch_source(name, enough).await;
     }
 
     /// Watches a job until it has ended, and returns how.
-    pub(crate) async fn ended(&self, job_id: i64) -> Job {
+    pub async fn ended(&self, job_id: i64) -> Job {
         let watch = async {
             let mut jobs = self.jobs().await;
             let request = WatchJobRequest { job_id };
@@ -210,14 +225,14 @@ impl World {
     }
 
     /// Waits for a job's success.
-    pub(crate) async fn succeeded(&self, job_id: i64) -> Job {
+    pub async fn succeeded(&self, job_id: i64) -> Job {
         let job = self.ended(job_id).await;
         assert_eq!(job.state(), JobState::Succeeded, "{job:?}");
         job
     }
 
     /// The same, asked again for as long as the database is away.
-    pub(crate) async fn succeeded_after_outage(&self, job_id: i64) -> Job {
+    pub async fn succeeded_after_outage(&self, job_id: i64) -> Job {
         let answers = async {
             let mut jobs = self.jobs().await;
             while let Err(error) = jobs.get_job(GetJobRequest { job_id }).await {
@@ -231,7 +246,7 @@ impl World {
     }
 
     /// Every state that the job was in, oldest first.
-    pub(crate) async fn history(&self, job_id: i64) -> Vec<Was> {
+    pub async fn history(&self, job_id: i64) -> Vec<Was> {
         sqlx::query_as("SELECT * FROM public.history WHERE job_id = $1 ORDER BY seq")
             .bind(job_id)
             .fetch_all(self.database.pool())
@@ -240,7 +255,7 @@ impl World {
     }
 
     /// Every chunk of a source.
-    pub(crate) async fn chunks(&self, source: &str) -> Vec<Chunk> {
+    pub async fn chunks(&self, source: &str) -> Vec<Chunk> {
         sqlx::query_as(
             "SELECT c.item_id, c.text, e.embedding,
                     e.text_hash = c.text_hash AND e.text_hash = sha256(convert_to(c.text, 'UTF8'))
@@ -256,14 +271,14 @@ impl World {
     }
 
     /// The chunks of a source that have their vector.
-    pub(crate) async fn persisted(&self, source: &str) -> Vec<Chunk> {
+    pub async fn persisted(&self, source: &str) -> Vec<Chunk> {
         let mut chunks = self.chunks(source).await;
         chunks.retain(|chunk| chunk.current == Some(true));
         chunks
     }
 
     /// Rows of a table of the schema `weir`.
-    pub(crate) async fn rows(&self, table: &'static str) -> i64 {
+    pub async fn rows(&self, table: &'static str) -> i64 {
         let sql = format!("SELECT count(*) FROM weir.{table}");
         sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
             .fetch_one(self.database.pool())
@@ -274,7 +289,7 @@ impl World {
     /// Asserts that every chunk of a source has the vector of its text and
     /// that no other vector is stored, and returns the chunks. Panics unless
     /// this is the only source.
-    pub(crate) async fn assert_exact(&self, source: &str) -> Vec<Chunk> {
+    pub async fn assert_exact(&self, source: &str) -> Vec<Chunk> {
         let chunks = self.chunks(source).await;
         assert!(!chunks.is_empty());
         assert_eq!(self.rows("embeddings").await, chunks.len() as i64);
@@ -291,7 +306,7 @@ impl World {
 
     /// How much more often than these chunks need it their texts came to the
     /// embedder, where they did.
-    pub(crate) fn repeated(&self, chunks: &[Chunk]) -> HashMap<String, usize> {
+    pub fn repeated(&self, chunks: &[Chunk]) -> HashMap<String, usize> {
         let received = self.embedder.received();
         let excess = |(text, needed): (String, usize)| {
             let received = received.get(&text).copied().unwrap_or_default();
@@ -304,7 +319,7 @@ impl World {
 
 /// How many of the chunks have each text: several, where operations describe
 /// the same thing.
-pub(crate) fn count(chunks: &[Chunk]) -> HashMap<String, usize> {
+pub fn count(chunks: &[Chunk]) -> HashMap<String, usize> {
     let mut counts = HashMap::new();
     for chunk in chunks {
         *counts.entry(chunk.text.clone()).or_default() += 1;
@@ -314,9 +329,9 @@ pub(crate) fn count(chunks: &[Chunk]) -> HashMap<String, usize> {
 
 /// Asserts that at most `lost` texts were embedded again, and none for a chunk
 /// that was `persisted` before the work was cut off. `chunks` are all of them.
-pub(crate) fn assert_lost_at_most(
+pub fn assert_lost_at_most(
     lost: usize,
-    repeated: &HashMap<String, usize>,
+    repeated: &HashMap<String, usize, impl BuildHasher>,
     persisted: &[Chunk],
     chunks: &[Chunk],
 ) {

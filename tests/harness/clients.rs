@@ -1,12 +1,10 @@
 //! A coordinator with a database of its own, and clients that are driven by
 //! hand.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "what cannot be set up or read fails the test"
-)]
-
+use crate::{
+    cluster::{Coordinator, MODEL},
+    postgres::TestDatabase,
+};
 use prost_types::Duration;
 use sqlx::AssertSqlSafe;
 use tokio_stream::wrappers::ReceiverStream;
@@ -18,25 +16,26 @@ use weir_proto::v1::{
     stream_batches_request::Message as FromWorker, stream_batches_response::Message as ToWorker,
     worker_service_client::WorkerServiceClient,
 };
-use weir_tests::{
-    cluster::{Coordinator, MODEL},
-    postgres::TestDatabase,
-};
 
 /// One coordinator, the database it has to itself, and a connection to it.
-pub(crate) struct Weir {
-    pub(crate) coordinator: Coordinator,
-    pub(crate) channel: Channel,
-    pub(crate) database: TestDatabase,
+#[derive(Debug)]
+pub struct Weir {
+    /// The coordinator.
+    pub coordinator: Coordinator,
+    /// A connection to it.
+    pub channel: Channel,
+    /// Its database.
+    pub database: TestDatabase,
 }
 
 impl Weir {
-    pub(crate) async fn start() -> Self {
+    /// Starts a coordinator with the defaults.
+    pub async fn start() -> Self {
         Self::with(&[]).await
     }
 
     /// Starts the coordinator with some more variables.
-    pub(crate) async fn with(environment: &[(&str, &str)]) -> Self {
+    pub async fn with(environment: &[(&str, &str)]) -> Self {
         let database = TestDatabase::create().await;
         let coordinator = Coordinator::spawn(database.url(), environment).await;
         let channel = coordinator.connect().await;
@@ -47,24 +46,28 @@ impl Weir {
         }
     }
 
-    pub(crate) fn sources(&self) -> SourceServiceClient<Channel> {
+    /// A client for sources.
+    pub fn sources(&self) -> SourceServiceClient<Channel> {
         SourceServiceClient::new(self.channel.clone())
     }
 
-    pub(crate) fn jobs(&self) -> JobServiceClient<Channel> {
+    /// A client for jobs.
+    pub fn jobs(&self) -> JobServiceClient<Channel> {
         JobServiceClient::new(self.channel.clone())
     }
 
-    pub(crate) fn worker(&self) -> WorkerServiceClient<Channel> {
+    /// A client that works.
+    pub fn worker(&self) -> WorkerServiceClient<Channel> {
         WorkerServiceClient::new(self.channel.clone())
     }
 
-    pub(crate) fn searches(&self) -> SearchServiceClient<Channel> {
+    /// A client that searches.
+    pub fn searches(&self) -> SearchServiceClient<Channel> {
         SearchServiceClient::new(self.channel.clone())
     }
 
     /// How many rows a table of the schema has.
-    pub(crate) async fn rows(&self, table: &str) -> i64 {
+    pub async fn rows(&self, table: &str) -> i64 {
         let sql = format!("SELECT count(*) FROM weir.{table}");
         sqlx::query_scalar(AssertSqlSafe(sql))
             .fetch_one(self.database.pool())
@@ -73,14 +76,14 @@ impl Weir {
     }
 
     /// Asserts that nothing of any source was written.
-    pub(crate) async fn assert_empty(&self) {
+    pub async fn assert_empty(&self) {
         for table in ["sources", "items", "chunks", "jobs", "import_items"] {
             assert_eq!(self.rows(table).await, 0, "weir.{table} was written");
         }
     }
 
     /// Puts texts as items "0", "1", … of a source.
-    pub(crate) async fn put(&self, name: &str, texts: &[&str]) -> v1::PutSourceResponse {
+    pub async fn put(&self, name: &str, texts: &[&str]) -> v1::PutSourceResponse {
         let request = put_texts(name, texts);
         self.sources()
             .put_source(request)
@@ -90,7 +93,7 @@ impl Weir {
     }
 
     /// Claims one job that must be there.
-    pub(crate) async fn claim(&self) -> v1::Lease {
+    pub async fn claim(&self) -> v1::Lease {
         let answer = self.worker().claim_job(claim_request()).await.unwrap();
         let mut leases = answer.into_inner().leases;
         assert_eq!(leases.len(), 1, "a job should be there to be claimed");
@@ -98,7 +101,7 @@ impl Weir {
     }
 
     /// The pending chunks of a lease.
-    pub(crate) async fn batch(&self, lease: &v1::Lease) -> Vec<v1::Chunk> {
+    pub async fn batch(&self, lease: &v1::Lease) -> Vec<v1::Chunk> {
         let request = v1::GetBatchRequest {
             job_id: lease.job_id,
             epoch: lease.epoch,
@@ -108,13 +111,15 @@ impl Weir {
         answer.into_inner().chunks
     }
 
-    pub(crate) async fn job(&self, job_id: i64) -> v1::Job {
+    /// A job that must be there.
+    pub async fn job(&self, job_id: i64) -> v1::Job {
         let request = v1::GetJobRequest { job_id };
         let answer = self.jobs().get_job(request).await.unwrap();
         answer.into_inner().job.unwrap()
     }
 
-    pub(crate) async fn source(&self, name: &str) -> Result<v1::Source, Status> {
+    /// A source, if it is there.
+    pub async fn source(&self, name: &str) -> Result<v1::Source, Status> {
         let request = v1::GetSourceRequest {
             name: name.to_owned(),
             ..v1::GetSourceRequest::default()
@@ -124,7 +129,8 @@ impl Weir {
     }
 }
 
-pub(crate) fn item(item_id: &str, text: &str) -> v1::Item {
+/// An item without metadata.
+pub fn item(item_id: &str, text: &str) -> v1::Item {
     v1::Item {
         item_id: item_id.to_owned(),
         text: text.to_owned(),
@@ -132,7 +138,8 @@ pub(crate) fn item(item_id: &str, text: &str) -> v1::Item {
     }
 }
 
-pub(crate) fn put_items(name: &str, items: Vec<v1::Item>) -> v1::PutSourceRequest {
+/// Puts these items as the whole source.
+pub fn put_items(name: &str, items: Vec<v1::Item>) -> v1::PutSourceRequest {
     v1::PutSourceRequest {
         name: name.to_owned(),
         content: Some(Content::Items(v1::ItemList { items })),
@@ -140,7 +147,8 @@ pub(crate) fn put_items(name: &str, items: Vec<v1::Item>) -> v1::PutSourceReques
     }
 }
 
-pub(crate) fn put_texts(name: &str, texts: &[&str]) -> v1::PutSourceRequest {
+/// Puts texts as items "0", "1", … of a source.
+pub fn put_texts(name: &str, texts: &[&str]) -> v1::PutSourceRequest {
     let items = texts
         .iter()
         .enumerate()
@@ -148,7 +156,8 @@ pub(crate) fn put_texts(name: &str, texts: &[&str]) -> v1::PutSourceRequest {
     put_items(name, items.collect())
 }
 
-pub(crate) fn put_document(
+/// Puts a document as the whole source.
+pub fn put_document(
     name: &str,
     format: v1::DocumentFormat,
     content: impl Into<Vec<u8>>,
@@ -164,7 +173,8 @@ pub(crate) fn put_document(
     }
 }
 
-pub(crate) fn claim_request() -> v1::ClaimJobRequest {
+/// Claims one job and does not wait for it.
+pub fn claim_request() -> v1::ClaimJobRequest {
     v1::ClaimJobRequest {
         worker_id: "by-hand".to_owned(),
         models: vec![MODEL.to_owned()],
@@ -173,11 +183,13 @@ pub(crate) fn claim_request() -> v1::ClaimJobRequest {
     }
 }
 
-pub(crate) fn seconds(seconds: i64) -> Duration {
+/// So many seconds, as the wire has them.
+pub fn seconds(seconds: i64) -> Duration {
     Duration { seconds, nanos: 0 }
 }
 
-pub(crate) fn vector_bytes(vector: &[f32]) -> Vec<u8> {
+/// A vector as the wire has it.
+pub fn vector_bytes(vector: &[f32]) -> Vec<u8> {
     vector
         .iter()
         .flat_map(|number| number.to_le_bytes())
@@ -185,7 +197,7 @@ pub(crate) fn vector_bytes(vector: &[f32]) -> Vec<u8> {
 }
 
 /// A chunk with a vector.
-pub(crate) fn embedded(chunk: &v1::Chunk, vector: &[f32]) -> v1::EmbeddedChunk {
+pub fn embedded(chunk: &v1::Chunk, vector: &[f32]) -> v1::EmbeddedChunk {
     v1::EmbeddedChunk {
         item_id: chunk.item_id.clone(),
         chunk_index: chunk.chunk_index,
@@ -194,10 +206,8 @@ pub(crate) fn embedded(chunk: &v1::Chunk, vector: &[f32]) -> v1::EmbeddedChunk {
     }
 }
 
-pub(crate) fn upsert(
-    lease: &v1::Lease,
-    embedded: Vec<v1::EmbeddedChunk>,
-) -> v1::UpsertBatchRequest {
+/// A result of some chunks.
+pub fn upsert(lease: &v1::Lease, embedded: Vec<v1::EmbeddedChunk>) -> v1::UpsertBatchRequest {
     v1::UpsertBatchRequest {
         job_id: lease.job_id,
         epoch: lease.epoch,
@@ -209,7 +219,7 @@ pub(crate) fn upsert(
 /// Asserts an `INVALID_ARGUMENT` whose field violations name `field`, and whose
 /// message and violation both say `what`.
 #[track_caller]
-pub(crate) fn assert_invalid(status: &Status, field: &str, what: &str) {
+pub fn assert_invalid(status: &Status, field: &str, what: &str) {
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
     assert!(
         status.message().contains(field) && status.message().contains(what),
@@ -228,7 +238,7 @@ pub(crate) fn assert_invalid(status: &Status, field: &str, what: &str) {
 
 /// Asserts a status code and a part of the message.
 #[track_caller]
-pub(crate) fn assert_status(status: &Status, code: Code, what: &str) {
+pub fn assert_status(status: &Status, code: Code, what: &str) {
     assert_eq!(status.code(), code, "{status:?}");
     assert!(
         status.message().contains(what),
@@ -239,53 +249,58 @@ pub(crate) fn assert_status(status: &Status, code: Code, what: &str) {
 
 /// Asks until it is so. Each question is a round trip; nothing depends on its
 /// time.
-pub(crate) async fn until(mut so: impl AsyncFnMut() -> bool) {
+pub async fn until(mut so: impl AsyncFnMut() -> bool) {
     let asking = async {
         while !so().await {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(weir_tests::PATIENCE, asking)
+    tokio::time::timeout(crate::PATIENCE, asking)
         .await
         .unwrap_or_else(|_| panic!("it never came to be"));
 }
 
-pub(crate) type To = tokio::sync::mpsc::Sender<v1::StreamBatchesRequest>;
-pub(crate) type From = tonic::Streaming<v1::StreamBatchesResponse>;
+/// The worker's half of a stream.
+pub type To = tokio::sync::mpsc::Sender<v1::StreamBatchesRequest>;
+/// The coordinator's half of a stream.
+pub type From = tonic::Streaming<v1::StreamBatchesResponse>;
 
-pub(crate) async fn stream(weir: &Weir, first: FromWorker) -> (To, From) {
+/// Opens a stream with this first message.
+pub async fn stream(weir: &Weir, first: FromWorker) -> (To, From) {
     stream_on(weir.worker(), first).await
 }
 
-pub(crate) async fn stream_on(
-    mut worker: WorkerServiceClient<Channel>,
-    first: FromWorker,
-) -> (To, From) {
+/// The same, through any client.
+pub async fn stream_on(mut worker: WorkerServiceClient<Channel>, first: FromWorker) -> (To, From) {
     let (to, requests) = tokio::sync::mpsc::channel(8);
     send(&to, first).await;
     let answer = worker.stream_batches(ReceiverStream::new(requests)).await;
     (to, answer.unwrap().into_inner())
 }
 
-pub(crate) async fn send(to: &To, message: FromWorker) {
+/// Sends a message on a stream.
+pub async fn send(to: &To, message: FromWorker) {
     let message = Some(message);
     to.send(v1::StreamBatchesRequest { message }).await.unwrap();
 }
 
-pub(crate) async fn next(from: &mut From) -> ToWorker {
-    let message = tokio::time::timeout(weir_tests::PATIENCE, from.message()).await;
+/// The next message of a stream.
+pub async fn next(from: &mut From) -> ToWorker {
+    let message = tokio::time::timeout(crate::PATIENCE, from.message()).await;
     let message = message.unwrap().unwrap().unwrap();
     message.message.unwrap()
 }
 
-pub(crate) async fn batch(from: &mut From) -> v1::Batch {
+/// The next message of a stream, which must be a batch.
+pub async fn batch(from: &mut From) -> v1::Batch {
     match next(from).await {
         ToWorker::Batch(batch) => batch,
         other => panic!("a batch was due, not {other:?}"),
     }
 }
 
-pub(crate) fn open(lease: &v1::Lease) -> FromWorker {
+/// Opens the stream of a lease, with a window and a batch size of two.
+pub fn open(lease: &v1::Lease) -> FromWorker {
     FromWorker::Open(v1::StreamOpen {
         job_id: lease.job_id,
         epoch: lease.epoch,
@@ -295,7 +310,8 @@ pub(crate) fn open(lease: &v1::Lease) -> FromWorker {
     })
 }
 
-pub(crate) fn result(seq: i64, embedded: Vec<v1::EmbeddedChunk>) -> FromWorker {
+/// The result of a batch.
+pub fn result(seq: i64, embedded: Vec<v1::EmbeddedChunk>) -> FromWorker {
     FromWorker::Result(v1::BatchResult {
         seq,
         embedded,

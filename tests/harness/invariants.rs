@@ -1,0 +1,58 @@
+//! What must hold of the database at any moment, whatever was done: rules that
+//! no CHECK can say, because they span rows and tables.
+
+use sqlx::PgPool;
+
+/// Returns each rule that is broken, and how many rows break it.
+pub async fn broken_invariants(pool: &PgPool) -> sqlx::Result<Vec<(String, i64)>> {
+    let mut rules: Vec<(String, i64)> = sqlx::query_as(INVARIANTS).fetch_all(pool).await?;
+    rules.retain(|(_, rows)| *rows > 0);
+    Ok(rules)
+}
+
+/// Each counts the rows that break a rule.
+const INVARIANTS: &str = "
+WITH pending AS (
+    SELECT c.source_id, c.item_id, c.chunk_index FROM weir.chunks c JOIN weir.sources s ON s.id = c.source_id
+    WHERE NOT EXISTS (SELECT FROM weir.embeddings e WHERE (e.source_id, e.item_id, e.chunk_index, e.model, e.text_hash)
+                                                     = (c.source_id, c.item_id, c.chunk_index, s.model, c.text_hash))
+      AND NOT EXISTS (SELECT FROM weir.rejections r WHERE (r.source_id, r.item_id, r.chunk_index, r.model, r.text_hash)
+                                                     = (c.source_id, c.item_id, c.chunk_index, s.model, c.text_hash))
+), results AS (
+    SELECT source_id, item_id, chunk_index, text_hash FROM weir.embeddings
+    UNION ALL SELECT source_id, item_id, chunk_index, text_hash FROM weir.rejections
+)
+SELECT 'law 7: every result is of the present text of a chunk', count(*) FROM results r WHERE NOT EXISTS (
+    SELECT FROM weir.chunks c WHERE (c.source_id, c.item_id, c.chunk_index, c.text_hash)
+                                  = (r.source_id, r.item_id, r.chunk_index, r.text_hash))
+UNION ALL SELECT 'every hash is of its text', count(*) FROM weir.chunks WHERE text_hash <> sha256(convert_to(text, 'UTF8'))
+UNION ALL SELECT 'a chunk is embedded or rejected, not both', count(*)
+    FROM weir.embeddings e JOIN weir.rejections r USING (source_id, item_id, chunk_index)
+UNION ALL SELECT 'every chunk has its item', count(*) FROM weir.chunks c WHERE NOT EXISTS (
+    SELECT FROM weir.items i WHERE (i.source_id, i.item_id) = (c.source_id, c.item_id))
+UNION ALL SELECT 'every item has its source', count(*) FROM weir.items i WHERE NOT EXISTS (
+    SELECT FROM weir.sources s WHERE s.id = i.source_id)
+UNION ALL SELECT 'indexes have no gaps', count(*) FROM (
+    SELECT FROM weir.chunks GROUP BY source_id, item_id HAVING max(chunk_index) + 1 <> count(*)) gaps
+UNION ALL SELECT 'sources count their items and chunks', count(*) FROM weir.sources s
+    WHERE items_total <> (SELECT count(*) FROM weir.items i WHERE i.source_id = s.id)
+       OR chunks_total <> (SELECT count(*) FROM weir.chunks c WHERE c.source_id = s.id)
+UNION ALL SELECT 'law 10: unsettled jobs of one source do not overlap', count(*)
+    FROM weir.jobs a JOIN weir.jobs b ON a.source_id = b.source_id AND a.id < b.id
+    WHERE NOT a.settled AND NOT b.settled AND a.first_item_id <= b.last_item_id AND b.first_item_id <= a.last_item_id
+UNION ALL SELECT 'every pending chunk is in an unsettled job', count(*) FROM pending p WHERE NOT EXISTS (
+    SELECT FROM weir.jobs j WHERE j.source_id = p.source_id AND NOT j.settled
+       AND p.item_id BETWEEN j.first_item_id AND j.last_item_id)
+UNION ALL SELECT 'unsettled jobs count what they have pending', count(*) FROM weir.jobs j
+    WHERE NOT j.settled AND j.chunks_total - j.chunks_done - j.chunks_rejected <> (
+        SELECT count(*) FROM pending p
+        WHERE p.source_id = j.source_id AND p.item_id BETWEEN j.first_item_id AND j.last_item_id)
+UNION ALL SELECT 'law 11: a job that waits after a failure says why', count(*) FROM weir.jobs
+    WHERE last_error IS NULL AND (attempt > 0 AND state = 'queued' OR state IN ('failed', 'cancelled'))
+UNION ALL SELECT 'a failed job waits for its time exactly while it is not settled', count(*) FROM weir.jobs
+    WHERE state = 'failed' AND (settled AND run_at > now() OR NOT settled AND run_at < finished_at)
+UNION ALL SELECT 'only what the reconciler queued was parked before', count(*) FROM weir.jobs
+    WHERE (parkings > 0) > (trigger = 'reconcile')
+UNION ALL SELECT 'an unsettled job has a source, and an open one its model', count(*) FROM weir.jobs j
+    LEFT JOIN weir.sources s ON s.id = j.source_id
+    WHERE NOT j.settled AND (s.id IS NULL OR j.state IN ('queued', 'running') AND j.model <> s.model)";

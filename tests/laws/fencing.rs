@@ -1,0 +1,144 @@
+//! Every worker write is fenced by job and epoch, and who is fenced off is told.
+
+use std::time::Duration;
+
+use tonic::Code;
+use weir_proto::v1::{JobState, RevokeReason, stream_batches_response::Message as ToWorker};
+use weir_tests::{
+    clients::{Weir, assert_status, next, open, result, send, stream, until},
+    cluster::Worker,
+    world::World,
+};
+
+use crate::words::{BRISK, every_call, items, set_leases, snapshot, vectors};
+
+const BATCH: i64 = 4;
+
+/// Stops a worker in mid-job, has another one finish the job under a new
+/// lease, and lets the first go on. `expire` ends the first lease.
+async fn pause_past_the_lease(lease_duration: &str, expire: impl AsyncFn(&World, i64)) {
+    let settings = [("WEIR_LEASE_DURATION", lease_duration)];
+    let world = World::start(&[&BRISK[..], &settings].concat()).await;
+    let pool = world.database.pool();
+    let per_call = Duration::from_millis(50);
+    world.embedder.set_delay(per_call, Duration::ZERO);
+    let put = world.put_items("source", items(0..40, "text")).await;
+    // It has one place, and so no claim under way that would take the job as it sleeps.
+    let settings = [("WEIR_BATCH_SIZE", "4"), ("WEIR_CONCURRENCY", "1")];
+    let paused = Worker::spawn(&world.coordinator.url(), &world.embedder.url(), &settings);
+    world.embedded("source", 2 * BATCH).await;
+    world.embedder.close_gate();
+    let calls = world.embedder.calls().len();
+    world.embedder.calls_started(calls + 1).await;
+    paused.process.sigstop();
+    // The vectors that it was waiting for are there when it wakes.
+    world.embedder.open_gate();
+    let job_id = put.jobs[0].job_id;
+    expire(&world, job_id).await;
+
+    let other = world.worker("4");
+    let job = world.succeeded(job_id).await;
+    assert!(job.epoch > 1, "{job:?}");
+    let rows = async || {
+        let jobs = snapshot(pool, "jobs").await;
+        (jobs, snapshot(pool, "embeddings").await)
+    };
+    let before = rows().await;
+    paused.process.sigcont();
+    let dropped = "The lease ended; job dropped.";
+    let dropped = paused.process.wait_for_event(dropped).await;
+    let told = dropped.to_string();
+    assert!(told.contains("given to another"), "{told}");
+    assert_eq!(before, rows().await);
+    world.assert_exact("source").await;
+
+    // It is none the worse for it.
+    drop(other);
+    let put = world.put_items("source", items(0..41, "text")).await;
+    world.succeeded(put.jobs[0].job_id).await;
+}
+
+#[tokio::test]
+async fn law_03_a_worker_paused_past_its_lease_renews_nothing_and_is_told() {
+    // When it wakes a heartbeat is due.
+    pause_past_the_lease("2s", async |_, _| {}).await;
+}
+
+#[tokio::test]
+async fn law_03_a_worker_paused_past_its_lease_writes_nothing_and_is_told() {
+    // When it wakes it sends what it has, for no heartbeat is due in minutes.
+    pause_past_the_lease("10m", async |world, job_id| {
+        // Something that it sent before may still renew the lease once.
+        until(async || {
+            set_leases(world.database.pool(), "0 s").await;
+            world.job(job_id).await.state() != JobState::Running
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn law_03_every_unary_call_at_a_stale_epoch_is_aborted() {
+    let weir = Weir::with(&BRISK).await;
+    let job_id = weir.put("source", &["one", "three"]).await.jobs[0].job_id;
+    let stale = weir.claim().await;
+    let chunks = weir.batch(&stale).await;
+    let pool = weir.database.pool();
+    set_leases(pool, "0 s").await;
+    until(async || weir.job(job_id).await.state() == JobState::Queued).await;
+    let mut current = None;
+    until(async || {
+        let request = weir_tests::clients::claim_request();
+        let answer = weir.worker().claim_job(request).await.unwrap();
+        current = answer.into_inner().leases.pop();
+        current.is_some()
+    })
+    .await;
+    let current = current.unwrap();
+    assert!(current.epoch > stale.epoch);
+    // The first word under the new lease, which alone may change the row.
+    weir.batch(&current).await;
+
+    let before = (
+        snapshot(pool, "jobs").await,
+        snapshot(pool, "embeddings").await,
+    );
+    for (call, answer) in every_call(weir.worker(), &stale, &chunks).await {
+        let status = answer.expect_err(call);
+        assert_status(&status, Code::Aborted, "lease lost");
+    }
+    let (_to, mut from) = stream(&weir, open(&stale)).await;
+    let ToWorker::Revoked(revoked) = next(&mut from).await else {
+        panic!("the lease is lost");
+    };
+    assert_eq!(revoked.reason(), RevokeReason::LeaseLost);
+    let after = (
+        snapshot(pool, "jobs").await,
+        snapshot(pool, "embeddings").await,
+    );
+    assert_eq!(before, after);
+    // The same calls under the lease of the day are none of them lost.
+    let answers = every_call(weir.worker(), &current, &chunks).await;
+    let lost = |(_, answer): &&(_, Result<(), tonic::Status>)| matches!(answer, Err(status) if status.code() == Code::Aborted);
+    assert_eq!(answers.iter().find(lost).map(|(call, _)| call), None);
+}
+
+#[tokio::test]
+async fn law_03_a_result_on_a_stream_of_a_lost_lease_is_answered_with_revoked() {
+    let weir = Weir::start().await;
+    weir.put("source", &["one"]).await;
+    let lease = weir.claim().await;
+    let (to, mut from) = stream(&weir, open(&lease)).await;
+    let batch = weir_tests::clients::batch(&mut from).await;
+    // Without a word to anybody: only the fence can know.
+    let sql = "UPDATE weir.jobs SET epoch = epoch + 1";
+    crate::words::run(weir.database.pool(), sql).await;
+    send(&to, result(batch.seq, vectors(&batch.chunks))).await;
+    let ToWorker::Revoked(revoked) = next(&mut from).await else {
+        panic!("the lease is lost");
+    };
+    assert_eq!(revoked.reason(), RevokeReason::LeaseLost);
+    assert_eq!(from.message().await.unwrap(), None, "the stream ends");
+    assert_eq!(weir.rows("embeddings").await, 0);
+}
