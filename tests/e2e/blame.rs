@@ -43,7 +43,7 @@ async fn an_embedder_that_is_down_is_charged_to_nobody() {
     world.embedded("unlucky", 16).await;
     world
         .embedder
-        .rule(|_| Some(Rude::Status(503, Some("1".into()), "overloaded".into())));
+        .rule(|_| Some(Rude::Status(503, None, "starting".into())));
     let paused = "The embedder failed; claiming nothing until it answers again.";
     worker.process.wait_for_event(paused).await;
     // By the time that a probe has failed the job is back, and stays there.
@@ -65,6 +65,23 @@ async fn an_embedder_that_is_down_is_charged_to_nobody() {
     let mut answered = world.embedder.answered();
     answered.remove("probe");
     assert!(answered.values().all(|times| *times == 1), "{answered:?}");
+}
+
+#[tokio::test]
+async fn an_embedder_that_asks_for_a_moment_gets_it_and_the_job_keeps_its_lease() {
+    let world = World::start(&[]).await;
+    let busy = AtomicBool::new(false);
+    world.embedder.rule(move |texts| {
+        let first = is_work(texts) && !busy.swap(true, Ordering::Relaxed);
+        first.then(|| Rude::Status(429, Some("1".into()), "slow down".into()))
+    });
+    let put = world.put_items("busy", items(10)).await;
+    let _worker = world.worker("16");
+    let job = world.succeeded(put.jobs[0].job_id).await;
+    assert_eq!((job.epoch, job.attempt), (1, 0), "{job:?}");
+    let calls = world.embedder.calls().into_iter();
+    assert_eq!(calls.filter(|call| is_work(&call.texts)).count(), 2);
+    world.assert_exact("busy").await;
 }
 
 #[tokio::test]

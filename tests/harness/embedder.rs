@@ -1,30 +1,26 @@
-//! An embedding server for tests: it speaks Ollama's and OpenAI's protocols,
-//! its vectors are a pure function of the text, it remembers every call, and
-//! it is as rude as a test wants.
+//! An embedding server for tests: it speaks the protocols of Ollama, old and
+//! new, of OpenAI and of Text Embeddings Inference, its vectors are a pure
+//! function of the text, it remembers every call, and it is as rude as a test
+//! wants.
+
+mod answer;
+mod dialect;
 
 use std::{
     collections::{HashMap, VecDeque},
-    convert::Infallible,
-    fmt, io,
+    fmt,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
-use axum::{
-    Json, Router,
-    body::{Body, Bytes},
-    extract::{DefaultBodyLimit, State},
-    http::{StatusCode, Uri},
-    response::{IntoResponse as _, Response},
-    routing::post,
-};
-use base64::{Engine as _, prelude::BASE64_STANDARD};
-use futures::{StreamExt as _, stream};
-use serde::Deserialize;
-use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
-use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::JoinHandle,
+    time::{self, Instant},
+};
 
 use crate::PATIENCE;
 
@@ -55,6 +51,8 @@ pub struct Call {
     pub model: String,
     /// The texts, in order.
     pub texts: Vec<String>,
+    /// The authorization header, where there was one.
+    pub authorization: Option<String>,
     /// Whether the right vectors were sent back.
     pub answered: bool,
 }
@@ -72,6 +70,65 @@ pub enum Rude {
     CutOff,
     /// No answer at all, for as long as the client waits.
     Hang,
+    /// The beginning of the right answer, and then nothing more.
+    Stall,
+    /// The right answer, some bytes at a time with this pause in between.
+    Drip(Duration),
+    /// A web page, as a proxy sends it, with 200.
+    Page,
+    /// A redirect to this address.
+    Redirect(String),
+    /// The right vectors, but all zero for the texts that contain this.
+    Zero(String),
+    /// The right vectors, but null for the first number of the texts that
+    /// contain this.
+    Null(String),
+    /// The same with the bare word `NaN`, as Python writes it.
+    Nan(String),
+}
+
+/// What the server takes; `None` is any number.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Limits {
+    /// Texts in a call.
+    pub texts_per_call: Option<usize>,
+    /// Characters of a text. They count as tokens in what it says.
+    pub chars_per_text: Option<usize>,
+    /// Characters of all texts of a call.
+    pub chars_per_call: Option<usize>,
+}
+
+/// How it says when to come again.
+#[derive(Debug, Clone, Copy)]
+pub enum RetryAfter {
+    /// In seconds.
+    Seconds,
+    /// As a date.
+    Date,
+    /// Not at all.
+    Silent,
+}
+
+/// So many calls a second, and no more.
+#[derive(Debug)]
+struct Quota {
+    calls: usize,
+    retry_after: RetryAfter,
+    /// The second that runs, and the calls in it.
+    second: Option<(Instant, usize)>,
+}
+
+impl Quota {
+    /// Counts a call, and says whether it is one too many.
+    fn exceeded(&mut self) -> bool {
+        let now = Instant::now();
+        let (began, used) = match self.second {
+            Some((began, used)) if now - began < Duration::from_secs(1) => (began, used),
+            _ => (now, 0),
+        };
+        self.second = Some((began, used + 1));
+        used >= self.calls
+    }
 }
 
 /// Says how rudely the call with these texts is answered, if it is.
@@ -84,6 +141,14 @@ struct Script {
     rule: Option<Rule>,
     delay: Duration,
     delay_per_text: Duration,
+    limits: Limits,
+    quota: Option<Quota>,
+    /// Whether it is an Ollama that knows `/api/embeddings` only.
+    old_ollama: bool,
+    /// Whether it refuses to pack vectors.
+    no_base64: bool,
+    /// The name that it gives its model.
+    model_id: Option<String>,
 }
 
 struct Shared {
@@ -130,13 +195,7 @@ impl FakeEmbedder {
             started: watch::Sender::new(0),
             gate: watch::Sender::new(usize::MAX),
         });
-        let router = Router::new()
-            .route("/api/embed", post(ollama))
-            .route("/v1/embeddings", post(openai))
-            .route("/{caller}/api/embed", post(ollama))
-            .route("/{caller}/v1/embeddings", post(openai))
-            .layer(DefaultBodyLimit::disable())
-            .with_state(Arc::clone(&shared));
+        let router = dialect::router(Arc::clone(&shared));
         let server = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, router).await {
                 eprintln!("The fake embedder failed: {error}");
@@ -172,7 +231,36 @@ impl FakeEmbedder {
         self.shared.script().rule = Some(Box::new(rule));
     }
 
-    /// Answers properly again, without delay.
+    /// Takes no more than this from now on, and says so in each dialect.
+    pub fn set_limits(&self, limits: Limits) {
+        self.shared.script().limits = limits;
+    }
+
+    /// Takes so many calls a second from now on; the others are answered 429.
+    pub fn set_quota(&self, calls_per_second: usize, retry_after: RetryAfter) {
+        self.shared.script().quota = Some(Quota {
+            calls: calls_per_second,
+            retry_after,
+            second: None,
+        });
+    }
+
+    /// Is an Ollama without `/api/embed` from now on, or no longer.
+    pub fn set_old_ollama(&self, old: bool) {
+        self.shared.script().old_ollama = old;
+    }
+
+    /// Refuses `encoding_format: base64` from now on.
+    pub fn refuse_base64(&self) {
+        self.shared.script().no_base64 = true;
+    }
+
+    /// What `GET /info` says of the model.
+    pub fn set_model_id(&self, model_id: &str) {
+        self.shared.script().model_id = Some(model_id.to_owned());
+    }
+
+    /// Answers properly again, without delay, limits or quota.
     pub fn behave(&self) {
         let mut script = self.shared.script();
         let calls = std::mem::take(&mut script.calls);
@@ -238,148 +326,4 @@ impl Drop for FakeEmbedder {
     fn drop(&mut self) {
         self.server.abort();
     }
-}
-
-/// What both protocols ask.
-#[derive(Deserialize)]
-struct Request {
-    model: String,
-    input: Input,
-    encoding_format: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Input {
-    One(String),
-    Many(Vec<String>),
-}
-
-async fn ollama(
-    State(shared): State<Arc<Shared>>,
-    uri: Uri,
-    Json(request): Json<Request>,
-) -> Response {
-    answer(
-        &shared,
-        caller(&uri, "/api/embed"),
-        request,
-        |vectors, request| json!({ "model": request.model, "embeddings": vectors }),
-    )
-    .await
-}
-
-async fn openai(
-    State(shared): State<Arc<Shared>>,
-    uri: Uri,
-    Json(request): Json<Request>,
-) -> Response {
-    let caller = caller(&uri, "/v1/embeddings");
-    answer(&shared, caller, request, |vectors, request| {
-        let in_base64 = request.encoding_format.as_deref() == Some("base64");
-        let embedding = |vector: &Vec<f32>| {
-            if in_base64 {
-                let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
-                json!(BASE64_STANDARD.encode(bytes))
-            } else {
-                json!(vector)
-            }
-        };
-        let data: Vec<Value> = vectors
-            .iter()
-            .enumerate()
-            .map(|(index, vector)| {
-                json!({ "object": "embedding", "index": index, "embedding": embedding(vector) })
-            })
-            .collect();
-        json!({ "object": "list", "model": request.model, "data": data })
-    })
-    .await
-}
-
-fn caller(uri: &Uri, endpoint: &str) -> String {
-    let before = uri.path().strip_suffix(endpoint).unwrap_or_default();
-    before.trim_start_matches('/').to_owned()
-}
-
-async fn answer(
-    shared: &Shared,
-    caller: String,
-    mut request: Request,
-    write: impl Fn(&[Vec<f32>], &Request) -> Value,
-) -> Response {
-    let texts = match std::mem::replace(&mut request.input, Input::Many(Vec::new())) {
-        Input::One(text) => vec![text],
-        Input::Many(texts) => texts,
-    };
-    let (place, rude, delay) = {
-        let mut script = shared.script();
-        let rule = |script: &Script| script.rule.as_ref().and_then(|rule| rule(&texts));
-        let said = script.next.pop_front().or_else(|| rule(&script));
-        let delay = script.delay + script.delay_per_text * texts.len() as u32;
-        let noted = Call {
-            caller,
-            came: SystemTime::now(),
-            ended: None,
-            model: request.model.clone(),
-            texts: texts.clone(),
-            answered: false,
-        };
-        script.calls.push(noted);
-        (script.calls.len() - 1, said, delay)
-    };
-    shared.started.send_modify(|started| *started += 1);
-    // The sender is in `shared`, so the wait ends only when the gate opens.
-    let _ = shared
-        .gate
-        .subscribe()
-        .wait_for(|calls| place < *calls)
-        .await;
-    if !delay.is_zero() {
-        time::sleep(delay).await;
-    }
-    let mut vectors: Vec<Vec<f32>> = texts.iter().map(|text| expected_vector(text)).collect();
-    if !matches!(rude, Some(Rude::Hang)) {
-        let call = &mut shared.script().calls[place];
-        call.ended = Some(SystemTime::now());
-        call.answered = rude.is_none();
-    }
-    match rude {
-        None => Json(write(&vectors, &request)).into_response(),
-        Some(Rude::WrongCount) => {
-            vectors.pop();
-            Json(write(&vectors, &request)).into_response()
-        }
-        Some(Rude::Status(code, retry_after, body)) => {
-            let code = StatusCode::from_u16(code).expect("the test names a status code");
-            match retry_after {
-                Some(after) => (code, [("retry-after", after)], body).into_response(),
-                None => (code, body).into_response(),
-            }
-        }
-        Some(Rude::Body(body)) => ([("content-type", "application/json")], body).into_response(),
-        Some(Rude::CutOff) => cut_off(&write(&vectors, &request).to_string()),
-        Some(Rude::Hang) => std::future::pending::<Result<Response, Infallible>>()
-            .await
-            .unwrap_or_else(|never| match never {}),
-    }
-}
-
-/// Half of a body that is announced whole, and then an error, at which the
-/// connection is closed.
-fn cut_off(body: &str) -> Response {
-    let half = Bytes::copy_from_slice(&body.as_bytes()[..body.len() / 2]);
-    let parts = stream::iter([Ok(half)]).chain(stream::once(async {
-        // Lets the first half be sent before the error closes the connection.
-        tokio::task::yield_now().await;
-        Err(io::Error::from(io::ErrorKind::BrokenPipe))
-    }));
-    let mut response = Response::new(Body::from_stream(parts));
-    let headers = response.headers_mut();
-    headers.insert(
-        "content-type",
-        axum::http::HeaderValue::from_static("application/json"),
-    );
-    headers.insert("content-length", axum::http::HeaderValue::from(body.len()));
-    response
 }

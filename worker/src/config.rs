@@ -42,7 +42,7 @@ pub struct Config {
 
     /// Most estimated tokens in one call to the embedder; a token is taken for
     /// four bytes.
-    #[arg(long, env = "WEIR_BATCH_TOKENS", default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, env = "WEIR_BATCH_TOKENS", default_value = "16384", value_parser = clap::value_parser!(u32).range(1..))]
     pub batch_tokens: u32,
 
     /// Most calls to the embedder at the same time. How many there are is

@@ -19,7 +19,7 @@ use tracing::subscriber::DefaultGuard;
 
 use crate::{
     config::Config,
-    embedder::{EmbedError, Embedder},
+    embedder::{EmbedError, Embedder, Limits, Probe},
 };
 
 type Answer = Result<Vec<Vec<f32>>, EmbedError>;
@@ -86,6 +86,14 @@ impl Embedder for FakeEmbedder {
         let gone = "the test has ended";
         assert!(self.0.send(EmbedCall { texts, answer }).is_ok(), "{gone}");
         answered.await.expect(gone)
+    }
+
+    async fn probe(&self) -> Result<Probe, EmbedError> {
+        let vectors = self.embed(&["probe"]).await?;
+        Ok(Probe {
+            dimension: vectors[0].len(),
+            limits: Limits::default(),
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use anyhow::Context as _;
 use ndarray::linalg::general_mat_mul;
-use ndarray::{Array1, Array2, Axis, s};
+use ndarray::{Array1, Array2, ArrayView2, Axis, s};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
@@ -19,6 +19,37 @@ pub(crate) struct Config {
     pub(crate) max_position_embeddings: usize,
     pub(crate) type_vocab_size: usize,
     pub(crate) layer_norm_eps: f32,
+    /// The position of a text's first token: that of `RoBERTa` comes after its padding.
+    #[serde(skip)]
+    pub(crate) first_position: usize,
+}
+
+/// How the states of a text's tokens become its vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pooling {
+    /// That of the first token.
+    Cls,
+    /// Their mean.
+    Mean,
+    /// Their sum, over the square root of how many they are.
+    MeanSqrtLen,
+    /// The largest number of each column.
+    Max,
+}
+
+impl Pooling {
+    /// `states` has a row for each token, at least one.
+    pub(crate) fn apply(self, states: &ArrayView2<'_, f32>) -> Vec<f32> {
+        let count = states.nrows() as f32;
+        match self {
+            Self::Cls => states.row(0).to_vec(),
+            Self::Mean => (states.sum_axis(Axis(0)) / count).to_vec(),
+            Self::MeanSqrtLen => (states.sum_axis(Axis(0)) / count.sqrt()).to_vec(),
+            Self::Max => states
+                .fold_axis(Axis(0), f32::NEG_INFINITY, |max, x| max.max(*x))
+                .to_vec(),
+        }
+    }
 }
 
 /// The encoder with its weights.
@@ -29,6 +60,8 @@ pub(crate) struct Bert {
     segment: Array1<f32>,
     norm: LayerNorm,
     layers: Vec<Layer>,
+    first_position: usize,
+    pooling: Pooling,
 }
 
 struct Layer {
@@ -45,13 +78,14 @@ struct Layer {
 
 impl Bert {
     /// Reads the weights from the bytes of a safetensors file.
-    pub(crate) fn load(config: &Config, bytes: &[u8]) -> anyhow::Result<Self> {
+    pub(crate) fn load(config: &Config, pooling: Pooling, bytes: &[u8]) -> anyhow::Result<Self> {
         let tensors = SafeTensors::deserialize(bytes).context("not a safetensors file")?;
-        // Models saved with a head on top keep the encoder under this name.
-        let headed = tensors
-            .tensor("bert.embeddings.word_embeddings.weight")
-            .is_ok();
-        let weights = Weights::new(&tensors, if headed { "bert." } else { "" });
+        // Models saved with a head on top keep the encoder under such a name.
+        let prefix = ["bert.", "roberta."].into_iter().find(|prefix| {
+            let name = format!("{prefix}embeddings.word_embeddings.weight");
+            tensors.tensor(&name).is_ok()
+        });
+        let weights = Weights::new(&tensors, prefix.unwrap_or_default());
         let hidden = config.hidden_size;
         let embeddings = weights.under("embeddings");
         let segments = embeddings.matrix(
@@ -75,6 +109,8 @@ impl Bert {
                 config.layer_norm_eps,
             )?,
             layers: layers.collect::<anyhow::Result<_>>()?,
+            first_position: config.first_position,
+            pooling,
         })
     }
 
@@ -82,16 +118,15 @@ impl Bert {
         self.segment.len()
     }
 
-    /// Returns the mean of each text's token states. Each text has at least one
-    /// token and at most `max_position_embeddings`, every one below
-    /// `vocab_size`.
+    /// Returns each text's pooled token states. Each text has at least one token
+    /// and no more than there are positions, every one below `vocab_size`.
     pub(crate) fn embed(&self, texts: &[Vec<u32>]) -> Vec<Vec<f32>> {
         let lengths: Vec<usize> = texts.iter().map(Vec::len).collect();
         let mut states = Array2::zeros((lengths.iter().sum(), self.dimension()));
         let places = texts.iter().flat_map(|text| text.iter().enumerate());
         for (mut state, (position, &token)) in states.axis_iter_mut(Axis(0)).zip(places) {
             state += &self.words.row(token as usize);
-            state += &self.positions.row(position);
+            state += &self.positions.row(self.first_position + position);
             state += &self.segment;
         }
         self.norm.apply(&mut states);
@@ -99,12 +134,12 @@ impl Bert {
             states = layer.apply(&states, &lengths);
         }
         let mut start = 0;
-        let means = lengths.iter().map(|&length| {
+        let vectors = lengths.iter().map(|&length| {
             let text = states.slice(s![start..start + length, ..]);
             start += length;
-            (text.sum_axis(Axis(0)) / length as f32).to_vec()
+            self.pooling.apply(&text)
         });
-        means.collect()
+        vectors.collect()
     }
 }
 

@@ -1,19 +1,26 @@
 //! Reads a sentence-transformers folder and refuses what is not built here.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, anyhow, bail, ensure};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use tokenizers::{Tokenizer, TruncationParams};
+use tokenizers::Tokenizer;
 
-use crate::bert;
+use crate::bert::{self, Pooling};
 
 /// What the JSON files of a folder say.
 pub(crate) struct Settings {
     pub(crate) bert: bert::Config,
-    /// Tokens after which a text is truncated, with the two that frame it.
+    /// Where the encoder's files are.
+    pub(crate) encoder: PathBuf,
+    /// Tokens that a text may have, with the two that frame it.
     pub(crate) max_tokens: usize,
+    /// Whether texts are put in lower case before the tokenizer sees them.
+    pub(crate) lowercase: bool,
+    pub(crate) pooling: Pooling,
+    /// Whether vectors are scaled to length 1.
+    pub(crate) normalize: bool,
 }
 
 #[derive(Deserialize)]
@@ -22,6 +29,8 @@ struct Architecture {
     hidden_act: String,
     #[serde(default)]
     position_embedding_type: Option<String>,
+    #[serde(default)]
+    pad_token_id: Option<usize>,
     #[serde(flatten)]
     bert: bert::Config,
 }
@@ -29,62 +38,116 @@ struct Architecture {
 #[derive(Deserialize)]
 struct Module {
     r#type: String,
+    path: String,
 }
 
-#[derive(Deserialize)]
-struct Pooling {
-    #[serde(flatten)]
-    fields: serde_json::Map<String, serde_json::Value>,
-}
-
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct SentenceBert {
     max_seq_length: Option<usize>,
+    #[serde(default)]
+    do_lower_case: bool,
+}
+
+#[derive(Deserialize)]
+struct SentenceTransformers {
+    default_prompt_name: Option<String>,
+}
+
+/// The modules of a model, in the order in which a text passes them.
+struct Modules {
+    encoder: PathBuf,
+    pooling: PathBuf,
+    normalize: bool,
 }
 
 pub(crate) fn read_settings(folder: &Path) -> anyhow::Result<Settings> {
-    let path = folder.join("config.json");
-    let architecture: Architecture = parse(&path, &read(&path)?)?;
+    let path = folder.join("config_sentence_transformers.json");
+    let prompt = parse_if_present::<SentenceTransformers>(&path)?;
+    if let Some(prompt) = prompt.and_then(|file| file.default_prompt_name) {
+        bail!(
+            "cannot use {}: default_prompt_name is {prompt:?}; prompts are not supported",
+            path.display()
+        );
+    }
+    let modules = read_modules(folder)?;
+
+    let path = modules.encoder.join("config.json");
+    let mut architecture: Architecture = parse(&path, &read(&path)?)?;
     check_architecture(&architecture).with_context(|| format!("cannot use {}", path.display()))?;
-
-    let path = folder.join("modules.json");
-    for module in parse_if_present::<Vec<Module>>(&path)?.unwrap_or_default() {
-        let kind = module.r#type.rsplit('.').next().unwrap_or_default();
-        if !matches!(kind, "Transformer" | "Pooling" | "Normalize") {
-            bail!(
-                "cannot use {}: a {kind} module is not supported",
-                path.display()
-            );
-        }
+    if architecture.model_type != "bert" {
+        architecture.bert.first_position = architecture.pad_token_id.unwrap_or(1) + 1;
     }
 
-    let path = folder.join("1_Pooling/config.json");
-    if let Some(pooling) = parse_if_present::<Pooling>(&path)? {
-        for (field, value) in &pooling.fields {
-            if let Some(mode) = field.strip_prefix("pooling_mode_")
-                && value.as_bool() != Some(mode == "mean_tokens")
-            {
-                bail!(
-                    "cannot use {}: only mean pooling is supported, but {field} is {value}",
-                    path.display()
-                );
-            }
-        }
-    }
-
-    let path = folder.join("sentence_bert_config.json");
-    let limit = parse_if_present::<SentenceBert>(&path)?.and_then(|file| file.max_seq_length);
-    let positions = architecture.bert.max_position_embeddings;
-    let max_tokens = limit.map_or(positions, |limit| limit.min(positions));
+    let path = modules.encoder.join("sentence_bert_config.json");
+    let sentence = parse_if_present::<SentenceBert>(&path)?.unwrap_or_default();
+    let bert = architecture.bert;
+    let positions = bert
+        .max_position_embeddings
+        .saturating_sub(bert.first_position);
+    let max_tokens = sentence.max_seq_length.unwrap_or(positions).min(positions);
     ensure!(
         max_tokens > 2,
         "{} or config.json: max_seq_length leaves no room for a text",
         path.display()
     );
     Ok(Settings {
-        bert: architecture.bert,
+        bert,
         max_tokens,
+        lowercase: sentence.do_lower_case,
+        pooling: read_pooling(&modules.pooling.join("config.json"))?,
+        normalize: modules.normalize,
+        encoder: modules.encoder,
     })
+}
+
+/// A folder without `modules.json` has its encoder at the top, and its vectors
+/// are scaled.
+fn read_modules(folder: &Path) -> anyhow::Result<Modules> {
+    let path = folder.join("modules.json");
+    let mut modules = Modules {
+        encoder: folder.to_owned(),
+        pooling: folder.join("1_Pooling"),
+        normalize: true,
+    };
+    let Some(listed) = parse_if_present::<Vec<Module>>(&path)? else {
+        return Ok(modules);
+    };
+    modules.normalize = false;
+    for (place, module) in listed.iter().enumerate() {
+        match (place, module.r#type.rsplit('.').next().unwrap_or_default()) {
+            (0, "Transformer") => modules.encoder = folder.join(&module.path),
+            (1, "Pooling") => modules.pooling = folder.join(&module.path),
+            (2.., "Normalize") => modules.normalize = true,
+            (_, kind) => bail!(
+                "cannot use {}: a {kind} module is not supported in place {place}",
+                path.display()
+            ),
+        }
+    }
+    Ok(modules)
+}
+
+fn read_pooling(path: &Path) -> anyhow::Result<Pooling> {
+    type Fields = serde_json::Map<String, serde_json::Value>;
+    let Some(fields) = parse_if_present::<Fields>(path)? else {
+        return Ok(Pooling::Mean);
+    };
+    let modes = fields.iter().filter_map(|(field, value)| {
+        let mode = field.strip_prefix("pooling_mode_")?;
+        (value.as_bool() == Some(true)).then_some(mode)
+    });
+    match *modes.collect::<Vec<_>>() {
+        ["cls_token"] => Ok(Pooling::Cls),
+        ["mean_tokens"] => Ok(Pooling::Mean),
+        ["mean_sqrt_len_tokens"] => Ok(Pooling::MeanSqrtLen),
+        ["max_tokens"] => Ok(Pooling::Max),
+        ref modes => bail!(
+            "cannot use {}: exactly one must be true of pooling_mode_cls_token, \
+             pooling_mode_mean_tokens, pooling_mode_mean_sqrt_len_tokens and \
+             pooling_mode_max_tokens, but these are: {modes:?}",
+            path.display()
+        ),
+    }
 }
 
 fn check_architecture(architecture: &Architecture) -> anyhow::Result<()> {
@@ -93,10 +156,14 @@ fn check_architecture(architecture: &Architecture) -> anyhow::Result<()> {
         hidden_act,
         position_embedding_type,
         bert,
+        ..
     } = architecture;
     ensure!(
-        model_type == "bert",
-        "model_type is {model_type:?}; only \"bert\" is supported"
+        matches!(
+            &**model_type,
+            "bert" | "roberta" | "xlm-roberta" | "camembert"
+        ),
+        "model_type is {model_type:?}; only bert, roberta, xlm-roberta and camembert are supported"
     );
     ensure!(
         hidden_act == "gelu",
@@ -120,22 +187,15 @@ fn check_architecture(architecture: &Architecture) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub(crate) fn read_tokenizer(folder: &Path, settings: &Settings) -> anyhow::Result<Tokenizer> {
-    let path = folder.join("tokenizer.json");
+pub(crate) fn read_tokenizer(settings: &Settings) -> anyhow::Result<Tokenizer> {
+    let path = settings.encoder.join("tokenizer.json");
     let refused = |error| anyhow!("cannot use {}: {error}", path.display());
     let text = std::fs::read_to_string(&path)
         .with_context(|| format!("cannot read {}", path.display()))?;
     let mut tokenizer: Tokenizer = text.parse().map_err(refused)?;
-    // The file may pad or truncate as its author last did; the model's own
-    // limit counts.
+    // The file may pad or truncate as its author last did.
     tokenizer.with_padding(None);
-    let truncation = TruncationParams {
-        max_length: settings.max_tokens,
-        ..TruncationParams::default()
-    };
-    tokenizer
-        .with_truncation(Some(truncation))
-        .map_err(refused)?;
+    tokenizer.with_truncation(None).map_err(refused)?;
     let last = tokenizer
         .get_vocab(true)
         .into_values()

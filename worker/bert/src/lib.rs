@@ -1,5 +1,5 @@
-//! Sentence embeddings on the CPU: all-MiniLM-L6-v2 and other BERT models in a
-//! sentence-transformers folder, with mean pooling.
+//! Sentence embeddings on the CPU: all-MiniLM-L6-v2 and other models of the
+//! BERT family in a sentence-transformers folder.
 //!
 //! Texts are packed one after another without padding, so a short text beside
 //! a long one costs nothing extra and a vector does not depend on the texts
@@ -11,6 +11,7 @@ mod bert;
 mod folder;
 mod tensor;
 
+use std::borrow::Cow;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,9 +26,9 @@ use crate::bert::Bert;
 /// products efficient, few enough that a pack needs only some megabytes.
 const PACK_TOKENS: RangeInclusive<usize> = 64..=1024;
 
-/// Bytes of a text that are looked at, for each token the model can take. What
-/// lies behind them would be truncated anyway, unless a text is nearly all
-/// blanks; without a bound a huge text would cost memory for nothing.
+/// Bytes of a text for each token the model can take, beyond which it is too
+/// long without a look at it: unless it is nearly all blanks it is, and a huge
+/// text would cost memory for nothing.
 const BYTES_PER_TOKEN: usize = 256;
 
 /// A sentence-embedding model, loaded and ready.
@@ -35,6 +36,8 @@ pub struct SentenceModel {
     tokenizer: Tokenizer,
     bert: Bert,
     max_tokens: usize,
+    lowercase: bool,
+    normalize: bool,
 }
 
 /// Why texts could not be embedded.
@@ -43,12 +46,22 @@ pub enum EmbedFailure {
     /// The tokenizer refused a text.
     #[error("the tokenizer refused a text: {0}")]
     Tokenize(tokenizers::Error),
-    /// The model produced a vector that is all zero or holds NaN or infinity.
-    #[error("the model produced a vector that is zero or not finite; its weights may be damaged")]
-    BrokenVector,
+    /// A text has more tokens than the model takes.
+    #[error("a text has {} tokens; the model takes {most}", count(*tokens))]
+    TooLong {
+        /// Tokens of the text with those that frame it; `None` where it is so
+        /// long that nobody counted.
+        tokens: Option<usize>,
+        /// Tokens that a text may have.
+        most: usize,
+    },
     /// The caller raised the stop flag.
     #[error("stopped on request")]
     Stopped,
+}
+
+fn count(tokens: Option<usize>) -> String {
+    tokens.map_or_else(|| "far too many".to_owned(), |tokens| tokens.to_string())
 }
 
 impl SentenceModel {
@@ -56,19 +69,23 @@ impl SentenceModel {
     /// `tokenizer.json`, `model.safetensors` (f32) and, where present,
     /// `modules.json`, `1_Pooling/config.json` and `sentence_bert_config.json`.
     ///
+    /// The architecture is BERT or `RoBERTa`, the pooling one of cls, mean and max.
+    ///
     /// Fails, naming the file, when one is missing or damaged, or asks for what
-    /// is not built here: another architecture or pooling.
+    /// is not built here.
     pub fn open(folder: &Path) -> anyhow::Result<Self> {
         let settings = folder::read_settings(folder)?;
-        let tokenizer = folder::read_tokenizer(folder, &settings)?;
-        let weights = folder.join("model.safetensors");
+        let tokenizer = folder::read_tokenizer(&settings)?;
+        let weights = settings.encoder.join("model.safetensors");
         let bytes = folder::read(&weights)?;
-        let bert = Bert::load(&settings.bert, &bytes)
+        let bert = Bert::load(&settings.bert, settings.pooling, &bytes)
             .with_context(|| format!("{} does not fit config.json", weights.display()))?;
         Ok(Self {
             tokenizer,
             bert,
             max_tokens: settings.max_tokens,
+            lowercase: settings.lowercase,
+            normalize: settings.normalize,
         })
     }
 
@@ -77,8 +94,14 @@ impl SentenceModel {
         self.bert.dimension()
     }
 
-    /// Returns one vector of length 1 for each text, in the order of the texts.
-    /// A text longer than the model takes is truncated.
+    /// How many tokens a text may have, with those that frame it.
+    pub fn max_tokens(&self) -> usize {
+        self.max_tokens
+    }
+
+    /// Returns one vector for each text, in the order of the texts, of length 1
+    /// where the model says so. No text is truncated: one that is longer than
+    /// the model takes fails the call.
     ///
     /// Blocks until done; raise `stop` from another thread to end it early.
     pub fn embed<T: AsRef<str> + Sync>(
@@ -93,11 +116,13 @@ impl SentenceModel {
         let packs = packs(&texts, rayon::current_num_threads());
         let packs = packs.into_par_iter().map(|pack| {
             check(stop)?;
-            self.bert
-                .embed(pack)
-                .into_iter()
-                .map(unit)
-                .collect::<Result<Vec<_>, _>>()
+            let mut vectors = self.bert.embed(pack);
+            if self.normalize {
+                for vector in &mut vectors {
+                    scale(vector);
+                }
+            }
+            Ok(vectors)
         });
         Ok(packs
             .collect::<Result<Vec<_>, _>>()?
@@ -108,12 +133,26 @@ impl SentenceModel {
 
     fn tokenize(&self, text: &str, stop: &AtomicBool) -> Result<Vec<u32>, EmbedFailure> {
         check(stop)?;
-        let text = &text[..text.floor_char_boundary(self.max_tokens * BYTES_PER_TOKEN)];
+        let most = self.max_tokens;
+        if text.len() > most * BYTES_PER_TOKEN {
+            let tokens = None;
+            return Err(EmbedFailure::TooLong { tokens, most });
+        }
+        let text = if self.lowercase {
+            Cow::Owned(text.to_lowercase())
+        } else {
+            Cow::Borrowed(text)
+        };
         let encoding = self
             .tokenizer
-            .encode_fast(text, true)
+            .encode_fast(&*text, true)
             .map_err(EmbedFailure::Tokenize)?;
-        Ok(encoding.get_ids().to_vec())
+        let ids = encoding.get_ids();
+        if ids.len() > most {
+            let tokens = Some(ids.len());
+            return Err(EmbedFailure::TooLong { tokens, most });
+        }
+        Ok(ids.to_vec())
     }
 }
 
@@ -147,16 +186,14 @@ fn packs(texts: &[Vec<u32>], threads: usize) -> Vec<&[Vec<u32>]> {
     packs
 }
 
-/// Scales a vector to length 1.
-fn unit(mut vector: Vec<f32>) -> Result<Vec<f32>, EmbedFailure> {
+/// Scales a vector to length 1, unless it has none: damaged weights show.
+fn scale(vector: &mut [f32]) {
     let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
-    if !length.is_finite() || length == 0.0 {
-        return Err(EmbedFailure::BrokenVector);
+    if length.is_finite() && length > 0.0 {
+        for number in vector {
+            *number /= length;
+        }
     }
-    for number in &mut vector {
-        *number /= length;
-    }
-    Ok(vector)
 }
 
 #[cfg(test)]

@@ -36,6 +36,7 @@ fn altered(file: &str, content: Option<&[u8]>) -> tempfile::TempDir {
         "modules.json",
         "1_Pooling/config.json",
         "sentence_bert_config.json",
+        "config_sentence_transformers.json",
     ] {
         let path = copy.path().join(name);
         if name != file {
@@ -104,18 +105,123 @@ fn no_texts_give_no_vectors() {
 }
 
 #[test]
-fn a_long_text_is_truncated_to_max_seq_length() {
+fn a_text_of_more_tokens_than_max_seq_length_is_too_long() {
     let model = SentenceModel::open(&folder()).unwrap();
-    // max_seq_length is 256, of which two frame the text.
+    assert_eq!(model.max_tokens(), 256);
+    // Two frame the text.
     let words = |count: usize| "parcel ".repeat(count);
-    let [full, over, short, huge] = <[_; 4]>::try_from(embed(
-        &model,
-        &[&words(254), &words(300), &words(253), &words(2_000_000)],
-    ))
-    .unwrap();
-    assert_eq!(full, over);
-    assert_eq!(full, huge);
-    assert_ne!(full, short);
+    embed(&model, &["short", &words(254)]);
+    for (count, expected) in [(255, Some(257)), (2_000_000, None)] {
+        let outcome = model.embed(&["short", &words(count)], &AtomicBool::new(false));
+        match outcome.unwrap_err() {
+            EmbedFailure::TooLong { tokens, most } => assert_eq!((tokens, most), (expected, 256)),
+            other => panic!("{other}"),
+        }
+    }
+}
+
+/// The cosine of each pair of vectors.
+fn cosines(one: &[Vec<f32>], other: &[Vec<f32>]) -> Vec<f32> {
+    let length = |vector: &[f32]| cosine(vector, vector).sqrt();
+    let pairs = one.iter().zip(other);
+    pairs
+        .map(|(a, b)| cosine(a, b) / length(a) / length(b))
+        .collect()
+}
+
+#[test]
+fn pooling_and_length_are_those_of_the_folder() {
+    const TEXTS: [&str; 2] = ["a cat", "every parcel of the shipment"];
+    let plain = SentenceModel::open(&folder()).unwrap();
+    let plain = embed(&plain, &TEXTS);
+    let pooled = |mode: &str| {
+        let config = serde_json::json!({ format!("pooling_mode_{mode}"): true });
+        let copy = altered("1_Pooling/config.json", Some(config.to_string().as_bytes()));
+        embed(&SentenceModel::open(copy.path()).unwrap(), &TEXTS)
+    };
+    for mode in ["mean_tokens", "mean_sqrt_len_tokens"] {
+        assert!(cosines(&plain, &pooled(mode)).iter().all(|x| *x > 0.9999));
+    }
+    for mode in ["cls_token", "max_tokens"] {
+        assert!(cosines(&plain, &pooled(mode)).iter().all(|x| *x < 0.99));
+    }
+
+    let modules = br#"[{"type": "sentence_transformers.models.Transformer", "path": ""},
+        {"type": "sentence_transformers.models.Pooling", "path": "1_Pooling"}]"#;
+    let copy = altered("modules.json", Some(modules));
+    let unscaled = embed(&SentenceModel::open(copy.path()).unwrap(), &TEXTS);
+    assert!(cosines(&plain, &unscaled).iter().all(|x| *x > 0.9999));
+    assert!(unscaled.iter().all(|x| (cosine(x, x) - 1.0).abs() > 0.1));
+}
+
+#[test]
+fn the_pooling_of_states_is_what_it_says() {
+    let states = ndarray::array![[1.0, -2.0], [3.0, -4.0], [5.0, 0.0], [7.0, -6.0]];
+    let pooled = |pooling: bert::Pooling| pooling.apply(&states.view());
+    assert_eq!(pooled(bert::Pooling::Cls), [1.0, -2.0]);
+    assert_eq!(pooled(bert::Pooling::Mean), [4.0, -3.0]);
+    assert_eq!(pooled(bert::Pooling::MeanSqrtLen), [8.0, -6.0]);
+    assert_eq!(pooled(bert::Pooling::Max), [7.0, 0.0]);
+}
+
+#[test]
+fn an_encoder_in_a_folder_of_its_own_is_found() {
+    let copy = altered("modules.json", None);
+    let encoder = copy.path().join("0_Transformer");
+    fs::create_dir(&encoder).unwrap();
+    for name in [
+        "config.json",
+        "tokenizer.json",
+        "model.safetensors",
+        "sentence_bert_config.json",
+    ] {
+        fs::rename(copy.path().join(name), encoder.join(name)).unwrap();
+    }
+    let modules = r#"[{"type": "Transformer", "path": "0_Transformer"},
+        {"type": "Pooling", "path": "1_Pooling"}, {"type": "Normalize", "path": "2_Normalize"}]"#;
+    fs::write(copy.path().join("modules.json"), modules).unwrap();
+    let model = SentenceModel::open(copy.path()).unwrap();
+    assert_eq!(model.max_tokens(), 256);
+}
+
+/// A `RoBERTa` is a BERT whose positions begin after those of its padding, and
+/// whose texts have one segment.
+#[test]
+fn a_roberta_begins_after_its_padding() {
+    const TEXTS: [&str; 2] = ["a cat", "every parcel of the shipment"];
+    let bytes = fs::read(folder().join("model.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let positions = tensors
+        .tensor("embeddings.position_embeddings.weight")
+        .unwrap();
+    // Two rows that must not be read.
+    let row = 4 * positions.shape()[1];
+    let shifted = [&vec![0x7f; 2 * row], positions.data()].concat();
+    let shape = vec![positions.shape()[0] + 2, positions.shape()[1]];
+    let shifted = safetensors::tensor::TensorView::new(positions.dtype(), shape, &shifted).unwrap();
+    let renamed = tensors.iter().map(|(name, tensor)| {
+        let is_positions = name == "embeddings.position_embeddings.weight";
+        let tensor = if is_positions {
+            shifted.clone()
+        } else {
+            tensor
+        };
+        (format!("roberta.{name}"), tensor)
+    });
+    let weights = safetensors::serialize(renamed.collect::<Vec<_>>(), None).unwrap();
+    let copy = altered("model.safetensors", Some(&weights));
+    let config = fs::read(folder().join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    config["model_type"] = "xlm-roberta".into();
+    config["pad_token_id"] = 1.into();
+    config["max_position_embeddings"] = 514.into();
+    fs::remove_file(copy.path().join("config.json")).unwrap();
+    fs::write(copy.path().join("config.json"), config.to_string()).unwrap();
+    let roberta = embed(&SentenceModel::open(copy.path()).unwrap(), &TEXTS);
+    assert_eq!(
+        roberta,
+        embed(&SentenceModel::open(&folder()).unwrap(), &TEXTS)
+    );
 }
 
 #[test]
@@ -150,7 +256,7 @@ fn files_that_may_be_missing_may_be_missing() {
 #[test]
 fn what_is_not_built_is_refused() {
     for (file, field, value) in [
-        ("config.json", "model_type", "roberta".into()),
+        ("config.json", "model_type", "t5".into()),
         ("config.json", "hidden_act", "relu".into()),
         (
             "config.json",
@@ -179,11 +285,12 @@ fn what_is_not_built_is_refused() {
             "{field}: {message}"
         );
     }
-    let message = refusal(
-        "modules.json",
-        Some(br#"[{"type": "sentence_transformers.models.Dense"}]"#),
-    );
+    let dense = br#"[{"type": "sentence_transformers.models.Dense", "path": ""}]"#;
+    let message = refusal("modules.json", Some(dense));
     assert!(message.contains("a Dense module"), "{message}");
+    let prompt = br#"{"default_prompt_name": "query"}"#;
+    let message = refusal("config_sentence_transformers.json", Some(prompt));
+    assert!(message.contains("default_prompt_name"), "{message}");
 }
 
 #[test]

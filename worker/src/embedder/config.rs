@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{bail, ensure};
 use clap::ValueEnum;
 use reqwest::Url;
-use reqwest::header::HeaderValue;
+use weir_proto::limits::MAX_DIMENSION;
 
 /// The settings that choose and reach an embedder.
 #[derive(Debug, Clone, clap::Args)]
@@ -19,7 +19,8 @@ pub struct EmbedderConfig {
     #[arg(long, env = "WEIR_EMBEDDER_URL", value_name = "URL")]
     pub embedder_url: Option<Url>,
 
-    /// File that holds the API key of an openai server. Read at start.
+    /// File that holds the API key of an openai or tei server. Read at start, and
+    /// again when it changes or the server refuses the key.
     #[arg(long, env = "WEIR_EMBEDDER_API_KEY_FILE", value_name = "FILE")]
     pub embedder_api_key_file: Option<PathBuf>,
 
@@ -28,7 +29,13 @@ pub struct EmbedderConfig {
     #[arg(long, env = "WEIR_LOCAL_MODEL_DIR", value_name = "DIR")]
     pub local_model_dir: Option<PathBuf>,
 
-    /// Longest time one call of the embedder may take.
+    /// Dimension to ask an openai server for, of a model that has several; by
+    /// default the model's own.
+    #[arg(long, env = "WEIR_DIMENSIONS", value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..=MAX_DIMENSION as i64))]
+    pub dimensions: Option<u32>,
+
+    /// Longest time one call of the embedder may take. A tenth of it may pass
+    /// between two parts of an answer.
     #[arg(long, env = "WEIR_EMBED_TIMEOUT", value_name = "DURATION", default_value = "5m", value_parser = parse_timeout)]
     pub embed_timeout: Duration,
 }
@@ -40,6 +47,8 @@ pub enum EmbedderKind {
     Ollama,
     /// A server with OpenAI's embeddings API.
     Openai,
+    /// A Text Embeddings Inference server.
+    Tei,
     /// A BERT model in this process.
     Local,
 }
@@ -65,21 +74,31 @@ impl EmbedderConfig {
             !local || self.local_model_dir.is_some(),
             "the local embedder needs --local-model-dir (WEIR_LOCAL_MODEL_DIR), the folder of its model"
         );
+        let kind = self.embedder;
         ensure!(
-            self.embedder != EmbedderKind::Openai || self.embedder_url.is_some(),
+            kind != EmbedderKind::Openai || self.embedder_url.is_some(),
             "the openai embedder needs --embedder-url (WEIR_EMBEDDER_URL), such as https://api.openai.com"
         );
         ensure!(
-            self.embedder == EmbedderKind::Openai || self.embedder_api_key_file.is_none(),
-            "--embedder-api-key-file (WEIR_EMBEDDER_API_KEY_FILE) is for the openai embedder only: unset it"
+            kind != EmbedderKind::Tei || self.embedder_url.is_some(),
+            "the tei embedder needs --embedder-url (WEIR_EMBEDDER_URL), such as http://127.0.0.1:8080"
+        );
+        ensure!(
+            matches!(kind, EmbedderKind::Openai | EmbedderKind::Tei)
+                || self.embedder_api_key_file.is_none(),
+            "--embedder-api-key-file (WEIR_EMBEDDER_API_KEY_FILE) is for the openai and tei embedders only: unset it"
+        );
+        ensure!(
+            kind == EmbedderKind::Openai || self.dimensions.is_none(),
+            "--dimensions (WEIR_DIMENSIONS) is for the openai embedder only: unset it"
         );
         Ok(())
     }
 
-    /// The address of an endpoint of the server. A `/v1` at the end of the
-    /// configured address is taken as part of the endpoint's path, since many
-    /// write it there.
-    pub(super) fn endpoint(&self, default: Option<&str>, path: &str) -> anyhow::Result<Url> {
+    /// The address of the server, without the path of an endpoint. A `/v1` at
+    /// its end is taken as part of the endpoint's path, since many write it
+    /// there.
+    pub(super) fn base(&self, default: Option<&str>) -> anyhow::Result<Url> {
         const SETTING: &str = "--embedder-url (WEIR_EMBEDDER_URL)";
         let mut url = match (&self.embedder_url, default) {
             (Some(url), _) => url.clone(),
@@ -98,31 +117,9 @@ impl EmbedderConfig {
             url.query().is_none() && url.fragment().is_none(),
             "{SETTING} must not have a query or a fragment"
         );
-        let base = url.path().trim_end_matches('/');
-        let base = base.strip_suffix("/v1").unwrap_or(base);
-        let path = format!("{base}{path}");
+        let path = url.path().trim_end_matches('/');
+        let path = path.strip_suffix("/v1").unwrap_or(path).to_owned();
         url.set_path(&path);
         Ok(url)
-    }
-
-    /// The value of the authorization header, where a key is configured. Its
-    /// debug output does not show the key.
-    pub(super) fn authorization(&self) -> anyhow::Result<Option<HeaderValue>> {
-        const SETTING: &str = "--embedder-api-key-file (WEIR_EMBEDDER_API_KEY_FILE)";
-        let Some(path) = &self.embedder_api_key_file else {
-            return Ok(None);
-        };
-        let key = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {} of {SETTING}", path.display()))?;
-        let key = key.trim();
-        ensure!(!key.is_empty(), "{} of {SETTING} is empty", path.display());
-        let mut value = HeaderValue::from_str(&format!("Bearer {key}")).map_err(|_| {
-            anyhow::anyhow!(
-                "{} of {SETTING} must hold one line of visible ASCII",
-                path.display()
-            )
-        })?;
-        value.set_sensitive(true);
-        Ok(Some(value))
     }
 }

@@ -1,17 +1,20 @@
 //! Calls an embedding server over HTTP, bounded in time and size.
 
+mod reading;
+
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
-use reqwest::header::{AUTHORIZATION, HeaderValue};
-use reqwest::{Client, Response, Url};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use weir_proto::limits::MAX_DIMENSION;
 
-use super::EmbedError;
+use super::key::ApiKey;
 use super::refusal::Refusal;
+use super::{EmbedError, EmbedderConfig, vector};
 
 /// Longest wait for a connection; a server that is there answers far sooner.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,33 +29,51 @@ const BYTES_AROUND: usize = 64 << 10;
 /// Most bytes of any answer.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
 
-/// Bytes of a refusal that are read.
-const MAX_REFUSAL_BYTES: usize = 16 << 10;
-
-/// One endpoint of an embedding server.
+/// An embedding server.
 pub(super) struct Server {
     client: Client,
-    endpoint: Url,
-    /// The server in messages: host and port.
+    base: Url,
+    /// The server in messages: "the embedding server", host and port.
     name: String,
     /// What to do about a 404, for a person.
     missing_hint: String,
-    authorization: Option<HeaderValue>,
+    key: Option<ApiKey>,
     timeout: Duration,
 }
 
+/// Why there is no answer.
+pub(super) enum Failure {
+    /// The server answered that it would not.
+    Refused(Refused),
+    /// It did not answer, or nothing that can be used.
+    Other(EmbedError),
+}
+
+/// An answer that is not a success.
+pub(super) struct Refused {
+    pub(super) status: StatusCode,
+    headers: HeaderMap,
+    /// The body, or its beginning.
+    pub(super) body: Vec<u8>,
+    /// The key that was sent, so that no message shows it.
+    key: Option<HeaderValue>,
+}
+
 impl Server {
+    /// `missing_hint` says what to do about a 404.
     pub(super) fn new(
-        endpoint: Url,
-        authorization: Option<HeaderValue>,
-        timeout: Duration,
+        config: &EmbedderConfig,
+        default_url: Option<&str>,
         missing_hint: String,
     ) -> anyhow::Result<Self> {
+        let base = config.base(default_url)?;
+        let timeout = config.embed_timeout;
+        let key = config.embedder_api_key_file.as_deref();
         // Without a process-wide provider reqwest cannot build a client. An
         // error means that there is one already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut builder = Client::builder();
-        if is_loopback(&endpoint) {
+        if is_loopback(&base) {
             // A proxy of the environment could not reach it.
             builder = builder.no_proxy();
         }
@@ -66,41 +87,77 @@ impl Server {
             .user_agent(concat!("weir/", env!("CARGO_PKG_VERSION")))
             .build()
             .context("cannot set up HTTP")?;
-        let host = endpoint.host_str().unwrap_or_default();
-        let name = match endpoint.port() {
-            Some(port) => format!("{host}:{port}"),
-            None => host.to_owned(),
+        let host = base.host_str().unwrap_or_default();
+        let name = match base.port() {
+            Some(port) => format!("the embedding server {host}:{port}"),
+            None => format!("the embedding server {host}"),
         };
         Ok(Self {
             client,
-            endpoint,
+            base,
             name,
             missing_hint,
-            authorization,
+            key: key.map(ApiKey::open).transpose()?,
             timeout,
         })
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Longest time one call may take.
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
     }
 
     /// Posts the request that embeds these texts and reads the answer.
     pub(super) async fn post<T: DeserializeOwned>(
         &self,
+        path: &str,
         request: &impl Serialize,
         texts: &[&str],
     ) -> Result<T, EmbedError> {
-        let mut post = self.client.post(self.endpoint.clone()).json(request);
-        if let Some(authorization) = &self.authorization {
-            post = post.header(AUTHORIZATION, authorization);
-        }
-        let response = post.send().await.map_err(|error| self.broken(&error))?;
-        if !response.status().is_success() {
-            return Err(self.refused(response, texts).await);
-        }
-        let limit =
-            (texts.len() * MAX_DIMENSION * BYTES_PER_NUMBER + BYTES_AROUND).min(MAX_ANSWER_BYTES);
-        let body = self.read(response, limit).await?;
+        let answer = self.try_post(path, request, texts.len()).await;
+        answer.map_err(|failure| self.sort(failure, texts))
+    }
+
+    /// Posts a request that embeds `count` texts.
+    pub(super) async fn try_post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        request: &impl Serialize,
+        count: usize,
+    ) -> Result<T, Failure> {
+        let post = self.client.post(self.at(path)).json(request);
+        let limit = count * MAX_DIMENSION * BYTES_PER_NUMBER + BYTES_AROUND;
+        self.exchange(post, limit).await
+    }
+
+    pub(super) async fn try_get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        self.exchange(self.client.get(self.at(path)), BYTES_AROUND)
+            .await
+    }
+
+    fn at(&self, path: &str) -> Url {
+        let mut url = self.base.clone();
+        let whole = format!("{}{path}", self.base.path().trim_end_matches('/'));
+        url.set_path(&whole);
+        url
+    }
+
+    /// Sends a request and reads the answer, of at most `limit` bytes.
+    async fn exchange<T: DeserializeOwned>(
+        &self,
+        request: RequestBuilder,
+        limit: usize,
+    ) -> Result<T, Failure> {
+        let response = self.send(request).await?;
+        let body = self.read(response, limit.min(MAX_ANSWER_BYTES)).await;
+        let body = body.map_err(Failure::Other)?;
         // The parser's own words may quote the answer; its place is enough.
-        serde_json::from_slice(&body).map_err(|error| {
-            self.transient(format_args!(
+        vector::parse(&body).map_err(|error| {
+            Failure::Other(self.transient(format_args!(
                 "sent an answer that is not what the API promises (line {}, column {}: {})",
                 error.line(),
                 error.column(),
@@ -109,75 +166,62 @@ impl Server {
                     serde_json::error::Category::Data => "a field is missing or of another type",
                     _ => "it is not JSON",
                 }
-            ))
+            )))
         })
     }
 
-    /// An error that blames neither the texts nor the server's being there.
-    pub(super) fn transient(&self, what: impl std::fmt::Display) -> EmbedError {
-        EmbedError::Transient {
-            reason: format!("the embedding server {} {what}", self.name),
+    /// Returns an answer that is a success. A key that is refused is read
+    /// again, for it may just have been replaced.
+    async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
+        let again = request.try_clone();
+        let header = self.key.as_ref().map(ApiKey::header);
+        let refused = match self.send_with(request, header.clone()).await {
+            Err(Failure::Refused(refused)) if refused.status == StatusCode::UNAUTHORIZED => refused,
+            outcome => return outcome,
+        };
+        let other = self.key.as_ref().zip(header.as_ref());
+        let other = other.and_then(|(key, header)| key.other_than(header));
+        match (again, other) {
+            (Some(again), Some(other)) => self.send_with(again, Some(other)).await,
+            _ => Err(Failure::Refused(refused)),
         }
     }
 
-    async fn read(&self, mut response: Response, limit: usize) -> Result<Vec<u8>, EmbedError> {
-        let mut body = Vec::new();
-        while let Some(part) = response
-            .chunk()
-            .await
-            .map_err(|error| self.broken(&error))?
-        {
-            if body.len() + part.len() > limit {
-                return Err(
-                    self.transient(format_args!("sent an answer of more than {limit} bytes"))
-                );
-            }
-            body.extend_from_slice(&part);
+    async fn send_with(
+        &self,
+        mut request: RequestBuilder,
+        key: Option<HeaderValue>,
+    ) -> Result<Response, Failure> {
+        if let Some(key) = &key {
+            request = request.header(AUTHORIZATION, key);
         }
-        Ok(body)
+        let response = request.send().await;
+        let response = response.map_err(|error| Failure::Other(self.broken(&error)))?;
+        if response.status().is_success() {
+            return Ok(response);
+        }
+        Err(Failure::Refused(Refused {
+            status: response.status(),
+            headers: response.headers().clone(),
+            body: self.refusal_body(response).await,
+            key,
+        }))
     }
 
-    /// Sorts a call that got no whole answer.
-    fn broken(&self, error: &reqwest::Error) -> EmbedError {
-        if error.is_connect() {
-            return EmbedError::Embedder {
-                reason: format!(
-                    "cannot connect to the embedding server {} ({}): check that it runs and that \
-                     --embedder-url (WEIR_EMBEDDER_URL) names it",
-                    self.name,
-                    innermost(error)
-                ),
-                retry_after: None,
-            };
-        }
-        if error.is_timeout() {
-            let timeout = humantime::format_duration(self.timeout);
-            return EmbedError::Timeout {
-                reason: format!(
-                    "the embedding server {} took longer than {timeout}; smaller batches or a \
-                     longer --embed-timeout (WEIR_EMBED_TIMEOUT) may help",
-                    self.name
-                ),
-            };
-        }
-        self.transient(format_args!("broke the connection ({})", innermost(error)))
-    }
-
-    /// Sorts an answer that is not a success.
-    async fn refused(&self, response: Response, texts: &[&str]) -> EmbedError {
-        let (status, headers) = (response.status(), response.headers().clone());
-        let key = self
-            .authorization
-            .as_ref()
-            .and_then(|value| value.to_str().ok());
-        let key = key.and_then(|value| value.strip_prefix("Bearer "));
+    /// Sorts the failure of a call that sent these texts.
+    pub(super) fn sort(&self, failure: Failure, texts: &[&str]) -> EmbedError {
+        let refused = match failure {
+            Failure::Refused(refused) => refused,
+            Failure::Other(error) => return error,
+        };
+        let key = refused.key.as_ref().and_then(|key| key.to_str().ok());
         let refusal = Refusal {
             server: &self.name,
-            status,
-            headers: &headers,
-            body: &refusal_body(response).await,
+            status: refused.status,
+            headers: &refused.headers,
+            body: &refused.body,
             texts,
-            key,
+            key: key.and_then(|key| key.strip_prefix("Bearer ")),
             missing_hint: &self.missing_hint,
         };
         refusal.sort(SystemTime::now())
@@ -190,27 +234,6 @@ fn is_loopback(url: &Url) -> bool {
         || host
             .parse::<IpAddr>()
             .is_ok_and(|address| address.is_loopback())
-}
-
-async fn refusal_body(mut response: Response) -> Vec<u8> {
-    let mut body = Vec::new();
-    // A refusal that breaks off is still a refusal.
-    while body.len() < MAX_REFUSAL_BYTES
-        && let Ok(Some(part)) = response.chunk().await
-    {
-        body.extend_from_slice(&part[..part.len().min(MAX_REFUSAL_BYTES - body.len())]);
-    }
-    body
-}
-
-/// The cause at the bottom of an error: "connection refused" rather than the
-/// layers above it.
-fn innermost(error: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
-    cause.to_string()
 }
 
 #[cfg(test)]

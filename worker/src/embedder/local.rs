@@ -10,7 +10,8 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use weir_bert::{EmbedFailure, SentenceModel};
 
-use super::{EmbedError, Embedder, EmbedderConfig, check_vectors};
+use super::checked::Provider;
+use super::{EmbedError, EmbedderConfig, Limits};
 
 /// A sentence-transformers model, computed on the cores of this machine. Calls
 /// at the same time share one thread a core.
@@ -48,10 +49,20 @@ impl Local {
 }
 
 #[async_trait]
-impl Embedder for Local {
-    async fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
+impl Provider for Local {
+    fn name(&self) -> &'static str {
+        "the local model"
+    }
+
+    async fn limits(&self) -> Result<Limits, EmbedError> {
+        Ok(Limits {
+            text_tokens: Some(self.model.max_tokens()),
+            ..Limits::default()
+        })
+    }
+
+    async fn call(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
         let model = Arc::clone(&self.model);
-        let count = texts.len();
         let texts: Vec<String> = texts.iter().copied().map(str::to_owned).collect();
         let guard = StopOnDrop(Arc::default());
         let stop = Arc::clone(&guard.0);
@@ -67,16 +78,13 @@ impl Embedder for Local {
             }
         })?;
         let vectors = vectors.map_err(|_| transient("the local model panicked".to_owned()))?;
-        let vectors = vectors.map_err(|failure| match failure {
-            EmbedFailure::Tokenize(_) => EmbedError::Input {
-                reason: failure.to_string(),
-            },
-            EmbedFailure::BrokenVector | EmbedFailure::Stopped => {
-                transient(format!("the local model failed: {failure}"))
+        vectors.map_err(|failure| {
+            let reason = format!("the local model failed: {failure}");
+            match failure {
+                EmbedFailure::TooLong { .. } => EmbedError::TooLong { reason },
+                EmbedFailure::Tokenize(_) => EmbedError::Input { reason },
+                EmbedFailure::Stopped => EmbedError::Transient { reason },
             }
-        })?;
-        check_vectors(&vectors, count)
-            .map_err(|what| transient(format!("the local model {what}")))?;
-        Ok(vectors)
+        })
     }
 }

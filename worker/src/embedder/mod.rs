@@ -1,8 +1,10 @@
 //! The contract between the worker and whatever embeds: one call, one sorted
 //! error.
 
+mod checked;
 mod config;
 mod http;
+mod key;
 #[cfg(feature = "local-model")]
 mod local;
 mod ollama;
@@ -10,42 +12,31 @@ mod openai;
 mod refusal;
 #[cfg(test)]
 mod rude_server;
+mod tei;
+mod vector;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use async_trait::async_trait;
-use weir_proto::limits::MAX_DIMENSION;
 
+use self::checked::Checked;
 pub use self::config::{EmbedderConfig, EmbedderKind};
 
 /// Turns texts into vectors with one model.
 #[async_trait]
 pub trait Embedder: Send + Sync + 'static {
     /// Returns one vector for each text, in the order of the texts, all of the
-    /// same dimension and every number finite: implementations check what a
-    /// server answers and return [`EmbedError::Transient`] where it breaks
-    /// this.
+    /// dimension that the last probe found, every number finite and not all of
+    /// them zero.
     async fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError>;
 
     /// Embeds one short text, and asks the server for its limits where it can
     /// tell them: shows at start that the embedder works, and after an outage
     /// that it works again.
-    async fn probe(&self) -> Result<Probe, EmbedError> {
-        let vectors = self.embed(&[PROBE]).await?;
-        let dimension = vectors.first().map(Vec::len);
-        Ok(Probe {
-            dimension: dimension.ok_or_else(|| EmbedError::Transient {
-                reason: "the embedder returned no vector for the probe".to_owned(),
-            })?,
-            limits: Limits::default(),
-        })
-    }
+    async fn probe(&self) -> Result<Probe, EmbedError>;
 }
-
-/// The text that a probe embeds.
-const PROBE: &str = "probe";
 
 /// What a probe found out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,8 +126,9 @@ pub enum EmbedError {
 pub async fn build(config: &EmbedderConfig, model: &str) -> anyhow::Result<Arc<dyn Embedder>> {
     config.check()?;
     Ok(match config.embedder {
-        EmbedderKind::Ollama => Arc::new(ollama::Ollama::new(config, model)?),
-        EmbedderKind::Openai => Arc::new(openai::OpenAi::new(config, model)?),
+        EmbedderKind::Ollama => Arc::new(Checked::new(ollama::Ollama::new(config, model)?)),
+        EmbedderKind::Openai => Arc::new(Checked::new(openai::OpenAi::new(config, model)?)),
+        EmbedderKind::Tei => Arc::new(Checked::new(tei::Tei::new(config, model)?)),
         EmbedderKind::Local => open_local(config)
             .await
             .context("the local model cannot be used")?,
@@ -145,43 +137,13 @@ pub async fn build(config: &EmbedderConfig, model: &str) -> anyhow::Result<Arc<d
 
 #[cfg(feature = "local-model")]
 async fn open_local(config: &EmbedderConfig) -> anyhow::Result<Arc<dyn Embedder>> {
-    Ok(Arc::new(local::Local::open(config).await?))
+    Ok(Arc::new(Checked::new(local::Local::open(config).await?)))
 }
 
 #[cfg(not(feature = "local-model"))]
 fn open_local(_config: &EmbedderConfig) -> std::future::Ready<anyhow::Result<Arc<dyn Embedder>>> {
     let reason = "this worker was built without the cargo feature local-model";
     std::future::ready(Err(anyhow::anyhow!(reason)))
-}
-
-/// Checks what an embedder returned for `count` texts against the contract of
-/// [`Embedder::embed`].
-fn check_vectors(vectors: &[Vec<f32>], count: usize) -> Result<(), String> {
-    if vectors.len() != count {
-        return Err(format!(
-            "returned {} vectors for {count} texts",
-            vectors.len()
-        ));
-    }
-    let dimension = vectors.first().map_or(0, Vec::len);
-    for vector in vectors {
-        if vector.len() != dimension {
-            return Err(format!(
-                "returned vectors of {dimension} and of {} numbers",
-                vector.len()
-            ));
-        }
-        if vector.is_empty() || vector.len() > MAX_DIMENSION {
-            return Err(format!(
-                "returned a vector of {} numbers; 1 to {MAX_DIMENSION} are possible",
-                vector.len()
-            ));
-        }
-        if !vector.iter().all(|number| number.is_finite()) {
-            return Err("returned a vector that holds NaN or infinity".to_owned());
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -15,26 +15,53 @@ const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 /// Characters of a server's message that are passed on.
 const MAX_MESSAGE_CHARS: usize = 300;
 
+/// What servers say when the texts of a call are too many or too long together:
+/// text-embeddings-inference, OpenAI (twice), Voyage, Gemini.
+const TOO_MANY: [&str; 5] = [
+    "maximum allowed batch size",
+    "max_tokens_per_request",
+    "array_above_max_length",
+    "allowed tokens per submitted batch",
+    "requests can be in one batch",
+];
+
 /// What servers say when a text is too long, whatever status they say it with:
-/// OpenAI and vLLM, Ollama, text-embeddings-inference, llama.cpp.
-const TOO_LONG: [&str; 6] = [
+/// OpenAI, vLLM and Ollama; OpenAI; llama.cpp; llama-cpp-python and Voyage;
+/// text-embeddings-inference; Cohere; llama.cpp; llama-cpp-python.
+const TOO_LONG: [&str; 8] = [
     "context length",
     "context_length",
     "context size",
+    "context window",
     "must have less than",
     "too many tokens",
     "too large to process",
+    "exceed batch size",
 ];
 
+/// What OpenAI says, with 429, of a call larger than a minute's quota: waiting
+/// does not help.
+const NEVER_WITHIN_QUOTA: &str = "request too large";
+
+/// What servers say when their memory does not suffice for a call.
+const OUT_OF_MEMORY: &str = "out of memory";
+
+/// What text-embeddings-inference says of a text without characters, with the
+/// status of one that is too long.
+const EMPTY: &str = "cannot be empty";
+
 /// What servers say when the model is not there or cannot embed, where they do
-/// not say it with 404. Taken for an error of the input, it would reject every
-/// text.
-const WRONG_MODEL: [&str; 5] = [
+/// not say it with 404, or when they expect another API. Taken for an error of
+/// the input, it would reject every text.
+const WRONG_MODEL: [&str; 8] = [
     "model_not_found",
     "does not exist",
     "model not found",
     "not support embeddings",
+    "not support embedding",
+    "not an embedding model",
     "unknown model",
+    "failed to deserialize the json body",
 ];
 
 /// An answer that is not a success.
@@ -64,7 +91,7 @@ impl Refusal<'_> {
             let message = message.to_lowercase();
             phrases.iter().any(|phrase| message.contains(phrase))
         };
-        let answered = format!("the embedding server {} answered {status}", self.server);
+        let answered = format!("{} answered {status}", self.server);
         let quoted = self.presentable(&message);
         let overloaded = || EmbedError::Overloaded {
             reason: format!("{answered}{quoted}"),
@@ -84,33 +111,54 @@ impl Refusal<'_> {
                 too_long()
             }
         };
-        let transient = || EmbedError::Transient { reason: reason() };
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 embedder(" (check the key in --embedder-api-key-file, WEIR_EMBEDDER_API_KEY_FILE)")
             }
             StatusCode::NOT_FOUND => embedder(&format!(" ({})", self.missing_hint)),
-            // A server that is starting or gone says 503 too, but not for how long.
+            StatusCode::TOO_MANY_REQUESTS if says(&[NEVER_WITHIN_QUOTA]) => too_large(),
             StatusCode::TOO_MANY_REQUESTS => overloaded(),
+            // A server that is starting or gone says 503 too, but not for how long.
             StatusCode::SERVICE_UNAVAILABLE if retry_after.is_some() => overloaded(),
             StatusCode::SERVICE_UNAVAILABLE => embedder(""),
+            _ if says(&WRONG_MODEL) => embedder(&format!(" ({})", self.missing_hint)),
+            _ if says(&TOO_MANY) => too_large(),
             _ if says(&TOO_LONG) => too_long(),
+            _ if status.is_client_error() && says(&[EMPTY]) => input(),
             StatusCode::PAYLOAD_TOO_LARGE => too_large(),
-            _ if status.is_client_error() && says(&WRONG_MODEL) => {
-                embedder(&format!(" ({})", self.missing_hint))
-            }
+            _ if says(&[OUT_OF_MEMORY]) && self.texts.len() > 1 => too_large(),
             StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => input(),
-            _ if status.is_redirection() => EmbedError::Transient {
+            _ if status.is_redirection() => EmbedError::Embedder {
                 reason: format!(
                     "{answered}; redirects are not followed: set --embedder-url \
                      (WEIR_EMBEDDER_URL) to the final address"
                 ),
+                retry_after,
             },
-            StatusCode::REQUEST_TIMEOUT => transient(),
-            _ if status.is_client_error() => {
-                embedder(" (check --embedder and --embedder-url: WEIR_EMBEDDER, WEIR_EMBEDDER_URL)")
-            }
-            _ => transient(),
+            _ => self.sort_by_number(reason(), retry_after),
+        }
+    }
+
+    /// Sorts by the status alone.
+    fn sort_by_number(&self, reason: String, retry_after: Option<Duration>) -> EmbedError {
+        match self.status.as_u16() {
+            // The last two: of the proxy before it, which waited in vain.
+            408 | 504 | 524 => EmbedError::Timeout { reason },
+            // What text-embeddings-inference says of a batch that failed.
+            424 => EmbedError::Transient { reason },
+            // The proxy before it does not reach it; it is overloaded.
+            502 | 520..=530 => EmbedError::Embedder {
+                reason,
+                retry_after,
+            },
+            400..=499 | 501 => EmbedError::Embedder {
+                reason: format!(
+                    "{reason} (check --embedder and --embedder-url: WEIR_EMBEDDER, \
+                     WEIR_EMBEDDER_URL)"
+                ),
+                retry_after,
+            },
+            _ => EmbedError::Transient { reason },
         }
     }
 
@@ -142,7 +190,14 @@ fn words(body: &[u8]) -> String {
     match serde_json::from_slice::<Value>(body) {
         Ok(json) => {
             let error = json.get("error").unwrap_or(&json);
-            let message = [error, &error["message"], &json["message"], &json["detail"]];
+            let detail = &json["detail"];
+            let message = [
+                error,
+                &error["message"],
+                &json["message"],
+                detail,
+                &detail[0]["msg"],
+            ];
             let message = message
                 .into_iter()
                 .find_map(Value::as_str)

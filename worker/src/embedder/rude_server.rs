@@ -1,4 +1,6 @@
-//! A server for tests that says exactly what it is told to, however wrong.
+//! A server for tests that sends exactly the bytes it is told to, also those
+//! that are no HTTP. What is proper HTTP, however rude, is the part of the fake
+//! embedder of the end-to-end tests.
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -11,6 +13,8 @@ pub(super) enum Answer {
     Raw(Vec<u8>),
     /// Sends these bytes and then nothing, for ever.
     Stall(Vec<u8>),
+    /// Sends these bytes and says that no more will come, but stays connected.
+    HalfClose(Vec<u8>),
 }
 
 impl Answer {
@@ -58,6 +62,11 @@ async fn serve(mut stream: TcpStream, answer: Answer, requests: mpsc::UnboundedS
         }
         Answer::Stall(bytes) => {
             let _ = stream.write_all(&bytes).await;
+            std::future::pending::<()>().await;
+        }
+        Answer::HalfClose(bytes) => {
+            let _ = stream.write_all(&bytes).await;
+            let _ = stream.shutdown().await;
             std::future::pending::<()>().await;
         }
     }

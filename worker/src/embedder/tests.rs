@@ -1,10 +1,12 @@
 use std::collections::HashMap;
+use std::mem;
 
 use clap::Parser;
 use serde_json::{Value, json};
 
 use super::rude_server::{Answer, RudeServer};
 use super::*;
+use weir_proto::limits::MAX_DIMENSION;
 
 #[derive(Debug, Parser)]
 struct Flags {
@@ -18,7 +20,7 @@ fn config(flags: &[&str]) -> EmbedderConfig {
         .config
 }
 
-/// An Ollama or OpenAI embedder that talks to a server giving this answer.
+/// An embedder that talks to a server giving this answer.
 async fn embedder(kind: &str, answer: Answer) -> (Arc<dyn Embedder>, RudeServer) {
     let server = RudeServer::start(answer).await;
     let flags = [
@@ -38,19 +40,24 @@ async fn embed(kind: &str, answer: Answer, texts: &[&str]) -> Result<Vec<Vec<f32
     embedder.embed(texts).await
 }
 
-/// How a refusal of this status and body is sorted, by both HTTP embedders.
+const KINDS: [&str; 3] = ["ollama", "openai", "tei"];
+
+/// How a refusal of this status and body is sorted, by every server's client.
 async fn sorted(head: &str, body: &str) -> EmbedError {
-    let ollama = embed("ollama", Answer::whole(head, body), &["a cat"])
-        .await
-        .unwrap_err();
-    let openai = embed("openai", Answer::whole(head, body), &["a cat"])
-        .await
-        .unwrap_err();
-    assert_eq!(
-        std::mem::discriminant(&ollama),
-        std::mem::discriminant(&openai)
-    );
-    ollama
+    let mut found: Option<EmbedError> = None;
+    for kind in KINDS {
+        let answer = embed(kind, Answer::whole(head, body), &["a cat"]).await;
+        let error = answer.unwrap_err();
+        if let Some(found) = &found {
+            assert_eq!(
+                mem::discriminant(found),
+                mem::discriminant(&error),
+                "{kind}"
+            );
+        }
+        found = Some(error);
+    }
+    found.unwrap()
 }
 
 fn reason_of_input(error: EmbedError) -> String {
@@ -124,7 +131,8 @@ async fn ollama_sends_what_its_api_asks_for() {
     assert_eq!(line, "POST /api/embed HTTP/1.1");
     assert_eq!(headers["content-type"], "application/json");
     assert!(!headers.contains_key("authorization"));
-    let expected = json!({"model": "minilm", "input": ["a cat", "\"quoted\"\n"], "truncate": true});
+    let expected =
+        json!({"model": "minilm", "input": ["a cat", "\"quoted\"\n"], "truncate": false});
     assert_eq!(body, expected);
 }
 
@@ -158,7 +166,7 @@ async fn openai_sends_what_its_api_asks_for_and_sorts_by_index() {
         assert_eq!(line, "POST /v1/embeddings HTTP/1.1");
         assert_eq!(headers["authorization"], "Bearer sk-secret");
         let expected =
-            json!({"model": "minilm", "input": ["a", "b", "c"], "encoding_format": "float"});
+            json!({"model": "minilm", "input": ["a", "b", "c"], "encoding_format": "base64"});
         assert_eq!(body, expected);
     }
 }
@@ -177,7 +185,7 @@ async fn a_path_before_the_endpoint_is_kept() {
 
 #[tokio::test]
 async fn no_texts_need_no_call() {
-    for kind in ["ollama", "openai"] {
+    for kind in KINDS {
         let (embedder, mut server) = embedder(kind, Answer::whole("500 Oops", "")).await;
         assert!(embedder.embed(&[]).await.unwrap().is_empty());
         server.requests.try_recv().unwrap_err();
@@ -200,7 +208,7 @@ async fn a_server_that_is_not_there_is_to_blame() {
         .local_addr()
         .unwrap();
     let url = format!("http://{port}");
-    for kind in ["ollama", "openai"] {
+    for kind in KINDS {
         let embedder = build(&config(&["--embedder", kind, "--embedder-url", &url]), "m")
             .await
             .unwrap();
@@ -241,22 +249,26 @@ async fn refused_credentials_blame_the_embedder() {
 #[tokio::test]
 async fn a_missing_model_blames_the_embedder() {
     let body = r#"{"error": "model \"minilm\" not found, try pulling it first"}"#;
-    let reason = reason_of_embedder(sorted("404 Not Found", body).await);
+    reason_of_embedder(sorted("404 Not Found", body).await);
+    let answer = Answer::whole("404 Not Found", body);
+    let error = embed("ollama", answer, &["a"]).await.unwrap_err();
+    let reason = reason_of_embedder(error);
     assert!(reason.contains("try pulling it first"), "{reason}");
     assert!(reason.contains("ollama pull minilm"), "{reason}");
     for body in [
         r#"{"error": "this model does not support embeddings"}"#,
         r#"{"error": {"message": "no such model", "code": "model_not_found"}}"#,
+        "Failed to deserialize the JSON body into the target type: missing field `inputs`",
     ] {
         reason_of_embedder(sorted("400 Bad Request", body).await);
     }
 }
 
 #[tokio::test]
-async fn overload_blames_the_embedder_for_as_long_as_it_says() {
+async fn overload_lasts_as_long_as_the_embedder_says() {
     let wait = async |head: &str| match sorted(head, "").await {
-        EmbedError::Embedder { retry_after, .. } => retry_after,
-        other => panic!("not an embedder error: {other:?}"),
+        EmbedError::Overloaded { retry_after, .. } => retry_after,
+        other => panic!("not an overload: {other:?}"),
     };
     assert_eq!(wait("429 Too Many Requests").await, None);
     assert_eq!(
@@ -267,8 +279,10 @@ async fn overload_blames_the_embedder_for_as_long_as_it_says() {
         wait("503 Busy\r\nretry-after: 0").await,
         Some(Duration::ZERO)
     );
-    assert_eq!(wait("503 Busy\r\nretry-after: soon").await, None);
-    assert_eq!(wait("503 Busy\r\nretry-after: -1").await, None);
+    assert_eq!(wait("429 Busy\r\nretry-after: soon").await, None);
+    assert_eq!(wait("429 Busy\r\nretry-after: -1").await, None);
+    // Who does not say for how long may be starting, or gone.
+    reason_of_embedder(sorted("503 Service Unavailable", "").await);
     // A date in the past asks for nothing; neither form silences us for days.
     let past = "503 Busy\r\nretry-after: Wed, 21 Oct 2015 07:28:00 GMT";
     assert_eq!(wait(past).await, Some(Duration::ZERO));
@@ -307,6 +321,22 @@ async fn a_text_that_is_too_long_is_told_from_one_that_is_bad() {
             r#"{"error": "the input length exceeds the context length"}"#,
         ),
         ("413 Payload Too Large", ""),
+        (
+            "400 Bad Request",
+            r#"{"error": {"message": "This model's maximum context length is 8192 tokens, however you requested 8610 tokens (8610 in your prompt; 0 for the completion). Please reduce your prompt; or completion length.", "type": "invalid_request_error", "param": null, "code": null}}"#,
+        ),
+        (
+            "413 Payload Too Large",
+            r#"{"error": "Input validation error: `inputs` must have less than 512 tokens. Given: 600", "error_type": "Validation"}"#,
+        ),
+        (
+            "500 Internal Server Error",
+            r#"{"error": {"code": 500, "message": "input (807 tokens) is too large to process. increase the physical batch size (current batch size: 512)", "type": "server_error"}}"#,
+        ),
+        (
+            "400 Bad Request",
+            r#"{"error": {"code": 400, "message": "request (4476 tokens) exceeds the available context size (4096 tokens)", "type": "exceed_context_size_error"}}"#,
+        ),
     ] {
         reason_of_too_long(sorted(head, body).await);
     }
@@ -314,28 +344,71 @@ async fn a_text_that_is_too_long_is_told_from_one_that_is_bad() {
 
 #[tokio::test]
 async fn a_call_that_is_too_large_may_pass_with_fewer_texts() {
-    let answer = Answer::whole("413 Payload Too Large", "");
-    for kind in ["ollama", "openai"] {
-        let error = embed(kind, answer.clone(), &["a", "b"]).await.unwrap_err();
-        reason_of_too_many(error);
+    for (head, body) in [
+        ("413 Payload Too Large", ""),
+        (
+            "413 Payload Too Large",
+            r#"{"error": "batch size 100 > maximum allowed batch size 32", "error_type": "Validation"}"#,
+        ),
+        (
+            "400 Bad Request",
+            r#"{"error": {"message": "Requested 309209 tokens, max 300000 tokens per request", "type": "max_tokens_per_request", "param": null, "code": "max_tokens_per_request"}}"#,
+        ),
+        (
+            "400 Bad Request",
+            r#"{"error": {"message": "Invalid 'input': array too long.", "code": "array_above_max_length"}}"#,
+        ),
+        (
+            "429 Too Many Requests",
+            r#"{"error": {"message": "Request too large for text-embedding-3-small on tokens per min (TPM): Limit 40000, Requested 50000."}}"#,
+        ),
+        (
+            "424 Failed Dependency",
+            r#"{"error": "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")", "error_type": "Backend"}"#,
+        ),
+    ] {
+        for kind in KINDS {
+            let answer = Answer::whole(head, body);
+            let error = embed(kind, answer, &["a", "b"]).await.unwrap_err();
+            reason_of_too_many(error);
+        }
     }
 }
 
 #[tokio::test]
+async fn an_empty_text_is_not_one_that_is_too_long() {
+    let body = r#"{"error": "`inputs` cannot be empty", "error_type": "Validation"}"#;
+    reason_of_input(sorted("413 Payload Too Large", body).await);
+}
+
+#[tokio::test]
 async fn other_refusals_are_sorted_by_their_class() {
-    for head in [
-        "500 Internal Server Error",
-        "502 Bad Gateway",
-        "504 Gateway Timeout",
-        "408 Request Timeout",
-    ] {
+    for head in ["500 Internal Server Error", "424 Failed Dependency"] {
         let reason = reason_of_transient(sorted(head, "it broke").await);
         assert!(
             reason.contains(&head[..3]) && reason.contains("it broke"),
             "{reason}"
         );
     }
-    for head in ["402 Payment Required", "405 Method Not Allowed"] {
+    for head in [
+        "408 Request Timeout",
+        "504 Gateway Timeout",
+        "524 A Timeout Occurred",
+    ] {
+        reason_of_timeout(sorted(head, "").await);
+    }
+    for head in [
+        "502 Bad Gateway",
+        "521 Web Server Is Down",
+        "529 Site Is Overloaded",
+    ] {
+        reason_of_embedder(sorted(head, "").await);
+    }
+    for head in [
+        "402 Payment Required",
+        "409 Conflict",
+        "501 Not Implemented",
+    ] {
         reason_of_embedder(sorted(head, "").await);
     }
 }
@@ -350,7 +423,7 @@ async fn redirects_are_not_followed() {
         "308 Permanent Redirect",
     ] {
         let reason = sorted(&format!("{head}\r\nlocation: {}", target.url), "").await;
-        let reason = reason_of_transient(reason);
+        let reason = reason_of_embedder(reason);
         assert!(reason.contains("redirects are not followed"), "{reason}");
     }
     let mut requests = target.requests;
@@ -398,7 +471,8 @@ async fn the_key_is_never_shown() {
     ];
     let config = config(&flags);
     assert!(!format!("{config:?}").contains("sk-secret"));
-    assert!(!format!("{:?}", config.authorization().unwrap()).contains("sk-secret"));
+    let key = key::ApiKey::open(file.path()).unwrap();
+    assert!(!format!("{:?}", key.header()).contains("sk-secret"));
     let error = build(&config, "minilm")
         .await
         .unwrap()
@@ -417,8 +491,6 @@ async fn vectors_that_break_the_contract_are_refused() {
         (json!([[1.0, 2.0], [1.0]]), "vectors of 2 and of 1 numbers"),
         (json!([[], []]), "a vector of 0 numbers"),
         (json!([huge, huge]), "a vector of 16001 numbers"),
-        (json!([[1.0], [1e39]]), "NaN or infinity"),
-        (json!([[1.0], [null]]), "not what the API promises"),
         (json!([[1.0], ["1.0"]]), "not what the API promises"),
         (json!([[1.0], null]), "not what the API promises"),
         (json!(null), "not what the API promises"),
@@ -453,8 +525,10 @@ async fn openai_vectors_with_wrong_numbers_are_refused() {
 async fn a_broken_answer_may_be_better_next_time() {
     let cut = b"HTTP/1.1 200 OK\r\ncontent-length: 900\r\n\r\n{\"embeddings\": [[1.0, 2".to_vec();
     for (answer, expected) in [
-        (Answer::Raw(cut), "broke the connection"),
+        (Answer::Raw(cut.clone()), "broke the connection"),
         (Answer::Raw(Vec::new()), "broke the connection"),
+        (Answer::HalfClose(Vec::new()), "broke the connection"),
+        (Answer::HalfClose(cut), "broke the connection"),
         (
             Answer::Raw(b"220 smtp.example.com ESMTP\r\n".to_vec()),
             "broke the connection",
@@ -464,10 +538,10 @@ async fn a_broken_answer_may_be_better_next_time() {
             "ends early",
         ),
         (
-            Answer::whole("200 OK", "{\"embeddings\": [[NaN]]}"),
+            Answer::whole("200 OK", "{\"embeddings\": [[nope]]}"),
             "not JSON",
         ),
-        (Answer::whole("200 OK", "<html>welcome</html>"), "not JSON"),
+        (Answer::whole("200 OK", "welcome"), "not JSON"),
         (Answer::whole("204 No Content", ""), "ends early"),
         (
             Answer::whole("200 OK", "{\"vectors\": []}"),
@@ -481,14 +555,84 @@ async fn a_broken_answer_may_be_better_next_time() {
 
 #[tokio::test]
 async fn a_slow_answer_ends_at_the_timeout() {
+    let server = RudeServer::start(Answer::Stall(Vec::new())).await;
+    let flags = ["--embedder-url", &server.url, "--embed-timeout", "300ms"];
+    let embedder = build(&config(&flags), "m").await.unwrap();
+    let reason = reason_of_timeout(embedder.embed(&["a cat"]).await.unwrap_err());
+    assert!(reason.contains("longer than 300ms"), "{reason}");
+    assert!(reason.contains("WEIR_EMBED_TIMEOUT"), "{reason}");
+}
+
+#[tokio::test]
+async fn an_answer_that_stops_ends_long_before_the_timeout() {
     let head = b"HTTP/1.1 200 OK\r\ncontent-length: 900\r\n\r\n{".to_vec();
-    for beginning in [Vec::new(), head] {
-        let server = RudeServer::start(Answer::Stall(beginning)).await;
-        let flags = ["--embedder-url", &server.url, "--embed-timeout", "300ms"];
-        let embedder = build(&config(&flags), "m").await.unwrap();
-        let reason = reason_of_timeout(embedder.embed(&["a cat"]).await.unwrap_err());
-        assert!(reason.contains("longer than 300ms"), "{reason}");
-        assert!(reason.contains("WEIR_EMBED_TIMEOUT"), "{reason}");
+    let server = RudeServer::start(Answer::Stall(head)).await;
+    let flags = ["--embedder-url", &server.url, "--embed-timeout", "3s"];
+    let embedder = build(&config(&flags), "m").await.unwrap();
+    let reason = reason_of_timeout(embedder.embed(&["a cat"]).await.unwrap_err());
+    assert!(reason.contains("sent nothing for 300ms"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_web_page_is_not_the_server() {
+    for answer in [
+        Answer::whole("200 OK\r\ncontent-type: Text/HTML; charset=utf-8", "{}"),
+        Answer::whole("200 OK", "  <!doctype html><html>welcome</html>"),
+    ] {
+        let error = embed("ollama", answer, &["a cat"]).await.unwrap_err();
+        let reason = reason_of_embedder(error);
+        assert!(reason.contains("a web page instead of JSON"), "{reason}");
+        assert!(reason.contains("WEIR_EMBEDDER_URL"), "{reason}");
+    }
+}
+
+/// An answer with these vectors, written as each server does.
+fn vectors(kind: &str, vectors: &str) -> Answer {
+    let body = match kind {
+        "ollama" => format!("{{\"embeddings\": [{vectors}]}}"),
+        "tei" => format!("[{vectors}]"),
+        _ => {
+            let entries = vectors.split(", ").enumerate();
+            let entries = entries
+                .map(|(index, vector)| format!("{{\"index\": {index}, \"embedding\": {vector}}}"));
+            format!("{{\"data\": [{}]}}", entries.collect::<Vec<_>>().join(","))
+        }
+    };
+    Answer::whole("200 OK", &body)
+}
+
+#[tokio::test]
+async fn texts_without_a_usable_vector_are_to_blame_where_others_have_one() {
+    for (bad, flaw) in [
+        ("[0,0]", "is all zero"),
+        ("[-0.0,0]", "is all zero"),
+        ("[1,null]", "holds NaN"),
+        ("[1,NaN]", "holds NaN"),
+        ("[-Infinity,1]", "holds NaN"),
+        ("[1,1e39]", "holds NaN"),
+    ] {
+        for kind in KINDS {
+            let embed = async |answer: &str, texts: &[&str]| {
+                let error = embed(kind, vectors(kind, answer), texts).await;
+                error.unwrap_err()
+            };
+            let reason = reason_of_input(embed(&format!("[1,2], {bad}"), &["a", "b"]).await);
+            assert!(reason.contains(flaw), "{reason}");
+            reason_of_input(embed(bad, &["b"]).await);
+            // One that embeds nothing is broken itself.
+            let all = embed(&format!("{bad}, {bad}"), &["a", "b"]).await;
+            let reason = reason_of_transient(all);
+            assert!(reason.contains(flaw), "{reason}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_probe_without_a_usable_vector_blames_the_embedder() {
+    for bad in ["[0,0]", "[NaN]"] {
+        let (embedder, _server) = embedder("ollama", vectors("ollama", bad)).await;
+        let reason = reason_of_embedder(embedder.probe().await.unwrap_err());
+        assert!(reason.contains("for the probe"), "{reason}");
     }
 }
 
@@ -546,6 +690,19 @@ async fn contradictions_are_refused_by_name() {
             ],
             "/no/key of --embedder-api-key-file (WEIR_EMBEDDER_API_KEY_FILE)",
         ),
+        (&["--embedder", "tei"], "WEIR_EMBEDDER_URL"),
+        (&["--dimensions", "256"], "WEIR_DIMENSIONS"),
+        (
+            &[
+                "--embedder",
+                "tei",
+                "--embedder-url",
+                "http://a",
+                "--dimensions",
+                "256",
+            ],
+            "WEIR_DIMENSIONS",
+        ),
         (&["--embedder-url", "ftp://host"], "WEIR_EMBEDDER_URL"),
         (&["--embedder-url", "mailto:someone"], "WEIR_EMBEDDER_URL"),
         (
@@ -571,6 +728,8 @@ fn unusable_values_are_refused_by_name() {
     for (flag, value) in [
         ("--embedder", "tea-leaves"),
         ("--embedder-url", "not a url"),
+        ("--dimensions", "0"),
+        ("--dimensions", "16001"),
         ("--embed-timeout", "0s"),
         ("--embed-timeout", "soon"),
     ] {
@@ -619,7 +778,11 @@ mod local {
     #[tokio::test]
     async fn embeds_for_many_callers_without_blocking_the_runtime() {
         let embedder = build(&local(&folder(), "5m"), "any name").await.unwrap();
-        assert_eq!(embedder.probe().await.unwrap().dimension, 384);
+        let probe = embedder.probe().await.unwrap();
+        assert_eq!(
+            (probe.dimension, probe.limits.text_tokens),
+            (384, Some(256))
+        );
         let texts: Vec<String> = (0..40)
             .map(|index| format!("parcel number {index}"))
             .collect();
@@ -646,10 +809,23 @@ mod local {
     #[tokio::test]
     async fn a_slow_model_ends_at_the_timeout() {
         let embedder = build(&local(&folder(), "1ms"), "m").await.unwrap();
-        let text = "parcel ".repeat(300);
+        let text = "parcel ".repeat(200);
         let texts = vec![text.as_str(); 100];
         let reason = reason_of_timeout(embedder.embed(&texts).await.unwrap_err());
         assert!(reason.contains("longer than 1ms"), "{reason}");
+    }
+
+    #[tokio::test]
+    async fn a_text_that_is_too_long_is_counted_not_cut() {
+        let embedder = build(&local(&folder(), "5m"), "m").await.unwrap();
+        let (fits, over) = ("parcel ".repeat(254), "parcel ".repeat(255));
+        embedder.embed(&[&fits]).await.unwrap();
+        let error = embedder.embed(&["short", &over]).await.unwrap_err();
+        let reason = reason_of_too_long(error);
+        assert!(
+            reason.contains("257 tokens") && reason.contains("256"),
+            "{reason}"
+        );
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
 use crate::{
+    embedder::{self, Probe},
     plan::{Chunk, ChunkKey},
     testing,
 };
@@ -34,7 +35,7 @@ impl Server {
         })
     }
 
-    /// The calls so far, without probes.
+    /// The calls so far.
     fn calls(&self) -> Vec<Vec<String>> {
         self.calls.lock().unwrap().clone()
     }
@@ -43,16 +44,21 @@ impl Server {
 #[async_trait]
 impl Embedder for Server {
     async fn embed(&self, texts: &[&str]) -> Answer {
-        if texts != ["probe"] {
-            let texts = texts.iter().map(|&text| text.to_owned()).collect();
-            self.calls.lock().unwrap().push(texts);
-        }
+        let sent = texts.iter().map(|&text| text.to_owned()).collect();
+        self.calls.lock().unwrap().push(sent);
         let under_way = self.under_way.fetch_add(1, Ordering::Relaxed) + 1;
         self.most_under_way.fetch_max(under_way, Ordering::Relaxed);
         sleep(Duration::from_secs(1)).await;
         self.under_way.fetch_sub(1, Ordering::Relaxed);
         (self.rule)(texts)?;
         Ok(texts.iter().map(|text| testing::vector(text)).collect())
+    }
+
+    async fn probe(&self) -> Result<Probe, EmbedError> {
+        Ok(Probe {
+            dimension: 2,
+            limits: embedder::Limits::default(),
+        })
     }
 }
 
@@ -75,7 +81,7 @@ const SETTINGS: Settings = Settings {
         tokens: 10_000,
     },
     calls: 4,
-    timeout: Duration::from_secs(60),
+    timeout: Duration::from_mins(1),
     shortest: 4,
 };
 
@@ -247,9 +253,9 @@ async fn an_embedder_that_is_down_charges_nobody() {
 async fn an_overloaded_embedder_is_left_alone_for_as_long_as_it_asks_and_loses_nothing() {
     let began = Instant::now();
     let busy_until = began + Duration::from_secs(30);
-    let server = Server::new(move |texts| {
+    let server = Server::new(move |_| {
         let left = busy_until.saturating_duration_since(Instant::now());
-        if left.is_zero() || texts == ["probe"] {
+        if left.is_zero() {
             return Ok(());
         }
         Err(EmbedError::Overloaded {
@@ -273,10 +279,7 @@ async fn an_overloaded_embedder_is_left_alone_for_as_long_as_it_asks_and_loses_n
 
 #[tokio::test(start_paused = true)]
 async fn an_overload_of_many_minutes_is_an_outage() {
-    let server = Server::new(|texts| {
-        if texts == ["probe"] {
-            return Ok(());
-        }
+    let server = Server::new(|_| {
         Err(EmbedError::Overloaded {
             reason: "429".to_owned(),
             retry_after: Some(Duration::from_mins(5)),
@@ -360,6 +363,13 @@ async fn too_few_vectors_are_never_paired_with_texts() {
     impl Embedder for Short {
         async fn embed(&self, _: &[&str]) -> Answer {
             Ok(vec![vec![1.0]])
+        }
+
+        async fn probe(&self) -> Result<Probe, EmbedError> {
+            Ok(Probe {
+                dimension: 2,
+                limits: embedder::Limits::default(),
+            })
         }
     }
     let endpoint = Arc::new(Endpoint::new(Arc::new(Short), SETTINGS));

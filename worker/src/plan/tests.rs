@@ -114,13 +114,12 @@ proptest! {
                         prop_assert_eq!(seqs(&held).len(), window);
                     }
                 },
-                1 => match held.start_next() {
-                    Some(next) => {
-                        prop_assert_eq!(next.seq, started);
-                        started += 1;
-                        embedding.push(next);
-                    }
-                    None => prop_assert_eq!(started, sent),
+                1 => if let Some(next) = held.start_next() {
+                    prop_assert_eq!(next.seq, started);
+                    started += 1;
+                    embedding.push(next);
+                } else {
+                    prop_assert_eq!(started, sent);
                 },
                 // The embedder answers in any order.
                 2 => if let Some(batch) = embedding.pop() {

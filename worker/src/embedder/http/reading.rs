@@ -1,0 +1,132 @@
+//! Reads what a server answers, and says what was wrong with it.
+
+use bytes::Bytes;
+use reqwest::Response;
+use reqwest::header::CONTENT_TYPE;
+use tokio::time::timeout;
+
+use super::Server;
+use crate::embedder::EmbedError;
+
+/// What part of the time a call may take may pass between two parts of an
+/// answer.
+const IDLE_FRACTION: u32 = 10;
+
+/// Bytes of a refusal that are read.
+const MAX_REFUSAL_BYTES: usize = 16 << 10;
+
+impl Server {
+    /// An error that blames neither the texts nor the server's being there.
+    pub(in crate::embedder) fn transient(&self, what: impl std::fmt::Display) -> EmbedError {
+        EmbedError::Transient {
+            reason: format!("{} {what}", self.name),
+        }
+    }
+
+    /// The error of a call that took longer than it may.
+    pub(in crate::embedder) fn too_slow(&self) -> EmbedError {
+        let timeout = humantime::format_duration(self.timeout);
+        EmbedError::Timeout {
+            reason: format!(
+                "{} took longer than {timeout}; smaller batches or a longer --embed-timeout \
+                 (WEIR_EMBED_TIMEOUT) may help",
+                self.name
+            ),
+        }
+    }
+
+    /// The body of a success, of at most `limit` bytes.
+    pub(super) async fn read(
+        &self,
+        mut response: Response,
+        limit: usize,
+    ) -> Result<Vec<u8>, EmbedError> {
+        let kind = response.headers().get(CONTENT_TYPE);
+        let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+        if kind.to_ascii_lowercase().starts_with("text/html") {
+            return Err(self.no_api());
+        }
+        let mut body = Vec::new();
+        while let Some(part) = self.part(&mut response).await? {
+            if body.len() + part.len() > limit {
+                return Err(
+                    self.transient(format_args!("sent an answer of more than {limit} bytes"))
+                );
+            }
+            body.extend_from_slice(&part);
+        }
+        if body.trim_ascii_start().starts_with(b"<") {
+            return Err(self.no_api());
+        }
+        Ok(body)
+    }
+
+    /// The next part of a body. A server that has begun to answer has done its
+    /// work: it may not take the whole time for the rest.
+    async fn part(&self, response: &mut Response) -> Result<Option<Bytes>, EmbedError> {
+        let idle = self.timeout / IDLE_FRACTION;
+        match timeout(idle, response.chunk()).await {
+            Ok(part) => part.map_err(|error| self.broken(&error)),
+            Err(_) => Err(EmbedError::Timeout {
+                reason: format!(
+                    "{} began to answer and then sent nothing for {}",
+                    self.name,
+                    humantime::format_duration(idle)
+                ),
+            }),
+        }
+    }
+
+    /// The body of a refusal, or its beginning.
+    pub(super) async fn refusal_body(&self, mut response: Response) -> Vec<u8> {
+        let mut body = Vec::new();
+        // A refusal that breaks off is still a refusal.
+        while body.len() < MAX_REFUSAL_BYTES
+            && let Ok(Some(part)) = self.part(&mut response).await
+        {
+            body.extend_from_slice(&part[..part.len().min(MAX_REFUSAL_BYTES - body.len())]);
+        }
+        body
+    }
+
+    /// The error of an answer that comes from something else.
+    fn no_api(&self) -> EmbedError {
+        EmbedError::Embedder {
+            reason: format!(
+                "{} answered with a web page instead of JSON: check that --embedder-url \
+                 (WEIR_EMBEDDER_URL) names the server itself and no proxy or login before it",
+                self.name
+            ),
+            retry_after: None,
+        }
+    }
+
+    /// Sorts a call that got no whole answer.
+    pub(super) fn broken(&self, error: &reqwest::Error) -> EmbedError {
+        if error.is_connect() {
+            return EmbedError::Embedder {
+                reason: format!(
+                    "cannot connect to {} ({}): check that it runs and that --embedder-url \
+                     (WEIR_EMBEDDER_URL) names it",
+                    self.name,
+                    innermost(error)
+                ),
+                retry_after: None,
+            };
+        }
+        if error.is_timeout() {
+            return self.too_slow();
+        }
+        self.transient(format_args!("broke the connection ({})", innermost(error)))
+    }
+}
+
+/// The cause at the bottom of an error: "connection refused" rather than the
+/// layers above it.
+fn innermost(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause.to_string()
+}

@@ -1,0 +1,125 @@
+//! Text Embeddings Inference: `POST /embed`, `GET /info`.
+//! <https://huggingface.github.io/text-embeddings-inference>
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use async_trait::async_trait;
+use reqwest::StatusCode;
+use serde::{Deserialize, Serialize};
+use tracing::{debug, warn};
+
+use super::checked::Provider;
+use super::http::{Failure, Server};
+use super::vector::Vector;
+use super::{EmbedError, EmbedderConfig, Limits};
+
+/// A Text Embeddings Inference server. It serves one model, and is not told
+/// which.
+pub(super) struct Tei {
+    server: Server,
+    model: String,
+    /// Whether it was said that the server names its model otherwise.
+    warned: AtomicBool,
+}
+
+#[derive(Serialize)]
+struct Request<'a> {
+    inputs: &'a [&'a str],
+    normalize: bool,
+    /// Whether the server cuts what is longer than the model takes. It would
+    /// not say so: who shortens a text must know that it did.
+    truncate: bool,
+}
+
+#[derive(Deserialize)]
+struct Info {
+    model_id: Option<String>,
+    max_concurrent_requests: Option<usize>,
+    max_input_length: Option<usize>,
+    max_batch_tokens: Option<usize>,
+    max_client_batch_size: Option<usize>,
+}
+
+impl Tei {
+    pub(super) fn new(config: &EmbedderConfig, model: &str) -> anyhow::Result<Self> {
+        let hint = "check --embedder and --embedder-url".to_owned();
+        Ok(Self {
+            server: Server::new(config, None, hint)?,
+            model: model.to_owned(),
+            warned: AtomicBool::new(false),
+        })
+    }
+}
+
+#[async_trait]
+impl Provider for Tei {
+    fn name(&self) -> &str {
+        self.server.name()
+    }
+
+    async fn call(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
+        let request = Request {
+            inputs: texts,
+            normalize: true,
+            truncate: false,
+        };
+        let vectors: Vec<Vector> = self.server.post("/embed", &request, texts).await?;
+        Ok(vectors.into_iter().map(|vector| vector.0).collect())
+    }
+
+    async fn limits(&self) -> Result<Limits, EmbedError> {
+        let info: Info = match self.server.try_get("/info").await {
+            Ok(info) => info,
+            // A gateway that lets nothing but /embed through.
+            Err(Failure::Refused(refused)) if refused.status == StatusCode::NOT_FOUND => {
+                debug!(
+                    server = self.name(),
+                    "The server has no /info; its limits are unknown."
+                );
+                return Ok(Limits::default());
+            }
+            Err(failure) => return Err(self.server.sort(failure, &[])),
+        };
+        let served = info.model_id.unwrap_or_default();
+        if !served.is_empty()
+            && !is_same_model(&served, &self.model)
+            && !self.warned.swap(true, Ordering::Relaxed)
+        {
+            warn!(
+                served,
+                model = self.model,
+                "The embedding server names its model otherwise than WEIR_MODEL; check that it is the same."
+            );
+        }
+        let some = |limit: Option<usize>| limit.filter(|limit| *limit > 0);
+        Ok(Limits {
+            batch_size: some(info.max_client_batch_size),
+            batch_tokens: some(info.max_batch_tokens),
+            text_tokens: some(info.max_input_length),
+            concurrent_calls: some(info.max_concurrent_requests),
+        })
+    }
+}
+
+/// Compares what follows the owner or the folder, without regard to case.
+fn is_same_model(one: &str, other: &str) -> bool {
+    fn last(name: &str) -> &str {
+        name.trim_end_matches('/')
+            .rsplit('/')
+            .next()
+            .unwrap_or_default()
+    }
+    last(one).eq_ignore_ascii_case(last(other))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_known_with_and_without_its_owner() {
+        assert!(is_same_model("BAAI/bge-small-en", "bge-small-en"));
+        assert!(is_same_model("/data/all-MiniLM-L6-v2/", "all-minilm-l6-v2"));
+        assert!(!is_same_model("BAAI/bge-small-en", "bge-large-en"));
+    }
+}
