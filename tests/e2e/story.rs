@@ -19,7 +19,7 @@ async fn slow_world() -> World {
     let world = World::start(&[SHORT_LEASE, SHORT_GRACE]).await;
     world
         .embedder
-        .set_delay(Duration::from_millis(400), Duration::ZERO);
+        .set_delay(Duration::from_millis(800), Duration::ZERO);
     world
 }
 

@@ -56,6 +56,7 @@ fn told(error: &EmbedError) -> (&'static str, String) {
         EmbedError::TooLong { .. } => "too long",
         EmbedError::TooMany { .. } => "too many",
         EmbedError::Input { .. } => "input",
+        EmbedError::Overloaded { .. } => "overloaded",
         EmbedError::Embedder { .. } => "embedder",
         EmbedError::Timeout { .. } => "timeout",
         EmbedError::Transient { .. } => "transient",
