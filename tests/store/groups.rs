@@ -214,17 +214,20 @@ async fn law_8_a_locked_source_holds_up_no_other_locked_one() {
 }
 
 #[tokio::test]
-async fn a_writer_that_stops_writes_what_waits_for_a_lock() {
+async fn what_waits_for_a_lock_is_written_before_the_writer_is_gone() {
     let weir = settled().await;
     let (job, all_of_it) = put_and_claim(&weir, "api", 1).await.remove(0);
     let lock = lock(&weir, job.source_id).await;
     let tasks = TaskTracker::new();
     let writer = Writer::start(&weir.store, LEASE, &tasks);
-    let written = tokio::spawn(async move { writer.upsert(all_of_it).await });
-    weir.blocked(1).await;
+    tokio::select! {
+        written = writer.upsert(all_of_it) => panic!("{written:?}"),
+        () = weir.blocked(1) => {}
+    }
+    drop(writer);
     tasks.close();
-    lock.rollback().await.unwrap();
-    tasks.wait().await;
-    assert!(written.await.unwrap().unwrap().finished);
+    let (unlocked, ()) = tokio::join!(lock.rollback(), tasks.wait());
+    unlocked.unwrap();
+    assert_eq!(weir.counts("api").await, counts([1, 1, 0, 1, 0]));
     weir.check().await;
 }

@@ -71,26 +71,33 @@ impl Store {
     pub async fn claim(&self, claim: &Claim<'_>) -> Result<Vec<Job>, StoreError> {
         Ok(sqlx::query_as(concat!(
             "-- store::lease::claim
-             WITH enough AS MATERIALIZED (
+             WITH models AS (
+                 SELECT DISTINCT unnest($2::text[]) AS model
+             ), enough AS MATERIALIZED (
                  SELECT count(*) AS jobs FROM (
                      SELECT sum(pending) OVER (ORDER BY priority DESC, run_at, id) - pending AS before
-                     FROM (SELECT id, priority, run_at, chunks_total - chunks_done - chunks_rejected AS pending
-                           FROM weir.jobs
-                           WHERE $5 > 0 AND state = 'queued' AND model = ANY($2) AND run_at <= now()
-                           ORDER BY priority DESC, run_at, id LIMIT $3) head) sums
+                     FROM models m CROSS JOIN LATERAL (
+                         SELECT id, priority, run_at, chunks_total - chunks_done - chunks_rejected AS pending
+                         FROM weir.jobs
+                         WHERE $5 > 0 AND state = 'queued' AND model = m.model AND run_at <= now()
+                         ORDER BY priority DESC, run_at, id LIMIT $3) head) sums
                  WHERE before < $5
              ), candidates AS MATERIALIZED (
-                 SELECT id, priority, run_at, chunks_total - chunks_done - chunks_rejected AS pending
-                 FROM weir.jobs
-                 WHERE state = 'queued' AND model = ANY($2) AND run_at <= now()
-                 ORDER BY priority DESC, run_at, id
-                 LIMIT CASE WHEN $5 > 0 THEN (SELECT jobs FROM enough) ELSE $3 END
-                 FOR UPDATE SKIP LOCKED
+                 -- Model by model, for the index has them so: however long the queue, only its head is read.
+                 SELECT j.* FROM models m CROSS JOIN LATERAL (
+                     SELECT id, priority, run_at, chunks_total - chunks_done - chunks_rejected AS pending
+                     FROM weir.jobs
+                     WHERE state = 'queued' AND model = m.model AND run_at <= now()
+                     ORDER BY priority DESC, run_at, id
+                     LIMIT CASE WHEN $5 > 0 THEN least($3, (SELECT jobs FROM enough)) ELSE $3 END
+                     FOR UPDATE SKIP LOCKED) j
              ), due AS (
                  SELECT id FROM (
-                     SELECT id, sum(pending) OVER (ORDER BY priority DESC, run_at, id) - pending AS before
+                     SELECT id, priority, run_at,
+                            sum(pending) OVER (ORDER BY priority DESC, run_at, id) - pending AS before
                      FROM candidates) sums
                  WHERE $5 = 0 OR before < $5
+                 ORDER BY priority DESC, run_at, id LIMIT $3
              )
              UPDATE weir.jobs j
              SET state = 'running', epoch = j.epoch + 1, worker_id = $1, claimed_at = now(), progressed_at = NULL,
