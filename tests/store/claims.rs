@@ -9,11 +9,7 @@ use weir_coordinator::{
         retry::{Decision, RetryPolicy},
         state::JobState,
     },
-    store::{
-        Store, StoreError,
-        lease::{Claim, LeaseState},
-        rows::Job,
-    },
+    store::{Store, StoreError, claim::Claim, lease::LeaseState, rows::Job},
 };
 use weir_tests::PATIENCE;
 
