@@ -39,6 +39,9 @@ const TOO_LONG: [&str; 8] = [
     "exceed batch size",
 ];
 
+/// What Ollama says, with 503, when too many requests wait there.
+const BUSY: &str = "server busy";
+
 /// What OpenAI says, with 429, of a call larger than a minute's quota: waiting
 /// does not help.
 const NEVER_WITHIN_QUOTA: &str = "request too large";
@@ -118,8 +121,10 @@ impl Refusal<'_> {
             StatusCode::NOT_FOUND => embedder(&format!(" ({})", self.missing_hint)),
             StatusCode::TOO_MANY_REQUESTS if says(&[NEVER_WITHIN_QUOTA]) => too_large(),
             StatusCode::TOO_MANY_REQUESTS => overloaded(),
-            // A server that is starting or gone says 503 too, but not for how long.
-            StatusCode::SERVICE_UNAVAILABLE if retry_after.is_some() => overloaded(),
+            // A server that is starting or gone says 503 too, but neither this nor for how long.
+            StatusCode::SERVICE_UNAVAILABLE if retry_after.is_some() || says(&[BUSY]) => {
+                overloaded()
+            }
             StatusCode::SERVICE_UNAVAILABLE => embedder(""),
             _ if says(&WRONG_MODEL) => embedder(&format!(" ({})", self.missing_hint)),
             _ if says(&TOO_MANY) => too_large(),
