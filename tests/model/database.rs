@@ -85,7 +85,7 @@ impl Database {
         }
     }
 
-    /// `store::lease::claim`
+    /// `store::claim::claim`
     pub(crate) fn claim(&mut self, flaws: Flaws) -> Option<Lease> {
         let at = self.jobs.len() - 1;
         let job = &mut self.jobs[at];

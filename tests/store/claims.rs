@@ -3,16 +3,13 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use futures::future::join_all;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use weir_coordinator::{
     job::{
         retry::{Decision, RetryPolicy},
         state::JobState,
     },
-    store::{
-        StoreError,
-        lease::{Claim, LeaseState},
-        rows::Job,
-    },
+    store::{Store, StoreError, claim::Claim, lease::LeaseState, rows::Job},
 };
 use weir_tests::PATIENCE;
 
@@ -185,6 +182,77 @@ async fn only_the_models_named_are_claimed() {
         lease_duration: LEASE,
     };
     assert_eq!(weir.store.claim(&claim).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn the_best_come_first_whatever_their_model() {
+    let weir = Weir::new().await;
+    for (name, model, priority) in [
+        ("a", "fake", 1),
+        ("b", "other", 2),
+        ("c", "fake", 3),
+        ("d", "other", 0),
+    ] {
+        let mut write = write(name);
+        write.model = Some(model.to_owned());
+        write.priority = priority;
+        weir.store.put_source(&write, &many(2)).await.unwrap();
+    }
+    // Naming a model twice is naming it.
+    let models = ["fake", "other", "fake"].map(str::to_owned);
+    let mut claim = Claim {
+        worker_id: "w",
+        models: &models,
+        max_jobs: 1,
+        max_chunks: 0,
+        lease_duration: LEASE,
+    };
+    assert_eq!(weir.store.claim(&claim).await.unwrap()[0].source, "c");
+    claim.max_jobs = 10;
+    claim.max_chunks = 3;
+    let claimed = weir.store.claim(&claim).await.unwrap();
+    let claimed: BTreeSet<&str> = claimed.iter().map(|job| job.source.as_str()).collect();
+    assert_eq!(claimed, BTreeSet::from(["a", "b"]));
+}
+
+#[tokio::test]
+async fn however_long_the_queue_a_claim_reads_no_more_than_its_head() {
+    let weir = Weir::new().await;
+    weir.put("api", &many(1)).await;
+    weir.meddle(
+        "INSERT INTO weir.jobs (source_id, revision, chunks_total, trigger, namespace, source, model, first_item_id,
+                                last_item_id)
+         SELECT 0, 1, 10, 'write', 'shop', 'many', 'fake', 'a', 'b' FROM generate_series(1, 20000);
+         ANALYZE weir.jobs",
+    )
+    .await;
+    // One connection, so that what it did is told when it is asked.
+    let options = weir.url().parse::<PgConnectOptions>().unwrap();
+    let pool = PgPoolOptions::new().max_connections(1);
+    let pool = pool.connect_with(options).await.unwrap();
+    let store = Store::new(pool.clone(), PATIENCE);
+    let read = async || -> i64 {
+        sqlx::query("SELECT pg_stat_force_next_flush()")
+            .execute(&pool)
+            .await
+            .unwrap();
+        let sql = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables WHERE relid = 'weir.jobs'::regclass";
+        sqlx::query_scalar(sql).fetch_one(&pool).await.unwrap()
+    };
+    // Often enough for the database to have settled on a plan for any parameters.
+    for max_chunks in [0, 50, 0, 50, 0, 50, 0, 50, 0, 50] {
+        let before = read().await;
+        let claim = Claim {
+            worker_id: "w",
+            models: &["fake".to_owned(), "other".to_owned()],
+            max_jobs: 5,
+            max_chunks,
+            lease_duration: LEASE,
+        };
+        assert_eq!(store.claim(&claim).await.unwrap().len(), 5);
+        let rows = read().await - before;
+        assert!(rows < 200, "{rows} rows read for {max_chunks} chunks");
+    }
 }
 
 #[tokio::test]

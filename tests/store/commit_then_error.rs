@@ -16,9 +16,10 @@ use weir_coordinator::{
     store::{
         Store, StoreError,
         batches::Outcome,
+        claim::Claim,
         content::Change,
         imports::ImportItem,
-        lease::{Claim, LeaseState},
+        lease::LeaseState,
         migrate,
         reconcile::Unparked,
         rescue::{Patience, Rescued},

@@ -13,8 +13,8 @@ use weir_coordinator::{
     store::{
         Store, StoreError,
         batches::{Outcome, Progress},
+        claim::Claim,
         content::{SourceWrite, Written},
-        lease::Claim,
         migrate,
         rows::{ChunkText, Embedded, Job, LeaseKey, Rejected, Source, SourceKey},
         steer::Retry,

@@ -157,25 +157,30 @@ async fn an_outcome_that_is_refused_does_not_hinder_the_others() {
 #[tokio::test]
 async fn law_8_a_source_whose_jobs_are_locked_holds_up_no_other() {
     let weir = settled().await;
-    // More results than there are writers, of one source.
-    let locked = put_and_claim(&weir, "locked", 8).await;
+    // Enough results of one source to keep every writer at it.
+    let mut locked = put_and_claim(&weir, "locked", 8).await;
     let (_, other) = put_and_claim(&weir, "other", 1).await.remove(0);
     let lock = lock(&weir, locked[0].0.source_id).await;
     let tasks = TaskTracker::new();
     let writer = Writer::start(&weir.store, LEASE, &tasks);
-    let waiting = locked.into_iter().map(|(_, all)| writer.upsert(all));
-    let waiting = join_all(waiting);
-    let meanwhile = async {
-        // One result of the source waits for the lock, the others for it.
+    let first = writer.upsert(locked.remove(0).1);
+    let rest = async {
+        // They come when the first waits for the lock, and in good time before the other's.
         weir.blocked(1).await;
-        let written = tokio::time::timeout(PATIENCE, writer.upsert(other));
-        let written = written.await.expect("the other source goes on");
-        assert!(written.unwrap().finished);
-        weir.blocked(1).await;
-        lock.rollback().await.unwrap();
+        let rest = join_all(locked.into_iter().map(|(_, all)| writer.upsert(all)));
+        let other = async {
+            let written = tokio::time::timeout(PATIENCE, writer.upsert(other));
+            let written = written.await.expect("the other source goes on");
+            assert!(written.unwrap().finished);
+            // The others of the source wait for the first, not for the lock.
+            weir.blocked(1).await;
+            lock.rollback().await.unwrap();
+        };
+        tokio::join!(rest, other).0
     };
-    let (written, ()) = tokio::join!(waiting, meanwhile);
-    assert!(written.iter().all(|one| one.as_ref().unwrap().finished));
+    let (first, rest) = tokio::join!(first, rest);
+    assert!(first.unwrap().finished);
+    assert!(rest.iter().all(|one| one.as_ref().unwrap().finished));
     weir.check().await;
     drop(writer);
     tasks.close();
@@ -214,17 +219,20 @@ async fn law_8_a_locked_source_holds_up_no_other_locked_one() {
 }
 
 #[tokio::test]
-async fn a_writer_that_stops_writes_what_waits_for_a_lock() {
+async fn what_waits_for_a_lock_is_written_before_the_writer_is_gone() {
     let weir = settled().await;
     let (job, all_of_it) = put_and_claim(&weir, "api", 1).await.remove(0);
     let lock = lock(&weir, job.source_id).await;
     let tasks = TaskTracker::new();
     let writer = Writer::start(&weir.store, LEASE, &tasks);
-    let written = tokio::spawn(async move { writer.upsert(all_of_it).await });
-    weir.blocked(1).await;
+    tokio::select! {
+        written = writer.upsert(all_of_it) => panic!("{written:?}"),
+        () = weir.blocked(1) => {}
+    }
+    drop(writer);
     tasks.close();
-    lock.rollback().await.unwrap();
-    tasks.wait().await;
-    assert!(written.await.unwrap().unwrap().finished);
+    let (unlocked, ()) = tokio::join!(lock.rollback(), tasks.wait());
+    unlocked.unwrap();
+    assert_eq!(weir.counts("api").await, counts([1, 1, 0, 1, 0]));
     weir.check().await;
 }

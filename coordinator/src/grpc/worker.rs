@@ -19,11 +19,7 @@ use super::{
 };
 use crate::{
     job::{blame::suspected_batch, plan::next_batch_len, retry::Decision},
-    store::{
-        batches::Outcome,
-        lease::{Claim, LeaseState},
-        rows::Job,
-    },
+    store::{batches::Outcome, claim::Claim, lease::LeaseState, rows::Job},
 };
 
 /// Most bytes of text in one batch, so that it fits a message with room to

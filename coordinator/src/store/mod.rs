@@ -2,6 +2,7 @@
 //! with a comment that names its method, so that Postgres' logs point home.
 
 pub mod batches;
+pub mod claim;
 pub mod content;
 mod database;
 pub mod error;

@@ -1,0 +1,81 @@
+//! The claim: queued jobs become leases. Every time is the database's (law 2).
+
+use std::time::Duration;
+
+use super::{
+    Store, StoreError,
+    lease::interval,
+    rows::{Job, job_columns},
+};
+
+/// What a worker wants to claim.
+#[derive(Debug, Clone)]
+pub struct Claim<'a> {
+    /// Who claims.
+    pub worker_id: &'a str,
+    /// Models it embeds with.
+    pub models: &'a [String],
+    /// Most jobs it takes.
+    pub max_jobs: i64,
+    /// Pending chunks with which it has enough: no job is added once those
+    /// taken have so many together. 0: no such bound.
+    pub max_chunks: i64,
+    /// How long each lease lasts from now.
+    pub lease_duration: Duration,
+}
+
+impl Store {
+    /// Takes queued jobs that are due, highest priority first, then the longest
+    /// waiting, and leases them to a worker.
+    ///
+    /// With `max_chunks` the head of the queue tells how many jobs are enough,
+    /// and no more are looked at: a claim that locked all it might take would
+    /// hide them from the claims beside it. Those it gets may be others, so what
+    /// is too many of them is left.
+    pub async fn claim(&self, claim: &Claim<'_>) -> Result<Vec<Job>, StoreError> {
+        Ok(sqlx::query_as(concat!(
+            "-- store::claim::claim
+             WITH models AS (
+                 SELECT DISTINCT unnest($2::text[]) AS model
+             ), enough AS MATERIALIZED (
+                 SELECT count(*) AS jobs FROM (
+                     SELECT sum(pending) OVER (ORDER BY priority DESC, run_at, id) - pending AS before
+                     FROM models m CROSS JOIN LATERAL (
+                         SELECT id, priority, run_at, chunks_total - chunks_done - chunks_rejected AS pending
+                         FROM weir.jobs
+                         WHERE $5 > 0 AND state = 'queued' AND model = m.model AND run_at <= now()
+                         ORDER BY priority DESC, run_at, id LIMIT $3) head) sums
+                 WHERE before < $5
+             ), candidates AS MATERIALIZED (
+                 -- Model by model, for the index has them so: however long the queue, only its head is read.
+                 SELECT j.* FROM models m CROSS JOIN LATERAL (
+                     SELECT id, priority, run_at, chunks_total - chunks_done - chunks_rejected AS pending
+                     FROM weir.jobs
+                     WHERE state = 'queued' AND model = m.model AND run_at <= now()
+                     ORDER BY priority DESC, run_at, id
+                     LIMIT CASE WHEN $5 > 0 THEN least($3, (SELECT jobs FROM enough)) ELSE $3 END
+                     FOR UPDATE SKIP LOCKED) j
+             ), due AS (
+                 SELECT id FROM (
+                     SELECT id, priority, run_at,
+                            sum(pending) OVER (ORDER BY priority DESC, run_at, id) - pending AS before
+                     FROM candidates) sums
+                 WHERE $5 = 0 OR before < $5
+                 ORDER BY priority DESC, run_at, id LIMIT $3
+             )
+             UPDATE weir.jobs j
+             SET state = 'running', epoch = j.epoch + 1, worker_id = $1, claimed_at = now(), progressed_at = NULL,
+                 heard = false, batch_size = NULL, lease_expires_at = now() + $4, started_at = coalesce(j.started_at, now())
+             FROM due WHERE j.id = due.id
+             RETURNING ",
+            job_columns!()
+        ))
+        .bind(claim.worker_id)
+        .bind(claim.models)
+        .bind(claim.max_jobs)
+        .bind(interval(claim.lease_duration))
+        .bind(claim.max_chunks)
+        .fetch_all(&self.pool)
+        .await?)
+    }
+}
