@@ -94,7 +94,6 @@ fn without_a_rescuer_work_is_lost() {
         flaws: Flaws(&[Flaw::NoRescuer]),
         chunks: 1,
         mishaps: 1,
-        ..SOUND
     });
     assert!(!dead.is_empty());
 }

@@ -92,7 +92,7 @@ fn worker_steps(system: &System, at: usize, mishap: bool, steps: &mut Vec<Step>)
 }
 
 impl Protocol {
-    fn network_steps(&self, system: &System, steps: &mut Vec<Step>) {
+    fn network_steps(system: &System, steps: &mut Vec<Step>) {
         for &request in &system.network {
             let mut ways = vec![None];
             if let Request::Renew(lease) | Request::Upsert(lease, _) = request {
@@ -242,7 +242,7 @@ impl Model for Protocol {
         for at in 0..system.workers.len() {
             worker_steps(system, at, mishap, steps);
         }
-        self.network_steps(system, steps);
+        Self::network_steps(system, steps);
         let job = system.database.newest();
         if job.state == JobState::Running {
             if job.running.term != Term::Over && (mishap || system.expires_by_itself()) {
