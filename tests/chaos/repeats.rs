@@ -10,7 +10,9 @@
 //!   most, also when its worker was killed;
 //! - the answer was cut off on its way from the embedder to the worker;
 //! - the worker was told to end, and its drain timeout was over before the result
-//!   could be acknowledged.
+//!   could be acknowledged;
+//! - the job was handed back, because the embedder failed, while an answer was
+//!   delayed on its way for longer than a session waits for it then.
 //!
 //! A crash of a coordinator or of Postgres is no reason: results that were not
 //! acknowledged are sent again. And nothing is a reason to embed a text under a
@@ -54,6 +56,8 @@ pub(crate) enum Reason {
     AnswerCutOff,
     /// Its worker ended before the result was acknowledged.
     Drained,
+    /// Its answer was on its way for too long.
+    Delayed,
 }
 
 /// Reckons what was embedded more than once, and finds what should not have
@@ -191,6 +195,13 @@ fn reason(call: &Call, lease: Option<&Lease>, events: &[Event]) -> Option<Reason
             }) =>
         {
             Some(Reason::Drained)
+        }
+        Some(Some(End::HandedBack(at)))
+            if befell(call, (call.came, *at), events, |n, event| {
+                event.place == Place::EmbedderLink(n) && matches!(event.fault, Fault::Delay(_))
+            }) =>
+        {
+            Some(Reason::Delayed)
         }
         _ => None,
     }

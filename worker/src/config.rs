@@ -1,6 +1,6 @@
 //! The settings: command line, then environment, checked once.
 
-use std::{process, time::Duration};
+use std::{num::NonZeroU32, process, time::Duration};
 
 use clap::Parser;
 use rand::distr::{Alphanumeric, SampleString as _};
@@ -50,6 +50,16 @@ pub struct Config {
     #[arg(long, env = "WEIR_EMBEDDER_CONCURRENCY", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub embedder_concurrency: u32,
 
+    /// Quota of calls to the embedder in a minute; none by default. Each worker
+    /// keeps to it by itself.
+    #[arg(long, env = "WEIR_REQUESTS_PER_MINUTE")]
+    pub requests_per_minute: Option<NonZeroU32>,
+
+    /// Quota of estimated tokens sent to the embedder in a minute; none by
+    /// default. Each worker keeps to it by itself.
+    #[arg(long, env = "WEIR_TOKENS_PER_MINUTE")]
+    pub tokens_per_minute: Option<NonZeroU32>,
+
     /// Most batches of a job that are received and not yet persisted. Two keep
     /// the embedder busy while the last result is written.
     #[arg(long, env = "WEIR_WINDOW", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::MAX_WINDOW)))]
@@ -89,6 +99,8 @@ impl Config {
             calls: self.embedder_concurrency as usize,
             timeout: self.embedder.embed_timeout,
             shortest: SHORTEST_TEXT,
+            requests_per_minute: self.requests_per_minute,
+            tokens_per_minute: self.tokens_per_minute,
         }
     }
 }

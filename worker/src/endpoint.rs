@@ -4,12 +4,14 @@
 
 pub(crate) mod limits;
 mod queue;
+mod rates;
 mod request;
 mod settle;
 
 use std::{
     collections::HashMap,
     convert::Infallible,
+    num::NonZeroU32,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -25,7 +27,8 @@ use tokio::{
 pub(crate) use self::request::{Failure, Outcome};
 use self::{
     limits::{CallSize, Limits},
-    queue::{Call, Queue, Text},
+    queue::{Call, Queue, Text, size_of},
+    rates::Rates,
     request::Requests,
 };
 use crate::{
@@ -59,6 +62,9 @@ pub(crate) struct Settings {
     pub(crate) timeout: Duration,
     /// Texts are not shortened to less than this, in bytes.
     pub(crate) shortest: usize,
+    /// Quotas of the embedder.
+    pub(crate) requests_per_minute: Option<NonZeroU32>,
+    pub(crate) tokens_per_minute: Option<NonZeroU32>,
 }
 
 /// The way to an embedder.
@@ -66,6 +72,7 @@ pub(crate) struct Endpoint {
     embedder: Arc<dyn Embedder>,
     settings: Settings,
     pub(crate) governor: Governor,
+    rates: Rates,
     began: Instant,
     state: Mutex<State>,
     /// Texts have come.
@@ -84,6 +91,8 @@ struct State {
     last_call: u64,
     /// Times in a row that the embedder was overloaded.
     overloads: u32,
+    /// Why the embedder is down, while batches wait for calls made before.
+    outage: Option<String>,
 }
 
 /// A call whose answer is awaited.
@@ -144,6 +153,7 @@ impl Endpoint {
             embedder,
             settings,
             governor: Governor::new(),
+            rates: Rates::new(settings.requests_per_minute, settings.tokens_per_minute),
             began: Instant::now(),
             state: Mutex::new(State {
                 queue: Queue::default(),
@@ -152,6 +162,7 @@ impl Endpoint {
                 under_way: HashMap::new(),
                 last_call: 0,
                 overloads: 0,
+                outage: None,
             }),
             work: Notify::new(),
             rest: watch::Sender::new(None),
@@ -260,6 +271,7 @@ impl Endpoint {
             let waiting = {
                 let mut state = self.state();
                 state.limits.keep_within(&said.limits);
+                state.outage = None;
                 let size = state.limits.size();
                 if state.queue.fills(size)
                     && let Some(call) = state.queue.next(size)
@@ -294,6 +306,7 @@ impl Endpoint {
     }
 
     async fn call(self: Arc<Self>, id: u64, call: Call, saturated: bool) -> Ended {
+        self.rates.wait(size_of(&call.texts)).await;
         let answer = {
             let texts: Vec<&str> = call.texts.iter().map(Text::as_str).collect();
             let limit = self.settings.timeout;

@@ -103,12 +103,9 @@ impl Requests {
         self.answer(request, Some(failure));
     }
 
-    /// None of the batches can be embedded any further.
-    pub(crate) fn fail_all(&mut self, failure: &Failure) {
-        let all: Vec<u64> = self.open.keys().copied().collect();
-        for request in all {
-            self.answer(request, Some(failure.clone()));
-        }
+    /// The batches that are not embedded yet.
+    pub(crate) fn ids(&self) -> Vec<u64> {
+        self.open.keys().copied().collect()
     }
 
     fn answer(&mut self, request: u64, failure: Option<Failure>) {

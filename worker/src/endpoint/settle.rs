@@ -1,6 +1,6 @@
 //! What follows from how a call ended.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use tokio::time::Instant;
 use tracing::info;
@@ -32,6 +32,7 @@ impl Endpoint {
                 self.failed(&mut state, texts, error);
             }
         }
+        state.fail_idle();
         drop(state);
         self.work.notify_one();
     }
@@ -116,15 +117,12 @@ impl Endpoint {
         }
     }
 
-    /// The embedder is at fault: no job is charged, and all go back.
+    /// The embedder is at fault: no job is charged, and all go back, once what
+    /// the embedder still has of them is answered.
     fn down(&self, state: &mut State, reason: &str, retry_after: Option<Duration>) {
         self.governor.failed(reason, retry_after);
         state.overloads = 0;
-        state.queue = super::Queue::default();
-        state.requests.fail_all(&Failure::Embedder {
-            reason: reason.to_owned(),
-        });
-        state.give_up();
+        state.outage = Some(reason.to_owned());
     }
 }
 
@@ -159,6 +157,26 @@ impl State {
         }
         let texts = self.wanted(texts);
         self.queue.put_back(texts);
+    }
+
+    /// During an outage: fails the batches of which nothing is under way.
+    fn fail_idle(&mut self) {
+        let Some(reason) = self.outage.clone() else {
+            return;
+        };
+        let busy: HashSet<u64> = self
+            .under_way
+            .values()
+            .flat_map(|under_way| &under_way.call.texts)
+            .map(|text| text.request)
+            .collect();
+        for request in self.requests.ids() {
+            if !busy.contains(&request) {
+                let reason = reason.clone();
+                self.requests.fail(request, Failure::Embedder { reason });
+                self.queue.withdraw(request);
+            }
+        }
     }
 
     fn fail_job(&mut self, request: u64, reason: &str) {

@@ -83,6 +83,8 @@ const SETTINGS: Settings = Settings {
     calls: 4,
     timeout: Duration::from_mins(1),
     shortest: 4,
+    requests_per_minute: None,
+    tokens_per_minute: None,
 };
 
 /// An endpoint that runs.
@@ -247,6 +249,30 @@ async fn an_embedder_that_is_down_charges_nobody() {
         assert_eq!(outcome.failure, Some(Failure::Embedder { reason }));
     }
     assert_eq!(endpoint.governor.down().await, reason);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_embedder_had_before_it_went_down_is_waited_for() {
+    let (fake, mut calls) = testing::FakeEmbedder::new();
+    let call = CallSize {
+        texts: 1,
+        tokens: 100,
+    };
+    let endpoint = Arc::new(Endpoint::new(Arc::new(fake), Settings { call, ..SETTINGS }));
+    endpoint.governor.fit_for_tests(2);
+    let running = Arc::clone(&endpoint);
+    let _running = AbortOnDropHandle::new(tokio::spawn(async move { running.dispatch().await }));
+    let asked = Arc::clone(&endpoint);
+    let both = tokio::spawn(async move { asked.embed(batch(&["a", "b", "c"])).await });
+    let (first, second) = (calls.next().await, calls.next().await);
+    first.break_down("gone");
+    assert_eq!(endpoint.governor.down().await, "gone");
+    second.succeed();
+    let outcome = both.await.unwrap();
+    assert_eq!(embedded(&outcome), ["b"]);
+    let reason = "gone".to_owned();
+    assert_eq!(outcome.failure, Some(Failure::Embedder { reason }));
+    assert!(calls.none(), "nothing more is sent");
 }
 
 #[tokio::test(start_paused = true)]
