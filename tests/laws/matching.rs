@@ -27,7 +27,7 @@ async fn assert_matching(world: &World, content: &HashMap<String, String>) -> us
 #[tokio::test]
 async fn law_07_a_vector_always_matches_its_chunk() {
     let world = World::start(&BRISK).await;
-    let per_call = Duration::from_millis(40);
+    let per_call = Duration::from_millis(150);
     world.embedder.set_delay(per_call, Duration::ZERO);
     let _workers = [world.worker("2"), world.worker("2")];
     let mut last = None;
