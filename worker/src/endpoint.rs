@@ -93,6 +93,9 @@ struct State {
     overloads: u32,
     /// Why the embedder is down, while batches wait for calls made before.
     outage: Option<String>,
+    /// Batches that fail, and why, once what the embedder still has of them is
+    /// answered.
+    failing: HashMap<u64, String>,
 }
 
 /// A call whose answer is awaited.
@@ -121,6 +124,7 @@ impl Drop for Withdraw<'_> {
         let mut state = self.endpoint.state();
         if state.requests.forget(self.request) {
             state.queue.withdraw(self.request);
+            state.failing.remove(&self.request);
             state.give_up();
         }
     }
@@ -163,6 +167,7 @@ impl Endpoint {
                 last_call: 0,
                 overloads: 0,
                 outage: None,
+                failing: HashMap::new(),
             }),
             work: Notify::new(),
             rest: watch::Sender::new(None),

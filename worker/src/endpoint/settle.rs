@@ -159,11 +159,11 @@ impl State {
         self.queue.put_back(texts);
     }
 
-    /// During an outage: fails the batches of which nothing is under way.
+    /// Fails the batches that are to fail and of which nothing is under way.
     fn fail_idle(&mut self) {
-        let Some(reason) = self.outage.clone() else {
+        if self.outage.is_none() && self.failing.is_empty() {
             return;
-        };
+        }
         let busy: HashSet<u64> = self
             .under_way
             .values()
@@ -171,24 +171,37 @@ impl State {
             .map(|text| text.request)
             .collect();
         for request in self.requests.ids() {
-            if !busy.contains(&request) {
-                let reason = reason.clone();
-                self.requests.fail(request, Failure::Embedder { reason });
-                self.queue.withdraw(request);
+            if busy.contains(&request) {
+                continue;
             }
+            let failure = match (self.failing.remove(&request), &self.outage) {
+                (Some(reason), _) => Failure::Job { reason },
+                (None, Some(reason)) => Failure::Embedder {
+                    reason: reason.clone(),
+                },
+                (None, None) => continue,
+            };
+            self.requests.fail(request, failure);
+            self.queue.withdraw(request);
         }
+        let requests = &self.requests;
+        self.failing
+            .retain(|request, _| requests.contains(*request));
     }
 
+    /// Sends nothing more of a batch, which then fails. The first reason stands.
     fn fail_job(&mut self, request: u64, reason: &str) {
-        let reason = reason.to_owned();
-        self.requests.fail(request, Failure::Job { reason });
+        self.failing
+            .entry(request)
+            .or_insert_with(|| reason.to_owned());
         self.queue.withdraw(request);
-        self.give_up();
     }
 
     /// Those that somebody still waits for.
     fn wanted(&self, mut texts: Vec<Text>) -> Vec<Text> {
-        texts.retain(|text| self.requests.contains(text.request));
+        texts.retain(|text| {
+            self.requests.contains(text.request) && !self.failing.contains_key(&text.request)
+        });
         texts
     }
 }
