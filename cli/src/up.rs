@@ -15,7 +15,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use weir_coordinator::server::{self, Server};
-use weir_worker::embedder::{self, Embedder, EmbedderConfig};
+use weir_worker::{
+    Served,
+    config::Model,
+    embedder::{self, Embedder, EmbedderConfig},
+};
 
 use crate::{
     failure::Failure,
@@ -180,9 +184,13 @@ impl Running {
             let Some(embedder) = embedder.cloned() else {
                 break;
             };
+            let model = Model {
+                name: args.model.clone(),
+                settings: config.settings.clone(),
+            };
             running.workers.spawn(weir_worker::run(
                 config,
-                embedder,
+                vec![Served::by(model, embedder)],
                 running.stop_workers.clone(),
             ));
         }
@@ -238,9 +246,10 @@ fn worker_config(
     }
     let mut config = weir_worker::config::Config::try_parse_from(words)
         .context("the workers' settings are wrong")?;
-    config.embedder = args.embedder.clone();
-    // One id from the environment would be the same for all of them.
+    config.settings.embedder = args.embedder.clone();
+    // One id, or one address, from the environment would be the same for all of them.
     config.worker_id = format!("{}-{number}", config.worker_id);
+    config.http_listen = None;
     Ok(config)
 }
 

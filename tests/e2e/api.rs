@@ -28,8 +28,9 @@ use weir_tests::{
 };
 
 use crate::clients::{
-    From, Weir, assert_invalid, assert_status, batch, claim_request, embedded, item, next, open,
-    put_document, put_items, put_texts, result, seconds, send, stream, until, upsert, vector_bytes,
+    From, Weir, assert_invalid, assert_status, batch, claim_request, embedded, http, item, next,
+    open, put_document, put_items, put_texts, result, seconds, send, stream, until, upsert,
+    vector_bytes,
 };
 
 const SERVICES: [&str; 4] = [
@@ -143,11 +144,6 @@ async fn health_and_streams_tell_of_the_stop() {
     assert_status(&status, Code::Unavailable, "stopping");
     drop((watched, changes, from, health));
     assert!(weir.coordinator.process.wait().await.success());
-}
-
-fn http() -> reqwest::Client {
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::new()
 }
 
 #[tokio::test]

@@ -20,6 +20,7 @@ use weir_proto::v1::{
 };
 use weir_tests::{
     PATIENCE,
+    clients::http,
     cluster::{Coordinator, MODEL},
     embedder::expected_vector,
     postgres::{OwnPostgres, TestDatabase},
@@ -80,8 +81,10 @@ async fn becomes(health: &mut Streaming<HealthCheckResponse>, status: ServingSta
 }
 
 async fn readyz(coordinator: &Coordinator) -> u16 {
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let answer = reqwest::get(format!("{}/readyz", coordinator.url())).await;
+    let answer = http()
+        .get(format!("{}/readyz", coordinator.url()))
+        .send()
+        .await;
     answer.unwrap().status().as_u16()
 }
 

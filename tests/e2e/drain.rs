@@ -15,6 +15,7 @@ use weir_proto::v1::{
 };
 use weir_tests::{
     PATIENCE,
+    clients::http,
     cluster::{MODEL, Worker},
     postgres::{OwnPostgres, TestDatabase},
 };
@@ -132,8 +133,10 @@ async fn a_coordinator_is_unready_before_it_refuses_anybody() {
     timeout(PATIENCE, status).await.unwrap();
     assert!(unavailable(waiting).await, "a long poll goes elsewhere");
     // Each of these is a new connection.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let readyz = reqwest::get(format!("{}/readyz", world.coordinator.url())).await;
+    let readyz = http()
+        .get(format!("{}/readyz", world.coordinator.url()))
+        .send()
+        .await;
     assert_eq!(readyz.unwrap().status().as_u16(), 503);
     let mut health = HealthClient::new(world.coordinator.connect().await);
     let answer = health.check(request).await.unwrap().into_inner();

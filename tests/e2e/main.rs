@@ -19,8 +19,10 @@ mod drain;
 mod heartbeat;
 mod lease;
 mod model;
+mod models;
 mod orphans;
 mod restart;
+mod settings;
 mod steer;
 mod story;
 

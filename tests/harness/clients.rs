@@ -184,6 +184,13 @@ pub fn claim_request() -> v1::ClaimJobRequest {
     }
 }
 
+/// A client for pages.
+pub fn http() -> reqwest::Client {
+    // An error means that there is a provider already.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::new()
+}
+
 /// So many seconds, as the wire has them.
 pub fn seconds(seconds: i64) -> Duration {
     Duration { seconds, nanos: 0 }

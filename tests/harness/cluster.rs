@@ -252,14 +252,20 @@ impl Worker {
     /// their URLs. `environment` adds variables and overrides what is set
     /// here, `WEIR_MODEL` ([`MODEL`]) among it.
     pub fn spawn(coordinator: &str, embedder: &str, environment: &[(&str, &str)]) -> Self {
+        // One or several models, and not both.
+        let several = environment
+            .iter()
+            .any(|(name, _)| *name == "WEIR_MODELS_FILE");
         let mut all = vec![
             ("WEIR_COORDINATOR", coordinator),
             ("WEIR_EMBEDDER", "ollama"),
             ("WEIR_EMBEDDER_URL", embedder),
-            ("WEIR_MODEL", MODEL),
             ("WEIR_LOG_FORMAT", "json"),
             ("WEIR_LOG", "info"),
         ];
+        if !several {
+            all.push(("WEIR_MODEL", MODEL));
+        }
         all.extend_from_slice(environment);
         Self {
             process: Process::spawn("weir-worker", &[], &all),

@@ -1,17 +1,16 @@
 //! The settings: command line, then environment, checked once.
 
-use std::{num::NonZeroU32, process, time::Duration};
+mod model;
+
+use std::{net::SocketAddr, path::PathBuf, process, time::Duration};
 
 use clap::Parser;
 use rand::distr::{Alphanumeric, SampleString as _};
 use tonic::transport::Uri;
 use weir_proto::limits;
 
-use crate::{
-    embedder::EmbedderConfig,
-    endpoint::{Settings, limits::CallSize},
-    telemetry::LogFormat,
-};
+pub use self::model::{Model, ModelSettings};
+use crate::telemetry::LogFormat;
 
 /// Claims embedding jobs, embeds their chunks and streams the vectors back.
 #[derive(Debug, Clone, Parser)]
@@ -23,42 +22,28 @@ pub struct Config {
     pub coordinator: Uri,
 
     /// The model whose jobs are claimed.
-    #[arg(long, env = "WEIR_MODEL", value_parser = model)]
-    pub model: String,
+    #[arg(long, env = "WEIR_MODEL", required_unless_present = "models_file", value_parser = model)]
+    pub model: Option<String>,
+
+    /// File of several models to serve instead, each with its own embedder: a
+    /// TOML table a model, whose keys are flags, `embedder-url` and the like.
+    #[arg(
+        long,
+        env = "WEIR_MODELS_FILE",
+        value_name = "FILE",
+        conflicts_with = "model"
+    )]
+    pub models_file: Option<PathBuf>,
 
     /// Who this worker is, unique among live workers: up to 200 visible ASCII
     /// characters. By default host, process and a random ending.
     #[arg(long, env = "WEIR_WORKER_ID", default_value_t = generated_worker_id(), hide_default_value = true, value_parser = worker_id)]
     pub worker_id: String,
 
-    /// Most jobs worked on at the same time. Fewer are claimed when these keep
-    /// the embedder busy; many small ones share its calls.
+    /// Most jobs of a model worked on at the same time. Fewer are claimed when
+    /// these keep the embedder busy; many small ones share its calls.
     #[arg(long, env = "WEIR_CONCURRENCY", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub concurrency: u32,
-
-    /// Most chunks in one call to the embedder.
-    #[arg(long, env = "WEIR_BATCH_SIZE", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::MAX_BATCH_SIZE)))]
-    pub batch_size: u32,
-
-    /// Most estimated tokens in one call to the embedder; a token is taken for
-    /// four bytes.
-    #[arg(long, env = "WEIR_BATCH_TOKENS", default_value = "16384", value_parser = clap::value_parser!(u32).range(1..))]
-    pub batch_tokens: u32,
-
-    /// Most calls to the embedder at the same time. How many there are is
-    /// learned from how it answers.
-    #[arg(long, env = "WEIR_EMBEDDER_CONCURRENCY", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=256))]
-    pub embedder_concurrency: u32,
-
-    /// Quota of calls to the embedder in a minute; none by default. Each worker
-    /// keeps to it by itself.
-    #[arg(long, env = "WEIR_REQUESTS_PER_MINUTE")]
-    pub requests_per_minute: Option<NonZeroU32>,
-
-    /// Quota of estimated tokens sent to the embedder in a minute; none by
-    /// default. Each worker keeps to it by itself.
-    #[arg(long, env = "WEIR_TOKENS_PER_MINUTE")]
-    pub tokens_per_minute: Option<NonZeroU32>,
 
     /// Most batches of a job that are received and not yet persisted. Two keep
     /// the embedder busy while the last result is written.
@@ -75,9 +60,14 @@ pub struct Config {
     #[arg(long, env = "WEIR_CLAIM_WAIT", default_value = "20s", value_parser = claim_wait)]
     pub claim_wait: Duration,
 
-    /// Where and how to embed.
+    /// Address to serve `/livez` and `/readyz` on, for probes; not served by
+    /// default. Port 0 takes any free one.
+    #[arg(long, env = "WEIR_HTTP_LISTEN", value_name = "ADDRESS")]
+    pub http_listen: Option<SocketAddr>,
+
+    /// How the model is embedded with.
     #[command(flatten)]
-    pub embedder: EmbedderConfig,
+    pub settings: ModelSettings,
 
     /// How logs are written.
     #[arg(long, env = "WEIR_LOG_FORMAT", default_value = "human")]
@@ -87,27 +77,6 @@ pub struct Config {
     #[arg(long, env = "WEIR_LOG", default_value = "info")]
     pub log: String,
 }
-
-impl Config {
-    /// How the embedder is used.
-    pub(crate) fn endpoint(&self) -> Settings {
-        Settings {
-            call: CallSize {
-                texts: self.batch_size as usize,
-                tokens: self.batch_tokens as usize,
-            },
-            calls: self.embedder_concurrency as usize,
-            timeout: self.embedder.embed_timeout,
-            shortest: SHORTEST_TEXT,
-            requests_per_minute: self.requests_per_minute,
-            tokens_per_minute: self.tokens_per_minute,
-        }
-    }
-}
-
-/// A text that is too long is not shortened to less than this, in bytes: a
-/// vector of so little would say nothing of it.
-const SHORTEST_TEXT: usize = 64;
 
 fn coordinator(text: &str) -> Result<Uri, String> {
     let uri: Uri = text
@@ -179,17 +148,14 @@ mod tests {
     fn defaults_are_the_documented_ones() {
         let config = parse(&[]).unwrap();
         assert_eq!(config.coordinator, "http://127.0.0.1:7400/");
-        assert_eq!(
-            (config.concurrency, config.batch_size, config.window),
-            (64, 32, 2)
-        );
-        assert_eq!(
-            (config.batch_tokens, config.embedder_concurrency),
-            (16_384, 4)
-        );
+        assert_eq!((config.concurrency, config.window), (64, 2));
+        assert_eq!(config.http_listen, None);
+        let settings = config.settings;
+        assert_eq!((settings.batch_size, settings.batch_tokens), (32, 16_384));
+        assert_eq!(settings.embedder_concurrency, 4);
         assert_eq!(config.drain_timeout, Duration::from_secs(30));
         assert_eq!(config.claim_wait, Duration::from_secs(20));
-        assert_eq!(config.embedder.embed_timeout, Duration::from_mins(5));
+        assert_eq!(settings.embedder.embed_timeout, Duration::from_mins(5));
         assert_eq!(config.log_format, LogFormat::Human);
         assert_eq!(config.log, "info");
     }
@@ -214,8 +180,16 @@ mod tests {
             ("--worker-id", &long),
             ("--concurrency", "0"),
             ("--concurrency", "1001"),
+            ("--http-listen", "7401"),
             ("--batch-size", "0"),
             ("--batch-size", "10001"),
+            ("--batch-tokens", "0"),
+            ("--embedder-concurrency", "0"),
+            ("--requests-per-minute", "0"),
+            ("--tokens-per-minute", "0"),
+            ("--embed-timeout", "0s"),
+            ("--embedder", "oracle"),
+            ("--dimensions", "0"),
             ("--window", "0"),
             ("--window", "65"),
             ("--claim-wait", "61s"),

@@ -49,6 +49,15 @@ pub(crate) struct Lease {
     pub(crate) attempt: i32,
 }
 
+/// The answer to a claim.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Claimed {
+    /// Empty when no job came in time.
+    pub(crate) leases: Vec<Lease>,
+    /// How long leases last from each renewal, where the coordinator said so.
+    pub(crate) lease_duration: Option<Duration>,
+}
+
 /// What the coordinator says on the stream of a lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Event {
@@ -115,7 +124,7 @@ impl Coordinator {
 
     /// Claims up to `max_jobs` jobs of `model`, none further once they have
     /// `max_chunks` pending chunks together (0: no such bound), and waits up to
-    /// `wait` for the first. An empty answer means that none came.
+    /// `wait` for the first.
     pub(crate) async fn claim(
         &self,
         worker_id: &str,
@@ -123,7 +132,7 @@ impl Coordinator {
         max_jobs: usize,
         max_chunks: u32,
         wait: Duration,
-    ) -> Result<Vec<Lease>, CallError> {
+    ) -> Result<Claimed, CallError> {
         let mut client = self.client.clone();
         let request = v1::ClaimJobRequest {
             worker_id: worker_id.to_owned(),
@@ -133,7 +142,7 @@ impl Coordinator {
             max_chunks: max_chunks.into(),
         };
         let reply = call(wait + CALL_TIMEOUT, client.claim_job(request)).await?;
-        reply.leases.into_iter().map(Lease::try_from).collect()
+        Claimed::try_from(reply)
     }
 
     /// Opens the stream of a lease. `held` names the batches that an earlier

@@ -2,6 +2,8 @@
 //! together, as many at a time as the embedder can take, and whatever goes
 //! wrong is sorted by whose fault it is.
 
+mod call;
+mod demand;
 pub(crate) mod limits;
 mod queue;
 mod rates;
@@ -12,22 +14,23 @@ use std::{
     collections::HashMap,
     convert::Infallible,
     num::NonZeroU32,
-    panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use futures::FutureExt as _;
 use tokio::{
     sync::{Notify, oneshot, watch},
     task::{AbortHandle, JoinSet},
     time::{Instant, sleep_until, timeout},
 };
 
-pub(crate) use self::request::{Failure, Outcome};
+pub(crate) use self::{
+    demand::Share,
+    request::{Failure, Outcome},
+};
 use self::{
     limits::{CallSize, Limits},
-    queue::{Call, Queue, Text, size_of},
+    queue::{Call, Queue, Text},
     rates::Rates,
     request::Requests,
 };
@@ -130,27 +133,6 @@ impl Drop for Withdraw<'_> {
     }
 }
 
-/// How many texts a session wants to have at an endpoint.
-pub(crate) struct Share<'a> {
-    demand: &'a watch::Sender<usize>,
-    texts: usize,
-}
-
-impl Share<'_> {
-    pub(crate) fn set(&mut self, texts: usize) {
-        if texts != self.texts {
-            let before = std::mem::replace(&mut self.texts, texts);
-            self.demand.send_modify(|sum| *sum = *sum + texts - before);
-        }
-    }
-}
-
-impl Drop for Share<'_> {
-    fn drop(&mut self) {
-        self.set(0);
-    }
-}
-
 impl Endpoint {
     pub(crate) fn new(embedder: Arc<dyn Embedder>, settings: Settings) -> Self {
         Self {
@@ -200,36 +182,6 @@ impl Endpoint {
                 reason: "the worker stopped embedding".to_owned(),
             }),
         })
-    }
-
-    /// Says that a session wants to have `texts` here.
-    pub(crate) fn share(&self, texts: usize) -> Share<'_> {
-        let mut share = Share {
-            demand: &self.demand,
-            texts: 0,
-        };
-        share.set(texts);
-        share
-    }
-
-    /// Waits until the sessions want less than the embedder can be given, and
-    /// returns how many texts more it may be.
-    pub(crate) async fn room(&self) -> usize {
-        let mut demand = self.demand.subscribe();
-        loop {
-            let most = {
-                let limits = &self.state().limits;
-                // The calls under way, and as much again that is ready to follow.
-                2 * limits.calls() * limits.size().texts
-            };
-            let wanted = *demand.borrow_and_update();
-            if wanted < most {
-                return most - wanted;
-            }
-            if demand.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
     }
 
     /// Sends calls, and probes the embedder when it fails. Never returns.
@@ -307,43 +259,6 @@ impl Endpoint {
                 },
                 _ => return,
             }
-        }
-    }
-
-    async fn call(self: Arc<Self>, id: u64, call: Call, saturated: bool) -> Ended {
-        self.rates.wait(size_of(&call.texts)).await;
-        let answer = {
-            let texts: Vec<&str> = call.texts.iter().map(Text::as_str).collect();
-            let limit = self.settings.timeout;
-            let answer = AssertUnwindSafe(self.embedder.embed(&texts)).catch_unwind();
-            let answer = match timeout(limit, answer).await {
-                Ok(Ok(answer)) => answer,
-                Ok(Err(_)) => Err(EmbedError::Transient {
-                    reason: "the embedder panicked; its worker's log has the message".to_owned(),
-                }),
-                Err(_) => {
-                    let limit = humantime::format_duration(limit);
-                    Err(EmbedError::Timeout {
-                        reason: format!("the embedder took longer than embed_timeout ({limit})"),
-                    })
-                }
-            };
-            // A vector must never meet another's chunk, whatever an embedder does.
-            answer.and_then(|vectors| match vectors.len() {
-                got if got == texts.len() => Ok(vectors),
-                got => Err(EmbedError::Transient {
-                    reason: format!(
-                        "the embedder answered {got} vectors for {} texts",
-                        texts.len()
-                    ),
-                }),
-            })
-        };
-        Ended {
-            id,
-            call,
-            answer,
-            saturated,
         }
     }
 

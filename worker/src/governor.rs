@@ -84,6 +84,14 @@ impl Governor {
         }
     }
 
+    /// Why the embedder is not fit, if it is not.
+    pub(crate) fn ailment(&self) -> Option<String> {
+        match &*self.health.borrow() {
+            Health::Fit(_) => None,
+            Health::Down { reason, .. } => Some(reason.clone()),
+        }
+    }
+
     /// Waits until the embedder is down, and returns why.
     pub(crate) async fn down(&self) -> String {
         self.pause().await.0
@@ -158,6 +166,10 @@ impl Governor {
                 Ok(Err(error)) => (error.to_string(), None),
                 Err(_) => (format!("it took longer than {limit:?} to answer"), None),
             };
+            self.health.send_replace(Health::Down {
+                reason: reason.clone(),
+                retry_after,
+            });
             // Said once, and again when it fails in another way.
             if told.as_ref() == Some(&reason) {
                 debug!(reason, "The embedder still fails.");

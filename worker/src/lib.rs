@@ -7,9 +7,11 @@ pub mod embedder;
 pub mod telemetry;
 
 mod backoff;
+mod claimer;
 mod coordinator;
 mod endpoint;
 mod governor;
+mod http;
 mod plan;
 mod run;
 mod session;
@@ -17,4 +19,4 @@ mod session;
 mod testing;
 
 pub use config::Config;
-pub use run::run;
+pub use run::{Served, run};

@@ -1,24 +1,25 @@
 //! The process `weir-worker`: one worker, until it is told to stop.
 
-use std::process;
+use std::{env, ffi::OsString, process};
 
 use clap::Parser as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
-use weir_worker::{Config, embedder, telemetry};
+use weir_worker::{Config, Served, telemetry};
 
 /// What a process killed by an interrupt exits with.
 const EXIT_INTERRUPTED: i32 = 130;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let config = Config::parse();
+    let command_line: Vec<OsString> = env::args_os().collect();
+    let config = Config::parse_from(&command_line);
     telemetry::init(config.log_format, &config.log)?;
     let shutdown = CancellationToken::new();
     stop_on_signals(shutdown.clone())?;
-    let embedder = embedder::build(&config.embedder, &config.model).await?;
-    weir_worker::run(config, embedder, shutdown).await
+    let served = Served::all(config.models(&command_line)?).await?;
+    weir_worker::run(config, served, shutdown).await
 }
 
 /// The first SIGTERM or SIGINT drains, the second ends the process at once.

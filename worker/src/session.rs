@@ -7,12 +7,15 @@ mod link;
 use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, instrument, warn};
 
 use crate::{
-    config::Config,
+    config::{Config, Model},
     coordinator::{Coordinator, Event, HandBack, Lease},
     endpoint::{Endpoint, Failure, Outcome, Share},
     plan::{self, Held},
@@ -24,13 +27,28 @@ use link::{Closed, Link};
 /// embedded, and for a call that is still under way.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 
-/// What all sessions of a worker share.
+/// What all sessions of a model share.
 pub(crate) struct Context {
-    pub(crate) config: Config,
+    pub(crate) config: Arc<Config>,
+    pub(crate) model: Model,
     pub(crate) coordinator: Coordinator,
     pub(crate) endpoint: Arc<Endpoint>,
+    /// Why the last claim failed, if it did.
+    pub(crate) refusal: watch::Sender<Option<String>>,
     /// Cancelled when the worker is to drain.
     pub(crate) shutdown: CancellationToken,
+}
+
+impl Context {
+    /// Why no job of the model can be worked on, if none can.
+    pub(crate) fn obstacle(&self) -> Option<String> {
+        if self.shutdown.is_cancelled() {
+            return Some("stopping".to_owned());
+        }
+        let refusal = self.refusal.borrow().clone();
+        let no_claim = || refusal.map(|reason| format!("cannot claim jobs: {reason}"));
+        self.endpoint.governor.ailment().or_else(no_claim)
+    }
 }
 
 /// How work on a lease ended.
@@ -118,7 +136,7 @@ impl<'a> Session<'a> {
     fn new(context: &'a Context, lease: &Lease, dimension: usize) -> Self {
         let config = &context.config;
         let batch_size = plan::batch_size(
-            config.batch_size,
+            context.model.settings.batch_size,
             lease.max_batch_size,
             config.window,
             dimension,

@@ -18,7 +18,7 @@ use tonic::transport::Uri;
 use tracing::subscriber::DefaultGuard;
 
 use crate::{
-    config::Config,
+    config::{Config, Model},
     embedder::{EmbedError, Embedder, Limits, Probe},
 };
 
@@ -34,7 +34,8 @@ pub(crate) async fn soon<T>(event: impl Future<Output = T>) -> T {
         .expect("what the test waits for did not happen")
 }
 
-pub(crate) fn config(coordinator: &Uri, settings: &[&str]) -> Config {
+/// The settings of a worker for one model, "model".
+pub(crate) fn config(coordinator: &Uri, settings: &[&str]) -> (Config, Model) {
     let coordinator = coordinator.to_string();
     let args = [
         "weir-worker",
@@ -45,7 +46,9 @@ pub(crate) fn config(coordinator: &Uri, settings: &[&str]) -> Config {
         "--worker-id",
         "worker",
     ];
-    Config::try_parse_from(args.iter().chain(settings)).unwrap()
+    let config = Config::try_parse_from(args.iter().chain(settings)).unwrap();
+    let model = config.models(&[]).unwrap().remove(0);
+    (config, model)
 }
 
 /// The vector of a text, made of nothing but the text.

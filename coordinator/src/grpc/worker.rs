@@ -145,6 +145,7 @@ impl WorkerService for Workers {
         }
         Ok(Response::new(v1::ClaimJobResponse {
             leases: jobs.into_iter().map(|job| self.lease(job)).collect(),
+            lease_duration: wire_duration(self.0.lease_duration),
         }))
     }
 

@@ -7,8 +7,22 @@ use weir_proto::v1::{
     self, RevokeReason, stream_batches_request as request, stream_batches_response as response,
 };
 
-use super::{CallError, Event, Lease};
+use super::{CallError, Claimed, Event, Lease};
 use crate::plan::{Batch, BatchResult, Chunk, ChunkKey};
+
+impl TryFrom<v1::ClaimJobResponse> for Claimed {
+    type Error = CallError;
+
+    fn try_from(response: v1::ClaimJobResponse) -> Result<Self, CallError> {
+        let leases = response.leases.into_iter().map(Lease::try_from);
+        Ok(Self {
+            leases: leases.collect::<Result<_, _>>()?,
+            lease_duration: response
+                .lease_duration
+                .and_then(|duration| Duration::try_from(duration).ok()),
+        })
+    }
+}
 
 impl TryFrom<v1::Lease> for Lease {
     type Error = CallError;

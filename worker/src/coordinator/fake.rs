@@ -63,6 +63,9 @@ fn chunk(text: &str) -> v1::Chunk {
     }
 }
 
+/// What the answers to claims say.
+pub(crate) const LEASE_DURATION: Duration = Duration::from_mins(10);
+
 pub(crate) fn lease(job_id: i64, lease_duration: Duration) -> v1::Lease {
     v1::Lease {
         job_id,
@@ -135,7 +138,12 @@ impl FakeCoordinator {
 
 impl FakeClaim {
     pub(crate) fn answer(self, leases: Vec<v1::Lease>) {
-        self.answer.send(Ok(v1::ClaimJobResponse { leases })).ok();
+        let lease_duration = prost_types::Duration::try_from(LEASE_DURATION).ok();
+        let response = v1::ClaimJobResponse {
+            leases,
+            lease_duration,
+        };
+        self.answer.send(Ok(response)).ok();
     }
 
     pub(crate) fn fail(self, status: Status) {

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use tokio::task::JoinHandle;
 use tonic::Status;
 use weir_proto::v1;
@@ -6,12 +8,10 @@ use super::*;
 use crate::{
     coordinator::{
         HandBack,
-        fake::{FakeCoordinator, FakeStream, lease},
+        fake::{FakeCoordinator, FakeStream, LEASE_DURATION, lease},
     },
     testing::{EmbedCalls, FakeEmbedder, Logs, config, soon},
 };
-
-const LONG: Duration = Duration::from_mins(10);
 
 /// A whole worker, with the coordinator and the embedder in the test's hands.
 struct Scene {
@@ -26,8 +26,9 @@ impl Scene {
         let coordinator = FakeCoordinator::start().await;
         let (fake, embedder) = FakeEmbedder::new();
         let shutdown = CancellationToken::new();
-        let config = config(&coordinator.uri, settings);
-        let worker = tokio::spawn(run(config, Arc::new(fake), shutdown.clone()));
+        let (config, model) = config(&coordinator.uri, settings);
+        let served = vec![Served::by(model, Arc::new(fake))];
+        let worker = tokio::spawn(run(config, served, shutdown.clone()));
         Self {
             coordinator,
             embedder,
@@ -45,7 +46,10 @@ impl Scene {
 
     /// Answers the next claim with the given jobs and takes their streams.
     async fn lease(&mut self, job_ids: &[i64]) -> Vec<FakeStream> {
-        let leases = job_ids.iter().map(|id| lease(*id, LONG)).collect();
+        let leases = job_ids
+            .iter()
+            .map(|id| lease(*id, LEASE_DURATION))
+            .collect();
         self.coordinator.claim().await.answer(leases);
         let mut streams = Vec::new();
         for _ in job_ids {
@@ -71,10 +75,10 @@ async fn a_claim_names_the_worker_its_model_and_its_free_permits() {
         wait: prost_types::Duration::try_from(Duration::from_secs(7)).ok(),
     };
     assert_eq!(claim.request, expected);
-    claim.answer(vec![lease(1, LONG), lease(2, LONG)]);
+    claim.answer(vec![lease(1, LEASE_DURATION), lease(2, LEASE_DURATION)]);
     let claim = scene.coordinator.claim().await;
     assert_eq!(claim.request.max_jobs, 1);
-    claim.answer(vec![lease(3, LONG)]);
+    claim.answer(vec![lease(3, LEASE_DURATION)]);
     let streams = [
         scene.coordinator.stream().await,
         scene.coordinator.stream().await,
@@ -145,7 +149,7 @@ async fn a_job_claimed_while_the_embedder_broke_goes_back() {
     streams[0].batch(1, &["a"]).await;
     scene.embedder.next().await.break_down("503");
     scene.coordinator.hand_back().await.accept();
-    waiting.answer(vec![lease(2, LONG)]);
+    waiting.answer(vec![lease(2, LEASE_DURATION)]);
     let call = scene.coordinator.hand_back().await;
     assert_eq!((call.how, call.job_id), (HandBack::Release, 2));
     call.accept();
@@ -192,7 +196,8 @@ async fn a_lease_too_short_for_the_embedder_is_warned_of_once() {
     for (embed_timeout, warnings) in [("9m", 0), ("10m", 1)] {
         let embed_timeout = format!("--embed-timeout={embed_timeout}");
         let mut scene = Scene::start_fit(&["--concurrency=2", &embed_timeout]).await;
-        scene.lease(&[1, 2]).await;
+        scene.coordinator.claim().await.answer(Vec::new());
+        scene.lease(&[1]).await;
         let logs = logs.text();
         let lines = logs.lines().filter(|line| {
             line.contains("WEIR_EMBED_TIMEOUT") && line.contains("WEIR_LEASE_DURATION")

@@ -39,15 +39,18 @@ impl Scene {
         if !settings.iter().any(|s| s.starts_with("--batch-size")) {
             settings.push("--batch-size=1");
         }
-        let config = config(uri, &settings);
-        let endpoint = Arc::new(Endpoint::new(Arc::new(fake), config.endpoint()));
+        let (config, model) = config(uri, &settings);
+        let endpoint = Endpoint::new(Arc::new(fake), model.settings.endpoint());
+        let endpoint = Arc::new(endpoint);
         endpoint.governor.fit_for_tests(2);
         let running = Arc::clone(&endpoint);
         tokio::spawn(async move { running.dispatch().await });
         let context = Arc::new(Context {
-            config,
+            config: Arc::new(config),
+            model,
             coordinator: Coordinator::new(uri).unwrap(),
             endpoint,
+            refusal: watch::Sender::new(None),
             shutdown: CancellationToken::new(),
         });
         let lease = Lease::try_from(lease(42, lease_duration)).unwrap();

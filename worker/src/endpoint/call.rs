@@ -1,0 +1,53 @@
+//! One call to the embedder, which ends in time and without a panic.
+
+use std::{panic::AssertUnwindSafe, sync::Arc};
+
+use futures::FutureExt as _;
+use tokio::time::timeout;
+
+use super::{
+    Ended, Endpoint,
+    queue::{Call, Text, size_of},
+};
+use crate::embedder::EmbedError;
+
+impl Endpoint {
+    /// Sends a call when the quotas allow it. `saturated`: as many calls as
+    /// allowed are under way with it.
+    pub(super) async fn call(self: Arc<Self>, id: u64, call: Call, saturated: bool) -> Ended {
+        self.rates.wait(size_of(&call.texts)).await;
+        let answer = {
+            let texts: Vec<&str> = call.texts.iter().map(Text::as_str).collect();
+            let limit = self.settings.timeout;
+            let answer = AssertUnwindSafe(self.embedder.embed(&texts)).catch_unwind();
+            let answer = match timeout(limit, answer).await {
+                Ok(Ok(answer)) => answer,
+                Ok(Err(_)) => Err(EmbedError::Transient {
+                    reason: "the embedder panicked; its worker's log has the message".to_owned(),
+                }),
+                Err(_) => {
+                    let limit = humantime::format_duration(limit);
+                    Err(EmbedError::Timeout {
+                        reason: format!("the embedder took longer than embed_timeout ({limit})"),
+                    })
+                }
+            };
+            // A vector must never meet another's chunk, whatever an embedder does.
+            answer.and_then(|vectors| match vectors.len() {
+                got if got == texts.len() => Ok(vectors),
+                got => Err(EmbedError::Transient {
+                    reason: format!(
+                        "the embedder answered {got} vectors for {} texts",
+                        texts.len()
+                    ),
+                }),
+            })
+        };
+        Ended {
+            id,
+            call,
+            answer,
+            saturated,
+        }
+    }
+}

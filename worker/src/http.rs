@@ -1,0 +1,57 @@
+//! Health, over plain HTTP: for probes, and for a person with a browser.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use anyhow::Context as _;
+use axum::{Router, extract::State, http::StatusCode, routing::get};
+use tokio::net::TcpListener;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{info, warn};
+
+use crate::session::Context;
+
+/// Serves on an address, if there is one, until what is returned is dropped.
+/// Fails, naming the setting, when the address cannot be listened on.
+pub(crate) async fn serve(
+    address: Option<SocketAddr>,
+    models: Vec<Arc<Context>>,
+) -> anyhow::Result<Option<AbortOnDropHandle<()>>> {
+    let Some(address) = address else {
+        return Ok(None);
+    };
+    let listener = TcpListener::bind(address).await;
+    let listener = listener
+        .with_context(|| format!("cannot listen on --http-listen (WEIR_HTTP_LISTEN) {address}"))?;
+    let address = listener.local_addr()?;
+    info!(%address, "Serving /livez and /readyz.");
+    let router = router(models);
+    Ok(Some(AbortOnDropHandle::new(tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            warn!(%error, "Health is not served any more.");
+        }
+    }))))
+}
+
+/// `/livez` answers while the process lives, `/readyz` while all models can be
+/// embedded with and the coordinator answers; otherwise it says what is wrong,
+/// a line a model.
+fn router(models: Vec<Arc<Context>>) -> Router {
+    Router::new()
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .with_state(models.into())
+}
+
+async fn ready(State(models): State<Arc<[Arc<Context>]>>) -> (StatusCode, String) {
+    let mut status = StatusCode::OK;
+    let mut lines = String::new();
+    for context in &*models {
+        let obstacle = context.obstacle();
+        if obstacle.is_some() {
+            status = StatusCode::SERVICE_UNAVAILABLE;
+        }
+        let said = obstacle.unwrap_or_else(|| "ready".to_owned());
+        lines.extend([&context.model.name, ": ", &said, "\n"]);
+    }
+    (status, lines)
+}
