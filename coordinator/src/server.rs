@@ -289,7 +289,14 @@ fn routes(
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1alpha()?;
-    Ok(Routes::from(http::router(store, shutdown.clone()))
+    // Those that `grpc::limits` relabels on the wire are relabelled here, too.
+    let in_process = Routes::new(sources.clone())
+        .add_service(jobs.clone())
+        .add_service(searches.clone())
+        .into_axum_router()
+        .layer(MapResponseLayer::new(grpc::limits::relabel));
+    let pages = http::router(store, shutdown.clone()).merge(grpc::json::router(in_process)?);
+    Ok(Routes::from(pages)
         .add_service(web.named_layer(sources))
         .add_service(web.named_layer(jobs))
         .add_service(web.named_layer(searches))

@@ -17,6 +17,7 @@ mod database_away;
 mod door;
 mod drain;
 mod heartbeat;
+mod json;
 mod lease;
 mod model;
 mod models;

@@ -7,6 +7,7 @@ mod door;
 mod error;
 mod imports;
 mod jobs;
+pub(crate) mod json;
 pub(crate) mod limits;
 mod page;
 mod search;

@@ -1,0 +1,217 @@
+//! The client services once more as JSON over plain HTTP, for pages and for
+//! `curl`: `POST /api/JobService/ListJobs` with the request as JSON, and
+//! `GET /api/JobService/WatchSource?request={…}` as server-sent events.
+//!
+//! Each call is translated by its descriptor (proto3's own mapping to JSON) and
+//! made on the gRPC service itself, in this process: whatever holds for that
+//! call holds for this one.
+
+mod codec;
+mod refusal;
+
+use std::{convert::Infallible, sync::Arc};
+
+use anyhow::Context as _;
+use axum::{
+    Json, Router,
+    body::Bytes,
+    extract::{DefaultBodyLimit, Path, Query, State},
+    response::{
+        IntoResponse as _, Response,
+        sse::{Event, KeepAlive, Sse},
+    },
+    routing::get,
+};
+use futures::{Stream, StreamExt as _, stream};
+use http::{HeaderMap, HeaderName, header, uri::PathAndQuery};
+use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, SerializeOptions, Value};
+use serde::Deserialize;
+use tonic::{Code, Request, Status, Streaming, client::Grpc, metadata::MetadataMap};
+use weir_proto::{limits::MAX_CLIENT_MESSAGE_BYTES, v1::FILE_DESCRIPTOR_SET};
+
+use self::{codec::DynamicCodec, refusal::Refusal};
+
+/// The services that are served this way.
+const SERVICES: [&str; 3] = ["JobService", "SearchService", "SourceService"];
+
+/// What of a caller's headers goes on with the call.
+const PASSED_ON: [HeaderName; 3] = [
+    header::AUTHORIZATION,
+    HeaderName::from_static("traceparent"),
+    HeaderName::from_static("tracestate"),
+];
+
+/// Where a stream that broke goes on, in a request and in each answer.
+const CURSOR: &str = "cursor";
+
+#[derive(Clone)]
+struct Gateway {
+    pool: DescriptorPool,
+    services: Router,
+}
+
+/// A request in a URL, for what can send no body.
+#[derive(Deserialize)]
+struct InUrl {
+    #[serde(default)]
+    request: String,
+}
+
+/// The routes below `/api`, which call `services`.
+pub(crate) fn router(services: Router) -> anyhow::Result<Router> {
+    let pool = DescriptorPool::decode(FILE_DESCRIPTOR_SET).context("our own descriptors")?;
+    Ok(Router::new()
+        .route("/api/{service}/{method}", get(watch).post(call))
+        .layer(DefaultBodyLimit::max(MAX_CLIENT_MESSAGE_BYTES))
+        .with_state(Arc::new(Gateway { pool, services })))
+}
+
+/// A call with one answer.
+async fn call(
+    State(gateway): State<Arc<Gateway>>,
+    Path((service, method)): Path<(String, String)>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, Refusal> {
+    // What a form of another site can send without asking is none of this type.
+    let kind = headers
+        .get(header::CONTENT_TYPE)
+        .map(http::HeaderValue::as_bytes);
+    if !kind.is_some_and(|kind| kind.starts_with(b"application/json")) {
+        return Err(Refusal::unsupported_type());
+    }
+    let method = gateway.method(&service, &method, false)?;
+    let message = parse(&method, &body)?;
+    let mut client = Grpc::new(gateway.services.clone());
+    ready(&mut client).await?;
+    let answer = client
+        .unary(request(message, &headers), path(&method)?, codec(&method))
+        .await?;
+    Ok(Json(json(answer.get_ref())?).into_response())
+}
+
+/// A call with many answers.
+async fn watch(
+    State(gateway): State<Arc<Gateway>>,
+    Path((service, method)): Path<(String, String)>,
+    Query(InUrl { request: text }): Query<InUrl>,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    let method = gateway.method(&service, &method, true)?;
+    let text = if text.is_empty() { "{}" } else { &text };
+    let mut message = parse(&method, text.as_bytes())?;
+    // A browser that was cut off says what it had last.
+    let last = headers.get("last-event-id").and_then(|id| id.to_str().ok());
+    if let (Some(id), Some(cursor)) = (last, method.input().get_field_by_name(CURSOR)) {
+        message.set_field(&cursor, Value::String(id.to_owned()));
+    }
+    let mut client = Grpc::new(gateway.services.clone());
+    ready(&mut client).await?;
+    let answers = client
+        .server_streaming(request(message, &headers), path(&method)?, codec(&method))
+        .await?;
+    let events = events(answers.into_inner());
+    let events = Sse::new(events).keep_alive(KeepAlive::default());
+    Ok(events.into_response())
+}
+
+impl Gateway {
+    fn method(
+        &self,
+        service: &str,
+        method: &str,
+        streaming: bool,
+    ) -> Result<MethodDescriptor, Refusal> {
+        let unknown = || Status::unimplemented(format!("there is no call {service}/{method}"));
+        if !SERVICES.contains(&service) {
+            return Err(unknown().into());
+        }
+        let found = self.pool.get_service_by_name(&format!("weir.v1.{service}"));
+        let found = found.and_then(|it| it.methods().find(|it| it.name() == method));
+        let found = found.ok_or_else(unknown)?;
+        if found.is_client_streaming() {
+            let reason = format!("{service}/{method} takes a stream, which is gRPC only");
+            return Err(Status::unimplemented(reason).into());
+        }
+        if found.is_server_streaming() != streaming {
+            return Err(Refusal::wrong_method(found.is_server_streaming()));
+        }
+        Ok(found)
+    }
+}
+
+fn parse(method: &MethodDescriptor, text: &[u8]) -> Result<DynamicMessage, Status> {
+    let mut json = serde_json::Deserializer::from_slice(text);
+    let message = DynamicMessage::deserialize(method.input(), &mut json);
+    let message = message.and_then(|message| json.end().map(|()| message));
+    message.map_err(|error| {
+        Status::invalid_argument(format!(
+            "the request is no {} in JSON: {error}",
+            method.input().name()
+        ))
+    })
+}
+
+fn request(message: DynamicMessage, headers: &HeaderMap) -> Request<DynamicMessage> {
+    let mut request = Request::new(message);
+    let passed_on = PASSED_ON.into_iter().filter_map(|name| {
+        let value = headers.get(&name)?.clone();
+        Some((name, value))
+    });
+    *request.metadata_mut() = MetadataMap::from_headers(passed_on.collect());
+    request
+}
+
+async fn ready(client: &mut Grpc<Router>) -> Result<(), Status> {
+    let ready = client.ready().await;
+    ready.map_err(|never: Infallible| match never {})
+}
+
+fn path(method: &MethodDescriptor) -> Result<PathAndQuery, Status> {
+    let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
+    path.parse()
+        .map_err(|_| Status::internal("a method's name is no path"))
+}
+
+fn codec(method: &MethodDescriptor) -> DynamicCodec {
+    DynamicCodec(method.output())
+}
+
+/// An event for each answer, and `end` after the last. When this replica stops,
+/// or the database is away, nothing is said: a browser then asks again.
+fn events(answers: Streaming<DynamicMessage>) -> impl Stream<Item = Result<Event, Infallible>> {
+    stream::unfold(Some(answers), async |answers| {
+        let mut answers = answers?;
+        let answer = match answers.message().await {
+            Ok(Some(answer)) => event(&answer),
+            Ok(None) => return Some((Event::default().event("end").data("{}"), None)),
+            Err(status) => Err(status),
+        };
+        match answer {
+            Ok(event) => Some((event, Some(answers))),
+            Err(status) if status.code() == Code::Unavailable => None,
+            Err(status) => {
+                let said = Refusal::from(status).to_json().to_string();
+                Some((Event::default().event("failed").data(said), None))
+            }
+        }
+    })
+    .map(Ok)
+}
+
+fn event(answer: &DynamicMessage) -> Result<Event, Status> {
+    let mut event = Event::default().data(json(answer)?.to_string());
+    let cursor = answer.get_field_by_name(CURSOR);
+    if let Some(cursor) = cursor.as_deref().and_then(Value::as_str) {
+        event = event.id(cursor);
+    }
+    Ok(event)
+}
+
+/// Every field is there, so that who reads it need not know what it is when it
+/// is missing; 64-bit numbers are strings, as proto3 has it.
+fn json(message: &DynamicMessage) -> Result<serde_json::Value, Status> {
+    let options = SerializeOptions::new().skip_default_fields(false);
+    let json = message.serialize_with_options(serde_json::value::Serializer, &options);
+    json.map_err(|error| Status::internal(format!("the answer has no JSON: {error}")))
+}
