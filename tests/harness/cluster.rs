@@ -20,13 +20,16 @@ use crate::PATIENCE;
 /// otherwise.
 pub const MODEL: &str = "fake";
 
-/// Finds a binary of this workspace, which cargo puts beside the tests.
+/// Finds a binary of this workspace: cargo puts them in the folder of the
+/// profile, and the tests in `deps` below it.
 pub fn binary(name: &str) -> PathBuf {
-    let test = env::current_exe().expect("a process knows its program");
-    let profile = test
-        .ancestors()
-        .nth(2)
-        .expect("tests are in target/<profile>/deps");
+    let program = env::current_exe().expect("a process knows its program");
+    let folder = program.parent().expect("a program is in a folder");
+    let profile = if folder.ends_with("deps") {
+        folder.parent().expect("deps is below the profile")
+    } else {
+        folder
+    };
     let binary = profile.join(name);
     assert!(
         binary.is_file(),

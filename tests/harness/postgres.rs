@@ -36,7 +36,13 @@ impl TestDatabase {
 
     /// Creates a database on a server of the test's own.
     pub async fn create_on(server: &OwnPostgres) -> Self {
-        Self::create_with(options(&server.url())).await
+        Self::create_at(&server.url()).await
+    }
+
+    /// Creates a database on a server that is there, whose superuser the URL
+    /// names.
+    pub async fn create_at(server: &str) -> Self {
+        Self::create_with(options(server)).await
     }
 
     async fn create_with(admin: PgConnectOptions) -> Self {

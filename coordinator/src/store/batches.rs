@@ -2,17 +2,20 @@
 
 mod statement;
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use chrono::{DateTime, Utc};
 
-use self::statement::{Verdict, write_outcome};
+use self::statement::{Verdict, write_outcomes};
 use super::{
     Store, StoreError, Violation,
     database::Transaction,
     rows::{Embedded, LeaseKey, Rejected},
 };
 use crate::job::state::JobState;
+
+/// Most chunks that outcomes of several jobs have together in one statement.
+const STATEMENT_CHUNKS: usize = 2_048;
 
 /// The outcome of some chunks of a job, on its way into the database.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,6 +28,15 @@ pub struct Outcome {
     pub rejected: Vec<Rejected>,
     /// End the job as succeeded if nothing of it is left.
     pub complete: bool,
+}
+
+impl Outcome {
+    /// Numbers in its vectors; `None` when it has none.
+    fn dimension(&self) -> Option<i32> {
+        self.embedded
+            .first()
+            .map(|chunk| chunk.vector.len() as i32)
+    }
 }
 
 /// How a job stands after an outcome was written.
@@ -82,23 +94,20 @@ impl Store {
         outcomes: &[Outcome],
         lease_duration: Duration,
     ) -> Result<Vec<Written>, StoreError> {
-        let mut results = Vec::with_capacity(outcomes.len());
+        let mut results: Vec<Upserted> = outcomes.iter().map(|_| Ok(None)).collect();
         let mut tx = self.pool.begin().await?;
-        for outcome in outcomes {
-            results.push(
-                match upsert_one(&mut tx, outcome, lease_duration, Locked::Pass).await {
-                    Ok(progress) => progress.map(Ok),
-                    Err(error @ (StoreError::Unavailable(_) | StoreError::Internal(_))) => {
-                        return Err(error);
-                    }
-                    Err(refusal) => Some(Err(refusal)),
-                },
-            );
+        for places in statements(outcomes) {
+            let of_statement: Vec<&Outcome> = places.iter().map(|&it| &outcomes[it]).collect();
+            let upserted =
+                upsert_in(&mut tx, &of_statement, lease_duration, Locked::Pass).await?;
+            for (place, result) in places.into_iter().zip(upserted) {
+                results[place] = result;
+            }
         }
         tx.commit().await?;
         let mut written = Vec::with_capacity(results.len());
         for (outcome, result) in outcomes.iter().zip(results) {
-            written.push(match result {
+            written.push(match result.transpose() {
                 Some(result) => Written::Settled(result),
                 None => self.busy_or_over(outcome).await,
             });
@@ -153,60 +162,117 @@ impl Store {
     }
 }
 
-/// Writes one outcome. `None`: the lease is not held, or the write would have
-/// to wait and may not.
+/// What became of an outcome in a statement. `None`: the lease is not held, or
+/// the write would have to wait and may not.
+type Upserted = Result<Option<Progress>, StoreError>;
+
+/// Sorts a group's outcomes into statements: a job at most once in each, and no
+/// more chunks than [`STATEMENT_CHUNKS`] unless an outcome alone has more.
+/// Returns their places in the group.
+fn statements(outcomes: &[Outcome]) -> Vec<Vec<usize>> {
+    let mut statements: Vec<Vec<usize>> = Vec::new();
+    let mut jobs: HashSet<i64> = HashSet::new();
+    let mut chunks = 0;
+    for (place, outcome) in outcomes.iter().enumerate() {
+        let more = outcome.embedded.len() + outcome.rejected.len();
+        match statements.last_mut() {
+            Some(last)
+                if chunks + more <= STATEMENT_CHUNKS && !jobs.contains(&outcome.lease.job_id) =>
+            {
+                last.push(place);
+                chunks += more;
+            }
+            _ => {
+                statements.push(vec![place]);
+                jobs.clear();
+                chunks = more;
+            }
+        }
+        jobs.insert(outcome.lease.job_id);
+    }
+    statements
+}
+
+/// Writes one outcome.
 pub(super) async fn upsert_one(
     tx: &mut Transaction,
     outcome: &Outcome,
     lease_duration: Duration,
     locked: Locked,
-) -> Result<Option<Progress>, StoreError> {
-    let dimension = outcome
-        .embedded
-        .first()
-        .map(|chunk| chunk.vector.len() as i32);
-    let mut verdict = write_outcome(tx, outcome, dimension, lease_duration, locked).await?;
-    if let (
-        Some(Verdict {
-            matched: true,
-            dimension: None,
-            ..
-        }),
-        Some(dimension),
-    ) = (&verdict, dimension)
-    {
-        // The first vectors of the model; others may be about to write theirs.
-        if locked == Locked::Pass {
-            return Ok(None);
+) -> Upserted {
+    let mut upserted = upsert_in(tx, &[outcome], lease_duration, locked).await?;
+    upserted.pop().unwrap_or(Ok(None))
+}
+
+/// Writes outcomes of different jobs in one statement. Fails as a whole only
+/// where the database does.
+async fn upsert_in(
+    tx: &mut Transaction,
+    outcomes: &[&Outcome],
+    lease_duration: Duration,
+    locked: Locked,
+) -> Result<Vec<Upserted>, StoreError> {
+    let mut verdicts = write_outcomes(tx, outcomes, lease_duration, locked).await?;
+    for (outcome, verdict) in outcomes.iter().zip(&mut verdicts) {
+        let Some(dimension) = outcome.dimension() else {
+            continue;
+        };
+        if !verdict.as_ref().is_some_and(Verdict::is_first_of_its_model) {
+            continue;
         }
-        sqlx::query(
-            "-- store::batches::upsert_one
-             INSERT INTO weir.models (name, dimension)
-             SELECT model, $2 FROM weir.jobs WHERE id = $1 ON CONFLICT (name) DO NOTHING",
-        )
-        .bind(outcome.lease.job_id)
-        .bind(dimension)
-        .execute(&mut **tx)
-        .await?;
-        verdict = write_outcome(tx, outcome, Some(dimension), lease_duration, locked).await?;
+        // Others may be about to write the first vectors of the model, too.
+        *verdict = None;
+        if locked == Locked::Wait {
+            name_dimension(tx, outcome.lease.job_id, dimension).await?;
+            let again = write_outcomes(tx, &[outcome], lease_duration, locked).await?;
+            *verdict = again.into_iter().flatten().next();
+        }
     }
-    let Some(verdict) = verdict else {
-        return Ok(None);
-    };
-    if !verdict.matched {
-        return Err(StoreError::Invalid(strangers(tx, outcome).await?));
+    let mut upserted = Vec::with_capacity(outcomes.len());
+    for (outcome, verdict) in outcomes.iter().zip(verdicts) {
+        upserted.push(match verdict {
+            None => Ok(None),
+            Some(verdict) if !verdict.matched => {
+                Err(StoreError::Invalid(strangers(tx, outcome).await?))
+            }
+            Some(verdict) => progress(outcome, verdict).map(Some),
+        });
     }
-    let theirs = verdict.dimension.unwrap_or(0);
-    match verdict.progress() {
-        Some(progress) => Ok(Some(progress)),
-        None => Err(StoreError::invalid(
+    Ok(upserted)
+}
+
+/// How a job stands; a refusal where its vectors have another dimension than
+/// the model's.
+fn progress(outcome: &Outcome, verdict: Verdict) -> Result<Progress, StoreError> {
+    let (ours, theirs) = (outcome.dimension(), verdict.dimension);
+    verdict.progress().ok_or_else(|| {
+        StoreError::invalid(
             "embedded[0].vector",
             format!(
-                "has {} numbers, but vectors of this model have {theirs}",
-                dimension.unwrap_or(0),
+                "has {} numbers, but vectors of this model have {}",
+                ours.unwrap_or(0),
+                theirs.unwrap_or(0),
             ),
-        )),
-    }
+        )
+    })
+}
+
+/// Fixes the dimension of a job's model, unless it is fixed.
+async fn name_dimension(
+    tx: &mut Transaction,
+    job_id: i64,
+    dimension: i32,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "-- store::batches::name_dimension
+         INSERT INTO weir.models (name, dimension)
+         SELECT model, $2 FROM weir.jobs WHERE id = $1 ON CONFLICT (name) DO NOTHING",
+    )
+    .bind(job_id)
+    .bind(dimension)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
 }
 
 /// Names the chunks of an outcome that its job does not have.

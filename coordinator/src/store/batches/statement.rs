@@ -1,15 +1,26 @@
-//! The one statement that writes an outcome.
+//! The one statement that writes outcomes, those of many jobs together.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use sqlx::{
+    Encode, Postgres, Type,
+    encode::IsNull,
+    error::BoxDynError,
+    postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo},
+};
 
 use super::{Locked, Outcome, Progress};
-use crate::store::{StoreError, database::Transaction, lease::interval};
+use crate::{
+    job::plan::TextHash,
+    store::{StoreError, database::Transaction, lease::interval},
+};
 
 /// What the statement says of an outcome.
 #[derive(Debug, sqlx::FromRow)]
 pub(super) struct Verdict {
+    /// Which of the outcomes, from 1.
+    n: i64,
     /// Whether all chunks of it are the job's, with their present texts.
     pub(super) matched: bool,
     /// The dimension of the model's vectors, once it has some.
@@ -24,6 +35,11 @@ pub(super) struct Verdict {
 }
 
 impl Verdict {
+    /// Whether nothing was written for want of a dimension to compare with.
+    pub(super) fn is_first_of_its_model(&self) -> bool {
+        self.matched && self.dimension.is_none() && self.source_id.is_none()
+    }
+
     /// How the job stands; `None` when nothing was written.
     pub(super) fn progress(self) -> Option<Progress> {
         Some(Progress {
@@ -39,49 +55,57 @@ impl Verdict {
     }
 }
 
-/// The statement, with the lock that it takes of the job's row. Parameters: the
-/// job and epoch; the embedded chunks as columns; the rejected ones; the
-/// vectors' dimension, if any; how long the lease lasts from now; whether to end
-/// the job when nothing of it is left; to how many characters the embedded
-/// chunks were truncated.
-macro_rules! outcome_sql {
+/// The statement, with the lock that it takes of the jobs' rows. Parameters:
+/// how long the leases last from now; of each outcome its job, epoch, whether to
+/// end the job when nothing of it is left, the vectors' dimension, and how many
+/// chunks it names as embedded and as rejected; the embedded chunks as columns,
+/// the first of which says of which outcome, and to how many characters each
+/// was truncated; the rejected ones.
+macro_rules! outcomes_sql {
     ($lock:literal) => {
         concat!(
-"-- store::batches::write_outcome
+"-- store::batches::write_outcomes
      WITH lease AS MATERIALIZED (
-         SELECT id, source_id, model, first_item_id, last_item_id, chunks_done, chunks_truncated, chunks_rejected,
-                chunks_total
-         FROM weir.jobs WHERE id = $1 AND epoch = $2 AND state = 'running' FOR NO KEY UPDATE", $lock, "
+         SELECT o.n, o.complete, o.dimension AS given, o.embedded, o.refused, j.id, j.source_id, j.model,
+                j.first_item_id, j.last_item_id, j.chunks_done, j.chunks_truncated, j.chunks_rejected, j.chunks_total
+         FROM unnest($2::bigint[], $3::bigint[], $4::bool[], $5::int[], $6::int[], $7::int[]) WITH ORDINALITY
+             AS o(job_id, epoch, complete, dimension, embedded, refused, n)
+         JOIN weir.jobs j ON j.id = o.job_id AND j.epoch = o.epoch
+         WHERE j.state = 'running' FOR NO KEY UPDATE OF j", $lock, "
      ), embedded AS MATERIALIZED (
-         SELECT l.source_id, l.model, c.item_id, c.chunk_index, c.text_hash, n.embedding,
+         SELECT l.n, l.source_id, l.model, c.item_id, c.chunk_index, c.text_hash, e.embedding,
                 -- All of its characters, or more, is the whole text. Only of what is said to be truncated is
                 -- the text read.
-                CASE WHEN n.truncated_to IS NULL THEN NULL
-                     WHEN n.truncated_to < char_length(c.text) THEN n.truncated_to END AS truncated_to
-         FROM lease l
-         CROSS JOIN unnest($3::text[], $4::int[], $5::bytea[], $6::vector[], $14::int[])
-             AS n(item_id, chunk_index, text_hash, embedding, truncated_to)
-         JOIN weir.chunks c ON c.source_id = l.source_id AND c.item_id = n.item_id
-             AND c.chunk_index = n.chunk_index AND c.text_hash = n.text_hash
-         WHERE n.item_id BETWEEN l.first_item_id AND l.last_item_id
+                CASE WHEN e.truncated_to IS NULL THEN NULL
+                     WHEN e.truncated_to < char_length(c.text) THEN e.truncated_to END AS truncated_to
+         FROM unnest($8::int[], $9::text[], $10::int[], $11::bytea[], $12::vector[], $13::int[])
+             AS e(n, item_id, chunk_index, text_hash, embedding, truncated_to)
+         JOIN lease l ON l.n = e.n
+         JOIN weir.chunks c ON c.source_id = l.source_id AND c.item_id = e.item_id
+             AND c.chunk_index = e.chunk_index AND c.text_hash = e.text_hash
+         WHERE e.item_id BETWEEN l.first_item_id AND l.last_item_id
      ), rejected AS MATERIALIZED (
-         SELECT l.source_id, l.model, c.item_id, c.chunk_index, c.text_hash, n.reason
-         FROM lease l
-         CROSS JOIN unnest($7::text[], $8::int[], $9::bytea[], $10::text[])
-             AS n(item_id, chunk_index, text_hash, reason)
-         JOIN weir.chunks c ON c.source_id = l.source_id AND c.item_id = n.item_id
-             AND c.chunk_index = n.chunk_index AND c.text_hash = n.text_hash
-         WHERE n.item_id BETWEEN l.first_item_id AND l.last_item_id
+         SELECT l.n, l.source_id, l.model, c.item_id, c.chunk_index, c.text_hash, r.reason
+         FROM unnest($14::int[], $15::text[], $16::int[], $17::bytea[], $18::text[])
+             AS r(n, item_id, chunk_index, text_hash, reason)
+         JOIN lease l ON l.n = r.n
+         JOIN weir.chunks c ON c.source_id = l.source_id AND c.item_id = r.item_id
+             AND c.chunk_index = r.chunk_index AND c.text_hash = r.text_hash
+         WHERE r.item_id BETWEEN l.first_item_id AND l.last_item_id
      ), verdict AS MATERIALIZED (
-         SELECT (SELECT count(*) FROM embedded) = cardinality($3::text[])
-            AND (SELECT count(*) FROM rejected) = cardinality($7::text[]) AS matched,
-                m.dimension
-         FROM lease LEFT JOIN weir.models m ON m.name = lease.model
+         SELECT l.n, m.dimension,
+                coalesce(e.chunks, 0) = l.embedded AND coalesce(r.chunks, 0) = l.refused AS matched,
+                l.given IS NULL OR coalesce(m.dimension = l.given, false) AS fits
+         FROM lease l
+         LEFT JOIN (SELECT n, count(*) AS chunks FROM embedded GROUP BY n) e ON e.n = l.n
+         LEFT JOIN (SELECT n, count(*) AS chunks FROM rejected GROUP BY n) r ON r.n = l.n
+         LEFT JOIN weir.models m ON m.name = l.model
      ), sound AS MATERIALIZED (
-         SELECT FROM verdict WHERE matched AND ($11::int IS NULL OR dimension = $11)
+         SELECT n FROM verdict WHERE matched AND fits
      ), written AS (
          INSERT INTO weir.embeddings AS e (source_id, item_id, chunk_index, model, text_hash, embedding, truncated_to)
-         SELECT source_id, item_id, chunk_index, model, text_hash, embedding, truncated_to FROM embedded n, sound
+         SELECT source_id, item_id, chunk_index, model, text_hash, embedding, truncated_to
+         FROM embedded n JOIN sound USING (n)
          -- The first verdict on a text holds; one that was counted as rejected is not counted again.
          WHERE NOT EXISTS (
              SELECT FROM weir.rejections r
@@ -91,14 +115,15 @@ macro_rules! outcome_sql {
          SET model = EXCLUDED.model, text_hash = EXCLUDED.text_hash, embedding = EXCLUDED.embedding,
              truncated_to = EXCLUDED.truncated_to, embedded_at = now()
          WHERE (e.model, e.text_hash) IS DISTINCT FROM (EXCLUDED.model, EXCLUDED.text_hash)
-         RETURNING e.truncated_to
+         RETURNING e.source_id, e.item_id, e.chunk_index, e.truncated_to
      ), replaced AS (
-         DELETE FROM weir.embeddings e USING rejected r, sound
+         DELETE FROM weir.embeddings e USING rejected r JOIN sound USING (n)
          WHERE e.source_id = r.source_id AND e.item_id = r.item_id AND e.chunk_index = r.chunk_index
            AND (e.model, e.text_hash) IS DISTINCT FROM (r.model, r.text_hash)
      ), refused AS (
          INSERT INTO weir.rejections AS r (source_id, item_id, chunk_index, model, text_hash, reason)
-         SELECT source_id, item_id, chunk_index, model, text_hash, reason FROM rejected n, sound
+         SELECT source_id, item_id, chunk_index, model, text_hash, reason
+         FROM rejected n JOIN sound USING (n)
          WHERE NOT EXISTS (
              SELECT FROM weir.embeddings e
              WHERE e.source_id = n.source_id AND e.item_id = n.item_id AND e.chunk_index = n.chunk_index
@@ -106,21 +131,26 @@ macro_rules! outcome_sql {
          ON CONFLICT (source_id, item_id, chunk_index) DO UPDATE
          SET model = EXCLUDED.model, text_hash = EXCLUDED.text_hash, reason = EXCLUDED.reason, rejected_at = now()
          WHERE (r.model, r.text_hash) IS DISTINCT FROM (EXCLUDED.model, EXCLUDED.text_hash)
-         RETURNING 1
+         RETURNING r.source_id, r.item_id, r.chunk_index
      ), settled AS MATERIALIZED (
          -- A vector deleted by hand under a running job is counted when it is made again; the
          -- counts stay within the plan all the same.
          SELECT id, fresh, done, least(truncated, done) AS truncated, rejected,
-                $13 AND done + rejected = chunks_total AS finished
-         FROM (SELECT l.id, l.chunks_total, w.done + f.rejected AS fresh,
-                      l.chunks_truncated + w.truncated AS truncated,
-                      least(l.chunks_done + w.done, l.chunks_total - l.chunks_rejected) AS done,
-                      least(l.chunks_rejected + f.rejected,
-                            l.chunks_total - least(l.chunks_done + w.done, l.chunks_total - l.chunks_rejected))
-                          AS rejected
-               FROM lease l, sound,
-                    (SELECT count(*)::int AS done, count(truncated_to)::int AS truncated FROM written) w,
-                    (SELECT count(*)::int AS rejected FROM refused) f) counted
+                complete AND done + rejected = chunks_total AS finished
+         FROM (SELECT id, complete, chunks_total, done + rejected AS fresh,
+                      chunks_truncated + truncated AS truncated,
+                      least(chunks_done + done, chunks_total - chunks_rejected) AS done,
+                      least(chunks_rejected + rejected,
+                            chunks_total - least(chunks_done + done, chunks_total - chunks_rejected)) AS rejected
+               FROM (SELECT l.*, coalesce(w.done, 0)::int AS done, coalesce(w.truncated, 0)::int AS truncated,
+                            coalesce(f.rejected, 0)::int AS rejected
+                     FROM lease l JOIN sound USING (n)
+                     LEFT JOIN (SELECT e.n, count(*) AS done, count(w.truncated_to) AS truncated
+                                FROM written w JOIN embedded e USING (source_id, item_id, chunk_index)
+                                GROUP BY e.n) w USING (n)
+                     LEFT JOIN (SELECT r.n, count(*) AS rejected
+                                FROM refused f JOIN rejected r USING (source_id, item_id, chunk_index)
+                                GROUP BY r.n) f USING (n)) fresh) counted
      ), updated AS (
          UPDATE weir.jobs j
          SET chunks_done = s.done,
@@ -135,96 +165,149 @@ macro_rules! outcome_sql {
              finished_at = CASE WHEN s.finished THEN now() END,
              worker_id = CASE WHEN s.finished THEN NULL ELSE j.worker_id END,
              claimed_at = CASE WHEN s.finished THEN NULL ELSE j.claimed_at END,
-             lease_expires_at = CASE WHEN s.finished THEN NULL ELSE now() + $12 END
+             lease_expires_at = CASE WHEN s.finished THEN NULL ELSE now() + $1 END
          FROM settled s WHERE j.id = s.id
-         RETURNING j.source_id, j.chunks_done AS done, j.chunks_truncated AS truncated,
+         RETURNING j.id, j.source_id, j.chunks_done AS done, j.chunks_truncated AS truncated,
                    j.chunks_rejected AS rejected, j.chunks_total AS total, j.suspects, j.lease_expires_at
      )
-     SELECT v.matched, v.dimension, u.source_id, u.done, u.truncated, u.rejected, u.total, u.suspects,
+     SELECT v.n, v.matched, v.dimension, u.source_id, u.done, u.truncated, u.rejected, u.total, u.suspects,
             u.lease_expires_at
-     FROM verdict v LEFT JOIN updated u ON true"
+     FROM verdict v JOIN lease l USING (n) LEFT JOIN updated u ON u.id = l.id"
         )
     };
 }
 
-/// The one statement that writes an outcome: all of it or, when a chunk does
-/// not match or the dimension is another, nothing. The job's row is locked
-/// first, so that whoever changes the source's chunks comes before or after,
-/// never between (law 7). `None`: the lease is not held or, with
-/// [`Locked::Pass`], somebody else has the lock.
-pub(super) async fn write_outcome(
+/// Writes outcomes of different jobs: of each all or, when a chunk does not
+/// match or the dimension is another, nothing. The jobs' rows are locked first,
+/// so that whoever changes a source's chunks comes before or after, never
+/// between (law 7). `None`: the lease is not held or, with [`Locked::Pass`],
+/// somebody else has the lock.
+pub(super) async fn write_outcomes(
     tx: &mut Transaction,
-    outcome: &Outcome,
-    dimension: Option<i32>,
+    outcomes: &[&Outcome],
     lease_duration: Duration,
     locked: Locked,
-) -> Result<Option<Verdict>, StoreError> {
-    let embedded = &outcome.embedded;
-    let rejected = &outcome.rejected;
+) -> Result<Vec<Option<Verdict>>, StoreError> {
     let statement = match locked {
-        Locked::Wait => outcome_sql!(""),
-        Locked::Pass => outcome_sql!(" SKIP LOCKED"),
+        Locked::Wait => outcomes_sql!(""),
+        Locked::Pass => outcomes_sql!(" SKIP LOCKED"),
     };
-    Ok(sqlx::query_as(statement)
-        .bind(outcome.lease.job_id)
-        .bind(outcome.lease.epoch)
-        .bind(
-            embedded
-                .iter()
-                .map(|chunk| chunk.item_id.as_str())
-                .collect::<Vec<_>>(),
-        )
-        .bind(
-            embedded
-                .iter()
-                .map(|chunk| chunk.chunk_index)
-                .collect::<Vec<_>>(),
-        )
-        .bind(
-            embedded
-                .iter()
-                .map(|chunk| chunk.text_hash.as_slice())
-                .collect::<Vec<_>>(),
-        )
-        .bind(
-            embedded
-                .iter()
-                .map(|chunk| pgvector::Vector::from(chunk.vector.clone()))
-                .collect::<Vec<_>>(),
-        )
-        .bind(
-            rejected
-                .iter()
-                .map(|chunk| chunk.item_id.as_str())
-                .collect::<Vec<_>>(),
-        )
-        .bind(
-            rejected
-                .iter()
-                .map(|chunk| chunk.chunk_index)
-                .collect::<Vec<_>>(),
-        )
-        .bind(
-            rejected
-                .iter()
-                .map(|chunk| chunk.text_hash.as_slice())
-                .collect::<Vec<_>>(),
-        )
-        .bind(
-            rejected
-                .iter()
-                .map(|chunk| chunk.reason.as_str())
-                .collect::<Vec<_>>(),
-        )
-        .bind(dimension)
+    let (embedded, rejected) = (Embedded::of(outcomes), Rejected::of(outcomes));
+    let column = |of: fn(&Outcome) -> i64| outcomes.iter().map(|it| of(it)).collect::<Vec<_>>();
+    let count = |of: fn(&Outcome) -> usize| {
+        let counts = outcomes.iter().map(|it| of(it) as i32);
+        counts.collect::<Vec<_>>()
+    };
+    let found: Vec<Verdict> = sqlx::query_as(statement)
         .bind(interval(lease_duration))
-        .bind(outcome.complete)
-        .bind(
-            embedded
-                .iter()
-                .map(|chunk| chunk.truncated_to)
-                .collect::<Vec<_>>(),
-        )
-        .fetch_optional(&mut **tx)
-        .await?)
+        .bind(column(|it| it.lease.job_id))
+        .bind(column(|it| it.lease.epoch))
+        .bind(outcomes.iter().map(|it| it.complete).collect::<Vec<_>>())
+        .bind(outcomes.iter().map(|it| it.dimension()).collect::<Vec<_>>())
+        .bind(count(|it| it.embedded.len()))
+        .bind(count(|it| it.rejected.len()))
+        .bind(embedded.n)
+        .bind(embedded.item_id)
+        .bind(embedded.chunk_index)
+        .bind(embedded.text_hash)
+        .bind(embedded.vector)
+        .bind(embedded.truncated_to)
+        .bind(rejected.n)
+        .bind(rejected.item_id)
+        .bind(rejected.chunk_index)
+        .bind(rejected.text_hash)
+        .bind(rejected.reason)
+        .fetch_all(&mut **tx)
+        .await?;
+    let mut verdicts: Vec<Option<Verdict>> = outcomes.iter().map(|_| None).collect();
+    for verdict in found {
+        if let Some(place) = verdicts.get_mut(verdict.n as usize - 1) {
+            *place = Some(verdict);
+        }
+    }
+    Ok(verdicts)
+}
+
+/// Embedded chunks of all outcomes, by column.
+#[derive(Default)]
+struct Embedded<'a> {
+    n: Vec<i32>,
+    item_id: Vec<&'a str>,
+    chunk_index: Vec<i32>,
+    text_hash: Vec<&'a [u8]>,
+    vector: Vec<Packed<'a>>,
+    truncated_to: Vec<Option<i32>>,
+}
+
+impl<'a> Embedded<'a> {
+    fn of(outcomes: &[&'a Outcome]) -> Self {
+        let mut columns = Self::default();
+        for (n, outcome) in (1..).zip(outcomes) {
+            for chunk in &outcome.embedded {
+                columns.n.push(n);
+                columns.item_id.push(&chunk.item_id);
+                columns.chunk_index.push(chunk.chunk_index);
+                columns.text_hash.push(as_bytes(&chunk.text_hash));
+                columns.vector.push(Packed(&chunk.vector));
+                columns.truncated_to.push(chunk.truncated_to);
+            }
+        }
+        columns
+    }
+}
+
+/// Rejected chunks of all outcomes, by column.
+#[derive(Default)]
+struct Rejected<'a> {
+    n: Vec<i32>,
+    item_id: Vec<&'a str>,
+    chunk_index: Vec<i32>,
+    text_hash: Vec<&'a [u8]>,
+    reason: Vec<&'a str>,
+}
+
+impl<'a> Rejected<'a> {
+    fn of(outcomes: &[&'a Outcome]) -> Self {
+        let mut columns = Self::default();
+        for (n, outcome) in (1..).zip(outcomes) {
+            for chunk in &outcome.rejected {
+                columns.n.push(n);
+                columns.item_id.push(&chunk.item_id);
+                columns.chunk_index.push(chunk.chunk_index);
+                columns.text_hash.push(as_bytes(&chunk.text_hash));
+                columns.reason.push(&chunk.reason);
+            }
+        }
+        columns
+    }
+}
+
+fn as_bytes(hash: &TextHash) -> &[u8] {
+    hash
+}
+
+/// Numbers as pgvector's type `vector` has them on the wire, not copied on the
+/// way: dimension, two bytes unused, the numbers.
+struct Packed<'a>(&'a [f32]);
+
+impl Type<Postgres> for Packed<'_> {
+    fn type_info() -> PgTypeInfo {
+        PgTypeInfo::with_name("vector")
+    }
+}
+
+impl PgHasArrayType for Packed<'_> {
+    fn array_type_info() -> PgTypeInfo {
+        PgTypeInfo::with_name("_vector")
+    }
+}
+
+impl Encode<'_, Postgres> for Packed<'_> {
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        buffer.reserve(4 + 4 * self.0.len());
+        buffer.extend(u16::try_from(self.0.len())?.to_be_bytes());
+        buffer.extend([0; 2]);
+        buffer.extend(self.0.iter().flat_map(|number| number.to_be_bytes()));
+        Ok(IsNull::No)
+    }
 }

@@ -1,0 +1,147 @@
+//! How long one thing takes: a source from its put to its vector, and a claim
+//! beside a long history.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use sqlx::AssertSqlSafe;
+use tokio::{task::JoinSet, time::sleep_until};
+use tonic::transport::Channel;
+use weir_proto::v1::{self, worker_service_client::WorkerServiceClient};
+use weir_tests::{clients::seconds, cluster::MODEL};
+
+use crate::{
+    report::{Report, percentile},
+    scenarios::{Scale, put},
+    stage::{Server, Stage},
+};
+
+/// Sources a second that are put at a steady rate, whatever becomes of them.
+const RATE: u32 = 500;
+
+/// Claims that are timed.
+const CLAIMS: usize = 300;
+
+/// From the put of a source of one chunk to the commit of its vector: one after
+/// the other, and at a steady rate.
+pub(crate) async fn arrivals(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
+    let server = Server::start();
+    let mut stage = Stage::set(&server, &[]).await;
+    stage.worker(768, Duration::ZERO, &["--concurrency=256", "--batch-size=256"]);
+    let channel = stage.coordinator.connect().await;
+    // Whatever is done for the first time is done by now.
+    for n in 0..scale.arrivals / 10 {
+        put(channel.clone(), format!("warm-{n:07}"), 1).await?;
+    }
+    stage.done().await;
+
+    let mut put_at = Vec::new();
+    for n in 0..scale.arrivals / 10 {
+        put_at.push(SystemTime::now());
+        put(channel.clone(), format!("idle-{n:07}"), 1).await?;
+        stage.done().await;
+    }
+    note(&stage, "idle", &put_at, report).await?;
+
+    let (began, mut puts, mut put_at) = (Instant::now(), JoinSet::new(), Vec::new());
+    for n in 0..scale.arrivals {
+        sleep_until((began + Duration::from_secs(1) / RATE * n as u32).into()).await;
+        put_at.push(SystemTime::now());
+        puts.spawn(put(channel.clone(), format!("busy-{n:07}"), 1));
+    }
+    while let Some(ended) = puts.join_next().await {
+        ended??;
+    }
+    stage.done().await;
+    note(&stage, "busy", &put_at, report).await
+}
+
+/// Notes how long sources took whose names begin so.
+async fn note(stage: &Stage, prefix: &str, put_at: &[SystemTime], report: &mut Report) -> anyhow::Result<()> {
+    // When the transaction of the last result was committed; the job's own times are those of its beginning.
+    let sql = format!(
+        "SELECT extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8 FROM weir.jobs
+         WHERE source LIKE '{prefix}-%' ORDER BY source"
+    );
+    let done: Vec<f64> = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(stage.pool()).await?;
+    let took: Vec<f64> = put_at
+        .iter()
+        .zip(&done)
+        .map(|(put_at, done)| {
+            let put_at = put_at.duration_since(UNIX_EPOCH).unwrap_or_default();
+            (done - put_at.as_secs_f64()) * 1_000.0
+        })
+        .collect();
+    for (name, part) in [("p50", 0.5), ("p99", 0.99)] {
+        report.note(format!("put to vector, {prefix}: {name}"), "ms", percentile(&took, part));
+    }
+    Ok(())
+}
+
+/// Claims beside finished jobs, and at the head of a long queue.
+pub(crate) async fn history(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
+    let server = Server::start();
+    let stage = Stage::set(&server, &[]).await;
+    put(stage.coordinator.connect().await, "of-all".to_owned(), 1).await?;
+    let source = stage.ask("SELECT id FROM weir.sources").await as i64;
+    sqlx::query("DELETE FROM weir.jobs").execute(stage.pool()).await?;
+    for (what, state, more) in [
+        ("nothing else", "succeeded", 0),
+        ("history", "succeeded", scale.history),
+        ("history and queue", "queued", scale.history),
+    ] {
+        jobs(&stage, source, state, more).await?;
+        sqlx::query("VACUUM ANALYZE weir.jobs").execute(stage.pool()).await?;
+        jobs(&stage, source, "queued", CLAIMS).await?;
+        let took = claims(&stage, CLAIMS).await?;
+        for (name, part) in [("p50", 0.5), ("p99", 0.99)] {
+            report.note(format!("claim beside {what}: {name}"), "ms", percentile(&took, part));
+        }
+    }
+    Ok(())
+}
+
+/// Makes jobs in a state.
+async fn jobs(stage: &Stage, source: i64, state: &str, how_many: usize) -> sqlx::Result<()> {
+    sqlx::query(
+        "INSERT INTO weir.jobs (source_id, namespace, source, model, revision, trigger, first_item_id, last_item_id,
+                                chunks_total, chunks_done, state, settled, finished_at)
+         SELECT $1, 'default', 'of-all', $2, 1, 'write', 'a', 'z', 1, CASE WHEN $3 = 'succeeded' THEN 1 ELSE 0 END, $3,
+                $3 = 'succeeded', CASE WHEN $3 = 'succeeded' THEN now() END
+         FROM generate_series(1, $4)",
+    )
+    .bind(source)
+    .bind(MODEL)
+    .bind(state)
+    .bind(how_many as i32)
+    .execute(stage.pool())
+    .await?;
+    Ok(())
+}
+
+async fn claims(stage: &Stage, how_many: usize) -> anyhow::Result<Vec<f64>> {
+    let mut client = WorkerServiceClient::new(stage.coordinator.connect().await);
+    let mut took = Vec::new();
+    for _ in 0..how_many {
+        let began = Instant::now();
+        let leases = client.claim_job(request("timed".to_owned(), 0)).await?.into_inner().leases;
+        took.push(began.elapsed().as_secs_f64() * 1_000.0);
+        anyhow::ensure!(leases.len() == 1, "there is a job to claim");
+    }
+    Ok(took)
+}
+
+fn request(worker_id: String, wait: i64) -> v1::ClaimJobRequest {
+    v1::ClaimJobRequest {
+        worker_id,
+        models: vec![MODEL.to_owned()],
+        max_jobs: 1,
+        max_chunks: 0,
+        wait: Some(seconds(wait)),
+    }
+}
+
+/// A worker that waits for work and gets none.
+pub(crate) async fn wait_for_work(channel: Channel, worker_id: String) {
+    let mut client = WorkerServiceClient::new(channel);
+    while client.claim_job(request(worker_id.clone(), 60)).await.is_ok() {}
+}

@@ -1,0 +1,92 @@
+//! How fast the queue is, beside what its Postgres can do at all: `make bench`.
+//!
+//! One run starts a Postgres that waits for its disk, a coordinator and workers
+//! as processes of their own, and measures the limits it is judged against on
+//! the same server between the same two moments. What embeds is a stub inside
+//! the worker's process, so that nothing but Weir is measured.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a program that prints what it measured, and ends where it cannot go on"
+)]
+
+mod latency;
+mod limits;
+mod report;
+mod scenarios;
+mod stage;
+mod stub;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use self::{report::Report, scenarios::Scale};
+
+/// Measures the queue.
+#[derive(Debug, Parser)]
+struct Args {
+    #[command(subcommand)]
+    role: Option<Role>,
+    /// How often each figure is measured.
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+    /// Chunks that are embedded in a run.
+    #[arg(long, default_value_t = 100_000)]
+    chunks: usize,
+    /// Only what has this in its name.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Also write the figures here, as JSON.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// One small run of everything, which shows that it works and measures
+    /// nothing.
+    #[arg(long)]
+    smoke: bool,
+}
+
+/// What else this program is: the processes that it starts.
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// A worker with a stub for an embedder.
+    Worker(stub::WorkerArgs),
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    if let Some(Role::Worker(worker)) = args.role {
+        return stub::work(worker).await;
+    }
+    let scale = if args.smoke {
+        Scale::smoke()
+    } else {
+        Scale::full(args.chunks, args.runs)
+    };
+    let mut report = Report::new();
+    for scenario in scenarios::ALL {
+        if !scenario.name.contains(&args.only) {
+            continue;
+        }
+        for run in 0..scale.runs {
+            eprint_progress(scenario.name, run, scale.runs);
+            (scenario.run)(&scale, &mut report).await?;
+        }
+    }
+    println!("{report}");
+    if let Some(path) = args.json {
+        std::fs::write(path, report.to_json())?;
+    }
+    Ok(())
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "what is printed on stdout are the figures"
+)]
+fn eprint_progress(name: &str, run: usize, runs: usize) {
+    eprintln!("{name}: run {} of {runs}", run + 1);
+}

@@ -1,0 +1,214 @@
+//! What is measured.
+
+use std::{
+    pin::Pin,
+    time::{Duration, Instant},
+};
+
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use tonic::transport::Channel;
+use weir_proto::v1::{self, source_service_client::SourceServiceClient};
+use weir_tests::clients::{item, put_items};
+
+use crate::{
+    latency,
+    limits,
+    report::Report,
+    stage::{Server, Stage},
+};
+
+/// How much is measured.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scale {
+    pub(crate) runs: usize,
+    /// Chunks that are embedded in a run.
+    pub(crate) chunks: usize,
+    /// Jobs of one chunk each.
+    pub(crate) jobs: usize,
+    /// Sources put at a steady rate, for their latency.
+    pub(crate) arrivals: usize,
+    /// Jobs in a long history, and in a long queue.
+    pub(crate) history: usize,
+    pub(crate) idle_workers: usize,
+    pub(crate) smoke: bool,
+}
+
+impl Scale {
+    pub(crate) fn full(chunks: usize, runs: usize) -> Self {
+        Self {
+            runs,
+            chunks,
+            jobs: (chunks / 5).max(1),
+            arrivals: 5_000,
+            history: 1_000_000,
+            idle_workers: 1_000,
+            smoke: false,
+        }
+    }
+
+    pub(crate) fn smoke() -> Self {
+        Self {
+            runs: 1,
+            chunks: 600,
+            jobs: 60,
+            arrivals: 20,
+            history: 500,
+            idle_workers: 5,
+            smoke: true,
+        }
+    }
+}
+
+type Running<'a> = Pin<Box<dyn Future<Output = anyhow::Result<()>> + 'a>>;
+
+/// Something that is measured, in one run.
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    pub(crate) run: for<'a> fn(&'a Scale, &'a mut Report) -> Running<'a>,
+}
+
+/// All of them.
+pub(crate) const ALL: [Scenario; 6] = [
+    Scenario { name: "bulk", run: |scale, report| Box::pin(bulk(scale, report)) },
+    Scenario { name: "jobs", run: |scale, report| Box::pin(jobs(scale, report)) },
+    Scenario { name: "latency", run: |scale, report| Box::pin(latency::arrivals(scale, report)) },
+    Scenario { name: "pipelining", run: |scale, report| Box::pin(pipelining(scale, report)) },
+    Scenario { name: "history", run: |scale, report| Box::pin(latency::history(scale, report)) },
+    Scenario { name: "idle", run: |scale, report| Box::pin(idle(scale, report)) },
+];
+
+/// Chunks a second through the whole pair, and what the server can do at all.
+async fn bulk(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
+    let server = Server::start();
+    let stage = Stage::set(&server, &[]).await;
+    limits::prepare(stage.pool()).await?;
+    limits::measure(stage.pool(), scale.chunks, report, scale.smoke).await?;
+    drop(stage);
+    for dimension in [384, 768] {
+        for per_source in [150, 1_000, scale.chunks] {
+            let mut stage = Stage::set(&server, &[]).await;
+            let what = format!("{dimension} dim., sources of {per_source}");
+            let sources = (scale.chunks / per_source).max(1);
+            let began = Instant::now();
+            put_all(&stage, sources, per_source).await?;
+            let planned = (sources * per_source) as f64 / began.elapsed().as_secs_f64();
+            report.note(format!("submit: sources of {per_source}"), "chunks/s", planned);
+            embed_all(&server, &mut stage, dimension, &what, report).await;
+        }
+    }
+    Ok(())
+}
+
+/// Jobs of one chunk a second.
+async fn jobs(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
+    let server = Server::start();
+    let mut stage = Stage::set(&server, &[]).await;
+    put_all(&stage, scale.jobs, 1).await?;
+    let wal_before = stage.ask(WAL).await;
+    let rate = embed_all(&server, &mut stage, 768, "768 dim., sources of 1", report).await;
+    report.note("jobs of one chunk", "jobs/s", rate);
+    let wal = stage.ask(WAL).await - wal_before;
+    let vector = 4.0 * 768.0;
+    report.note("WAL of a job of one chunk, without its vector", "bytes", wal / scale.jobs as f64 - vector);
+    Ok(())
+}
+
+const WAL: &str = "pg_current_wal_lsn() - '0/0'::pg_lsn";
+
+/// How much longer than the embedder's own time all takes, with an embedder of
+/// fixed latency that makes one call at a time.
+async fn pipelining(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
+    let server = Server::start();
+    let mut stage = Stage::set(&server, &[]).await;
+    let (delay, batch) = (Duration::from_millis(50), 32);
+    let chunks = scale.chunks.min(100 * batch);
+    put_all(&stage, 1, chunks).await?;
+    stage.worker(384, delay, &["--embedder-concurrency=1", "--batch-size=32"]);
+    stage.done().await;
+    let calls = chunks.div_ceil(batch);
+    let own = delay.as_secs_f64() * calls as f64;
+    report.note("pipelining: time over the embedder's own", "×", stage.ask(SPAN).await / own);
+    Ok(())
+}
+
+/// What connected workers with nothing to do cost the coordinator.
+async fn idle(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
+    let server = Server::start();
+    let stage = Stage::set(&server, &[]).await;
+    let mut polls = tokio::task::JoinSet::new();
+    for n in 0..scale.idle_workers {
+        let channel = stage.coordinator.connect().await;
+        polls.spawn(latency::wait_for_work(channel, format!("idle-{n}")));
+    }
+    let before = stage.usage().0;
+    let watched = if scale.smoke { 1 } else { 20 };
+    tokio::time::sleep(Duration::from_secs(watched)).await;
+    let after = stage.usage().0;
+    let workers = scale.idle_workers;
+    report.note(format!("{workers} idle workers: coordinator's peak memory"), "MiB", after.peak_mib);
+    let cpu = (after.cpu - before.cpu).as_secs_f64() / watched as f64;
+    report.note(format!("{workers} idle workers: coordinator's CPU"), "cores", cpu);
+    Ok(())
+}
+
+/// From the first claim to the last end, by the database's clock.
+const SPAN: &str = "SELECT extract(epoch FROM max(finished_at) - min(started_at)) FROM weir.jobs";
+
+/// Has a worker embed all that is queued. Returns the jobs that it did in a
+/// second.
+async fn embed_all(server: &Server, stage: &mut Stage, dimension: usize, what: &str, report: &mut Report) -> f64 {
+    let (postgres, wal) = (server.cpu(), stage.ask(WAL).await);
+    stage.worker(dimension, Duration::ZERO, &["--batch-size=256", "--batch-tokens=1000000"]);
+    stage.done().await;
+    let span = stage.ask(SPAN).await;
+    let chunks = stage.ask("SELECT sum(chunks_done) FROM weir.jobs").await;
+    assert_eq!(
+        stage.ask("SELECT count(*) FROM weir.embeddings").await,
+        stage.ask("SELECT count(*) FROM weir.chunks").await,
+        "everything has its vector"
+    );
+    let (coordinator, worker) = stage.usage();
+    report.note(format!("embed: {what}"), "chunks/s", chunks / span);
+    report.note(format!("embed: {what}: WAL"), "bytes/chunk", (stage.ask(WAL).await - wal) / chunks);
+    for (of, cpu) in [
+        ("postgres", server.cpu() - postgres),
+        ("coordinator", coordinator.cpu),
+        ("worker", worker.cpu),
+    ] {
+        let micros = cpu.as_secs_f64() * 1e6 / chunks;
+        report.note(format!("embed: {what}: CPU of {of}"), "µs/chunk", micros);
+    }
+    report.note(format!("embed: {what}: peak of coordinator"), "MiB", coordinator.peak_mib);
+    report.note(format!("embed: {what}: peak of worker"), "MiB", worker.peak_mib);
+    stage.ask("SELECT count(*) FROM weir.jobs WHERE state = 'succeeded'").await / span
+}
+
+/// Sources put at the same time.
+const WRITERS: usize = 8;
+
+/// Puts sources of so many chunks each.
+pub(crate) async fn put_all(stage: &Stage, sources: usize, chunks: usize) -> anyhow::Result<()> {
+    let channel = stage.coordinator.connect().await;
+    stream::iter(0..sources)
+        .map(|source| put(channel.clone(), format!("source-{source:07}"), chunks))
+        .buffer_unordered(WRITERS)
+        .try_collect()
+        .await
+}
+
+/// Puts one.
+pub(crate) async fn put(channel: Channel, name: String, chunks: usize) -> anyhow::Result<()> {
+    let items = (0..chunks).map(|n| item(&format!("item-{n:07}"), &text(&name, n)));
+    let request: v1::PutSourceRequest = put_items(&name, items.collect());
+    let mut client = SourceServiceClient::new(channel).max_encoding_message_size(usize::MAX);
+    client.put_source(request).await?;
+    Ok(())
+}
+
+/// A text of the length of a short paragraph.
+fn text(source: &str, n: usize) -> String {
+    format!(
+        "Number {n} of {source}: a short paragraph, as a page or a product has it, with some two hundred \
+         characters in all, so that a batch of them has a weight, and yet not so long that it were split."
+    )
+}
