@@ -181,9 +181,9 @@ async fn grpc_web_reaches_the_services() {
 
 fn list(page_size: i32, page_token: String) -> v1::ListSourcesRequest {
     v1::ListSourcesRequest {
-        namespace: String::new(),
         page_size,
         page_token,
+        ..v1::ListSourcesRequest::default()
     }
 }
 
@@ -355,7 +355,7 @@ async fn jobs_are_listed_by_filter_and_page() {
             source: source.to_owned(),
             states: states.iter().map(|state| i32::from(*state)).collect(),
             page_size,
-            page_token: String::new(),
+            ..v1::ListJobsRequest::default()
         };
         let mut ids = Vec::new();
         loop {
@@ -436,7 +436,11 @@ async fn watchers_on_any_replica_see_the_work_to_its_end() {
     let mut watches = Vec::new();
     for channel in [weir.channel.clone(), replica.connect().await] {
         let mut jobs = v1::job_service_client::JobServiceClient::new(channel);
-        let job = jobs.watch_job(v1::WatchJobRequest { job_id }).await;
+        let request = v1::WatchJobRequest {
+            job_id,
+            ..v1::WatchJobRequest::default()
+        };
+        let job = jobs.watch_job(request).await;
         let idle = jobs.watch_source(watch_source(true)).await;
         let on = jobs.watch_source(watch_source(false)).await;
         let (mut job, mut idle, mut on) = (

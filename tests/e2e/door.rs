@@ -348,6 +348,7 @@ async fn page_tokens_of_other_queries_are_refused() {
         namespace: namespace.to_owned(),
         page_size: 1,
         page_token,
+        ..v1::ListSourcesRequest::default()
     };
     let first = request("", String::new());
     let page = weir.sources().list_sources(first).await.unwrap();

@@ -121,6 +121,7 @@ impl From<Source> for v1::Source {
             chunks: source.chunks_total,
             chunks_rejected: source.chunks_rejected,
             chunks_truncated: source.chunks_truncated,
+            badge: None,
         }
     }
 }
@@ -157,6 +158,8 @@ pub(crate) fn wire_job(job: Job, max_attempts: i16) -> v1::Job {
         start_time: job.started_at.map(timestamp),
         finish_time: job.finished_at.map(timestamp),
         chunks_truncated: job.chunks_truncated.into(),
+        trace_id: String::new(),
+        failure_id: 0,
     }
 }
 

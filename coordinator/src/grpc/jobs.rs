@@ -105,6 +105,7 @@ impl AsyncLook<v1::WatchJobResponse> for LookAtJob {
         Ok(Look {
             state: v1::WatchJobResponse {
                 job: Some(wire_job(job, services.policy.max_attempts)),
+                cursor: String::new(),
             },
             last,
         })
@@ -128,6 +129,8 @@ impl AsyncLook<v1::WatchSourceResponse> for LookAtSource {
                     .into_iter()
                     .map(|job| wire_job(job, services.policy.max_attempts))
                     .collect(),
+                ended: Vec::new(),
+                cursor: String::new(),
             },
             last: self.until_idle && idle,
         })
@@ -138,6 +141,50 @@ impl AsyncLook<v1::WatchSourceResponse> for LookAtSource {
 impl JobService for Jobs {
     type WatchJobStream = Watch<v1::WatchJobResponse>;
     type WatchSourceStream = Watch<v1::WatchSourceResponse>;
+    type WatchSourcesStream = Watch<v1::WatchSourcesResponse>;
+    type WatchStatusStream = Watch<v1::WatchStatusResponse>;
+
+    async fn watch_sources(
+        &self,
+        _: Request<v1::WatchSourcesRequest>,
+    ) -> Result<Response<Self::WatchSourcesStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn get_status(
+        &self,
+        _: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn watch_status(
+        &self,
+        _: Request<v1::WatchStatusRequest>,
+    ) -> Result<Response<Self::WatchStatusStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_failures(
+        &self,
+        _: Request<v1::ListFailuresRequest>,
+    ) -> Result<Response<v1::ListFailuresResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn dismiss_failure(
+        &self,
+        _: Request<v1::DismissFailureRequest>,
+    ) -> Result<Response<v1::DismissFailureResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn get_activity(
+        &self,
+        _: Request<v1::GetActivityRequest>,
+    ) -> Result<Response<v1::GetActivityResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
 
     async fn get_job(
         &self,
@@ -146,6 +193,7 @@ impl JobService for Jobs {
         let job = self.0.store.job(request.into_inner().job_id).await?;
         Ok(Response::new(v1::GetJobResponse {
             job: Some(wire_job(job, self.0.policy.max_attempts)),
+            attempts: Vec::new(),
         }))
     }
 
@@ -186,6 +234,7 @@ impl JobService for Jobs {
                 .map(|job| wire_job(job, self.0.policy.max_attempts))
                 .collect(),
             next_page_token,
+            previous_page_token: String::new(),
         }))
     }
 

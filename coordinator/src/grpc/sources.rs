@@ -288,7 +288,15 @@ impl SourceService for Sources {
         Ok(Response::new(v1::ListSourcesResponse {
             sources,
             next_page_token,
+            previous_page_token: String::new(),
         }))
+    }
+
+    async fn list_chunks(
+        &self,
+        _: Request<v1::ListChunksRequest>,
+    ) -> Result<Response<v1::ListChunksResponse>, Status> {
+        Err(Status::unimplemented(""))
     }
 
     async fn delete_source(
