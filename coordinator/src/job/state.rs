@@ -118,6 +118,26 @@ words! {
     }
 }
 
+words! {
+    /// How a lease ended.
+    AttemptOutcome, "outcome of an attempt" {
+        /// It goes on.
+        Running = "running",
+        /// Its job succeeded.
+        Succeeded = "succeeded",
+        /// The worker handed the job back, uncharged.
+        Released = "released",
+        /// The worker handed the job back with a failure.
+        Failed = "failed",
+        /// The worker fell silent.
+        Expired = "expired",
+        /// The worker persisted nothing for the progress deadline.
+        NoProgress = "no_progress",
+        /// A client cancelled the job, or the source changed or was deleted.
+        Cancelled = "cancelled",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use super::{
     QUEUE_CHANNEL, REVOKE_CHANNEL, Store, StoreError,
+    attempts::{Ended, record_attempt},
     batches::{Locked, Outcome, upsert_one},
     database::Transaction,
+    failures::count_failures,
     lease::interval,
     pending::{pending_in, texts_in},
     rows::{LeaseKey, Rejected},
@@ -14,7 +16,7 @@ use super::{
 use crate::job::{
     blame::{EndedLease, Verdict},
     retry::RetryPolicy,
-    state::RevokeReason,
+    state::{AttemptOutcome, RevokeReason},
 };
 
 /// How long workers are waited for.
@@ -81,6 +83,14 @@ impl Expired {
         }
     }
 
+    fn outcome(&self) -> AttemptOutcome {
+        if self.stalled() {
+            AttemptOutcome::NoProgress
+        } else {
+            AttemptOutcome::Expired
+        }
+    }
+
     /// Why the lease was taken away, for the worker and for a person.
     fn reason(&self) -> (RevokeReason, &'static str) {
         if !self.heard {
@@ -128,9 +138,21 @@ impl Store {
         .fetch_all(&mut *tx)
         .await?;
         let mut rescued = Rescued::default();
+        let mut failures = Vec::new();
         for job in &expired {
             let (_, why) = job.reason();
-            match job.ended().judge(policy, random()) {
+            let verdict = job.ended().judge(policy, random());
+            let ended = Ended {
+                outcome: job.outcome(),
+                error: why,
+                charged: verdict.is_charged(job.attempt),
+            };
+            record_attempt(&mut tx, job.id, &ended).await?;
+            // One that was never heard of did not fail.
+            if job.heard {
+                failures.push((job.id, why));
+            }
+            match verdict {
                 Verdict::Again {
                     attempt,
                     delay,
@@ -158,6 +180,7 @@ impl Store {
             notify(&mut tx, REVOKE_CHANNEL, job.source_id).await?;
             rescued.source_ids.push(job.source_id);
         }
+        count_failures(&mut tx, &failures).await?;
         tx.commit().await?;
         Ok(rescued)
     }
