@@ -28,11 +28,11 @@ use weir_proto::{
 
 use crate::{
     config::{Config, ServeConfig},
-    grpc::{self, Inner, Jobs, Searches, Services, Sources, Workers},
+    grpc::{self, Hubs, Inner, Jobs, Searches, Services, Sources, Workers},
     http,
     job::chunk::Chunker,
-    maintenance::{self, reconciler::Reconciler, rescuer::Rescuer, retention, sweeper},
-    store::{self, Store, rescue::Patience},
+    maintenance::{self, reconciler::Reconciler, rescuer::Rescuer, retention, sampler, sweeper},
+    store::{self, Store, activity::SAMPLE_SECONDS, rescue::Patience},
     wakeup::Wakeup,
     writer::Writer,
 };
@@ -156,6 +156,8 @@ impl Server {
                 wakeup: wakeup.clone(),
                 chunker: self.chunker.clone(),
                 models: self.config.models.clone(),
+                trace_url: self.config.trace_url.clone(),
+                hubs: Hubs::default(),
                 policy: self.config.retry_policy(),
                 lease_duration: self.config.lease_duration,
                 orphan_grace: self.config.orphan_grace,
@@ -239,6 +241,14 @@ impl Server {
             SWEEP_EVERY,
             shutdown.clone(),
             async move || retention::tick(&store, keep).await,
+        ));
+        let (store, writer) = (self.store.clone(), services.writer.clone());
+        let replica = format!("{:016x}", rand::random::<u64>());
+        tasks.spawn(maintenance::every(
+            "sampler",
+            Duration::from_secs(SAMPLE_SECONDS.unsigned_abs().into()),
+            shutdown.clone(),
+            async move || sampler::tick(&store, &writer, &replica).await,
         ));
         let reconciler = Reconciler {
             store: self.store.clone(),

@@ -3,13 +3,20 @@
 //! that come while it writes go together in the next. A result that would have
 //! to wait for a lock does so apart from the others.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 use crate::store::{
     Store, StoreError,
+    activity::Persisted,
     batches::{Outcome, Progress, Written},
 };
 
@@ -30,6 +37,14 @@ const QUEUE: usize = 256;
 #[derive(Debug, Clone)]
 pub struct Writer {
     queue: mpsc::Sender<Entry>,
+    tally: Arc<Tally>,
+}
+
+/// What was persisted since it was last asked for.
+#[derive(Debug, Default)]
+struct Tally {
+    embedded: AtomicI64,
+    rejected: AtomicI64,
 }
 
 #[derive(Debug)]
@@ -64,7 +79,8 @@ impl Writer {
         for _ in 0..WRITERS {
             tasks.spawn(write_all(shared.clone()));
         }
-        Self { queue }
+        let tally = Arc::default();
+        Self { queue, tally }
     }
 
     /// Writes an outcome, with the renewal of its lease, and returns when it is
@@ -72,11 +88,27 @@ impl Writer {
     pub async fn upsert(&self, outcome: Outcome) -> Result<Progress, StoreError> {
         let (reply, answer) = oneshot::channel();
         let gone = || StoreError::Internal("the writer has stopped".into());
+        let (embedded, rejected) = (outcome.embedded.len(), outcome.rejected.len());
         self.queue
             .send(Entry { outcome, reply })
             .await
             .map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
+        let progress = answer.await.map_err(|_| gone())??;
+        self.tally
+            .embedded
+            .fetch_add(embedded as i64, Ordering::Relaxed);
+        self.tally
+            .rejected
+            .fetch_add(rejected as i64, Ordering::Relaxed);
+        Ok(progress)
+    }
+
+    /// What was persisted since this was last asked.
+    pub fn take_tally(&self) -> Persisted {
+        Persisted {
+            embedded: self.tally.embedded.swap(0, Ordering::Relaxed),
+            rejected: self.tally.rejected.swap(0, Ordering::Relaxed),
+        }
     }
 }
 

@@ -626,6 +626,7 @@ async fn failed_and_released_jobs_come_again() {
         job_id,
         epoch: lease.epoch,
         reason: "draining".to_owned(),
+        ..v1::ReleaseJobRequest::default()
     };
     weir.worker().release_job(request).await.unwrap();
     let job = weir.job(job_id).await;

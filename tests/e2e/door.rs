@@ -684,6 +684,7 @@ async fn results_of_leases_that_nobody_holds_are_refused() {
         job_id,
         epoch,
         reason,
+        ..v1::ReleaseJobRequest::default()
     };
     not_found(&worker.release_job(request).await.unwrap_err());
     let (_to, mut from) = stream(&weir, open(&nobody)).await;

@@ -90,8 +90,10 @@ pub(crate) enum CallError {
 pub(crate) enum HandBack {
     /// Charged.
     Fail,
-    /// Uncharged.
-    Release,
+    /// Uncharged, because the worker stops.
+    Drain,
+    /// Uncharged, because the embedder is down.
+    EmbedderDown,
 }
 
 /// Calls the coordinator; cheap to clone. Connects when it is first needed and
@@ -197,11 +199,16 @@ impl Coordinator {
                 };
                 call(CALL_TIMEOUT, client.fail_job(request)).await?;
             }
-            HandBack::Release => {
+            HandBack::Drain | HandBack::EmbedderDown => {
+                let cause = match how {
+                    HandBack::EmbedderDown => v1::ReleaseCause::EmbedderDown,
+                    _ => v1::ReleaseCause::Drain,
+                };
                 let request = v1::ReleaseJobRequest {
                     job_id,
                     epoch,
                     reason,
+                    cause: cause.into(),
                 };
                 call(CALL_TIMEOUT, client.release_job(request)).await?;
             }

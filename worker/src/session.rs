@@ -95,7 +95,9 @@ pub(crate) async fn work(context: Arc<Context>, lease: Lease, dimension: usize) 
                 chunks,
                 elapsed_ms, reason, "The job failed and was handed back."
             ),
-            HandBack::Release => info!(chunks, elapsed_ms, reason, "The job was released."),
+            HandBack::Drain | HandBack::EmbedderDown => {
+                info!(chunks, elapsed_ms, reason, "The job was released.");
+            }
         },
         End::Unreachable(error) => warn!(
             chunks,
@@ -178,7 +180,7 @@ impl<'a> Session<'a> {
                 biased;
                 () = context.shutdown.cancelled(), if may_drain => self.drain(),
                 reason = context.endpoint.governor.down(), if may_pause => {
-                    self.stop(HandBack::Release, reason);
+                    self.stop(HandBack::EmbedderDown, reason);
                 }
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                     if let Some(end) = self.handed_back() {
@@ -219,7 +221,9 @@ impl<'a> Session<'a> {
         }
         match outcome.failure {
             None => {}
-            Some(Failure::Embedder { reason }) => self.stop(HandBack::Release, reason),
+            Some(Failure::Embedder { reason }) => {
+                self.stop(HandBack::EmbedderDown, reason);
+            }
             Some(Failure::Job { reason }) => self.stop(HandBack::Fail, reason),
         }
     }
@@ -257,7 +261,7 @@ impl<'a> Session<'a> {
     /// Finishes the batches that are here and takes no further ones.
     fn drain(&mut self) {
         self.ending = Some(Ending {
-            how: HandBack::Release,
+            how: HandBack::Drain,
             reason: "the worker is draining".to_owned(),
             deadline: Instant::now() + self.context.config.drain_timeout,
             draining: true,

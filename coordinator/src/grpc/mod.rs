@@ -9,10 +9,13 @@ mod imports;
 mod jobs;
 pub(crate) mod json;
 pub(crate) mod limits;
+mod mask;
+mod overview;
 mod page;
 mod search;
 mod sources;
 mod stream;
+mod watch;
 mod worker;
 
 use std::{sync::Arc, time::Duration};
@@ -29,6 +32,7 @@ use crate::{
 pub(crate) use jobs::Jobs;
 pub(crate) use search::Searches;
 pub(crate) use sources::Sources;
+pub(crate) use watch::Hubs;
 pub(crate) use worker::Workers;
 
 /// What every service works with.
@@ -45,6 +49,10 @@ pub(crate) struct Inner {
     pub(crate) wakeup: Wakeup,
     pub(crate) chunker: Arc<Chunker>,
     pub(crate) models: Vec<String>,
+    /// Where a trace can be looked at.
+    pub(crate) trace_url: Option<String>,
+    /// What clients watch.
+    pub(crate) hubs: Hubs,
     pub(crate) policy: RetryPolicy,
     pub(crate) lease_duration: Duration,
     /// How long a worker whose stream broke may take to come back.

@@ -1,7 +1,6 @@
 //! `SourceService`.
 
 use http::HeaderMap;
-use serde::{Deserialize, Serialize};
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 use weir_proto::v1::{
     self, import_source_request::Message as Part, put_source_request,
@@ -9,14 +8,23 @@ use weir_proto::v1::{
 };
 
 use super::{
-    Services, content, content::Content, convert::wire_job, door::Door, error::invalid_field,
-    imports::message, page,
+    Services, content,
+    content::Content,
+    convert::{wire_chunk, wire_job},
+    door::Door,
+    error::invalid_field,
+    imports::message,
+    mask::Mask,
+    page,
 };
 use crate::{
     ingest::check_item_id,
     store::{
+        chunks::ChunkState,
         content::{SourceWrite, Written},
-        rows::{Job, SourceKey},
+        rows::{Job, Source, SourceKey},
+        sources::SourceFilter,
+        status::Paging,
     },
 };
 
@@ -26,13 +34,6 @@ const MAX_WARNINGS: usize = 1_000;
 /// Puts, patches, reads and deletes sources.
 #[derive(Debug, Clone)]
 pub(crate) struct Sources(pub(crate) Services);
-
-/// Where a page of sources ended.
-#[derive(Debug, Serialize, Deserialize)]
-struct Position {
-    namespace: String,
-    name: String,
-}
 
 impl Sources {
     fn write(
@@ -80,6 +81,17 @@ impl Sources {
             jobs_superseded: written.change.jobs_superseded,
         };
         (source.into(), change, self.jobs(written.state.jobs))
+    }
+}
+
+/// A source in a list.
+pub(super) fn summary(
+    services: &Services,
+    (source, job): (Source, Option<Job>),
+) -> v1::SourceSummary {
+    v1::SourceSummary {
+        source: Some(source.into()),
+        job: job.map(|job| wire_job(job, services.policy.max_attempts)),
     }
 }
 
@@ -254,49 +266,76 @@ impl SourceService for Sources {
     ) -> Result<Response<v1::ListSourcesResponse>, Status> {
         let request = request.into_inner();
         let mut door = Door::default();
-        let namespace = (!request.namespace.is_empty()).then(|| door.namespace(request.namespace));
+        let filter = SourceFilter {
+            namespace: (!request.namespace.is_empty()).then(|| door.namespace(request.namespace)),
+            name_prefix: door.prefix("name_prefix", request.name_prefix),
+            model: door.model(request.model, &self.0.models),
+            unsettled_only: request.unsettled_only,
+        };
+        let mask = Mask::read(&mut door, request.read_mask, "weir.v1.SourceSummary");
         let limit = door.page_size(request.page_size);
         door.close()?;
-        let query = ("sources", &namespace);
-        let after: Option<Position> = page::position(&query, &request.page_token)?;
-        let after = after.map(|at| SourceKey {
-            namespace: at.namespace,
-            name: at.name,
-        });
+        let query = ("sources", &filter);
+        let paging: Option<Paging<SourceKey>> = page::position(&query, &request.page_token)?;
         let found = self
             .0
             .store
-            .sources(namespace.as_deref(), after.as_ref(), limit)
+            .sources(&filter, paging.as_ref(), limit)
             .await?;
-        let next_page_token = match found.last() {
-            Some((last, _)) if found.len() as i64 == limit => page::token(
-                &query,
-                &Position {
-                    namespace: last.namespace.clone(),
-                    name: last.name.clone(),
-                },
-            )?,
-            _ => String::new(),
-        };
-        let sources = found
+        let (next_page_token, previous_page_token) = page::tokens(&query, &found)?;
+        let mut sources = found
+            .rows
             .into_iter()
-            .map(|(source, job)| v1::SourceSummary {
-                source: Some(source.into()),
-                job: job.map(|job| wire_job(job, self.0.policy.max_attempts)),
-            })
+            .map(|found| summary(&self.0, found))
             .collect();
+        if let Some(mask) = mask {
+            sources = mask.apply_all(&sources)?;
+        }
         Ok(Response::new(v1::ListSourcesResponse {
             sources,
             next_page_token,
-            previous_page_token: String::new(),
+            previous_page_token,
         }))
     }
 
     async fn list_chunks(
         &self,
-        _: Request<v1::ListChunksRequest>,
+        request: Request<v1::ListChunksRequest>,
     ) -> Result<Response<v1::ListChunksResponse>, Status> {
-        Err(Status::unimplemented(""))
+        let request = request.into_inner();
+        let mut door = Door::default();
+        let state = match request.state() {
+            v1::ChunkState::Pending => Some(ChunkState::Pending),
+            v1::ChunkState::Embedded => Some(ChunkState::Embedded),
+            v1::ChunkState::Truncated => Some(ChunkState::Truncated),
+            v1::ChunkState::Rejected => Some(ChunkState::Rejected),
+            v1::ChunkState::Unspecified => None,
+        };
+        if state.is_none() {
+            door.refuse("state", "must be PENDING, EMBEDDED, TRUNCATED or REJECTED");
+        }
+        let wire_state = request.state();
+        let key = door.source_key(request.namespace, request.name);
+        let limit = door.page_size(request.page_size);
+        door.close()?;
+        let state = state.unwrap_or(ChunkState::Pending);
+        let query = ("chunks", &key, i32::from(wire_state));
+        let after: Option<(String, i32)> = page::position(&query, &request.page_token)?;
+        let after = after
+            .as_ref()
+            .map(|(item_id, index)| (item_id.as_str(), *index));
+        let chunks = self.0.store.chunks(&key, state, after, limit).await?;
+        let next_page_token = match chunks.last() {
+            Some(last) if chunks.len() as i64 == limit => {
+                page::token(&query, &(&last.item_id, last.chunk_index))?
+            }
+            _ => String::new(),
+        };
+        let chunks = chunks.into_iter();
+        Ok(Response::new(v1::ListChunksResponse {
+            chunks: chunks.map(|chunk| wire_chunk(chunk, wire_state)).collect(),
+            next_page_token,
+        }))
     }
 
     async fn delete_source(

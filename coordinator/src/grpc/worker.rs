@@ -323,8 +323,21 @@ impl WorkerService for Workers {
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
         let reason = door.reason("reason".to_owned(), &request.reason);
+        let embedder_down = match v1::ReleaseCause::try_from(request.cause) {
+            Ok(v1::ReleaseCause::EmbedderDown) => true,
+            Ok(v1::ReleaseCause::Unspecified | v1::ReleaseCause::Drain) => false,
+            Err(_) => {
+                door.refuse("cause", "is not a cause to release a job for");
+                false
+            }
+        };
         door.close()?;
-        let source_id = self.0.store.release(lease, &reason).await?;
+        let source_id = if embedder_down {
+            let store = &self.0.store;
+            store.release_embedder_down(lease, &reason).await?
+        } else {
+            self.0.store.release(lease, &reason).await?
+        };
         self.0.wakeup.report_change(source_id);
         tracing::info!(
             job_id = lease.job_id,

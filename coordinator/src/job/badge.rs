@@ -210,7 +210,11 @@ mod tests {
             (with(JobState::Queued, 0, true), "queued", true),
             (with(JobState::Running, 0, false), "indexing 64/201", false),
             (with(JobState::Queued, 1, false), "retrying (1 try)", true),
-            (with(JobState::Running, 3, false), "retrying (3 tries)", true),
+            (
+                with(JobState::Running, 3, false),
+                "retrying (3 tries)",
+                true,
+            ),
             (with(JobState::Failed, 5, false), "failed", true),
             (with(JobState::Cancelled, 0, false), "64/201 indexed", true),
             (standing(201, 0, 201), "201/201 indexed", false),
@@ -232,9 +236,15 @@ mod tests {
     #[test]
     fn a_verdict_gives_its_reasons_worst_first() {
         let mut jobs = Unsettled::default();
-        assert_eq!((jobs.verdict(), jobs.reasons().len()), (Verdict::Healthy, 0));
+        assert_eq!(
+            (jobs.verdict(), jobs.reasons().len()),
+            (Verdict::Healthy, 0)
+        );
         jobs.open = 4;
-        assert_eq!((jobs.verdict(), jobs.reasons().len()), (Verdict::Indexing, 0));
+        assert_eq!(
+            (jobs.verdict(), jobs.reasons().len()),
+            (Verdict::Indexing, 0)
+        );
         jobs.retrying = 1;
         jobs.failed = 2;
         assert_eq!(jobs.verdict(), Verdict::Degraded);

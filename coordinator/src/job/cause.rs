@@ -70,11 +70,17 @@ mod tests {
                 "the embedder took longer than embed_timeout (…ms)",
             ),
             (
-                &["batch 7 of job 12 failed at 2,048.5 bytes", "batch 8 of job 9 failed at 12 bytes"],
+                &[
+                    "batch 7 of job 12 failed at 2,048.5 bytes",
+                    "batch 8 of job 9 failed at 12 bytes",
+                ],
                 "batch … of job … failed at … bytes",
             ),
             (
-                &["request 3f2a51c0-0000-4000-8000-00805f9b34fb at [::1]:80\nmore", "request 00000000000000ab at [fe80::2]"],
+                &[
+                    "request 3f2a51c0-0000-4000-8000-00805f9b34fb at [::1]:80\nmore",
+                    "request 00000000000000ab at [fe80::2]",
+                ],
                 "request … at …",
             ),
             (&["", " \n "], "no reason was given"),
@@ -83,7 +89,10 @@ mod tests {
                 assert_eq!(cause(error), common);
             }
         }
-        assert_ne!(cause("answered 404 Not Found"), cause("answered 401 Unauthorized"));
+        assert_ne!(
+            cause("answered 404 Not Found"),
+            cause("answered 401 Unauthorized")
+        );
     }
 
     proptest! {

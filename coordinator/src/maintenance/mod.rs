@@ -4,6 +4,7 @@
 pub mod reconciler;
 pub mod rescuer;
 pub mod retention;
+pub mod sampler;
 pub mod sweeper;
 
 use std::time::Duration;

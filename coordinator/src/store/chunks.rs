@@ -83,14 +83,7 @@ impl Store {
                  ORDER BY e.item_id, e.chunk_index LIMIT $4"
             }
         };
-        let source_id: Option<i64> = sqlx::query_scalar(
-            "-- store::chunks::chunks\nSELECT id FROM weir.sources WHERE namespace = $1 AND name = $2",
-        )
-        .bind(&key.namespace)
-        .bind(&key.name)
-        .fetch_optional(&self.pool)
-        .await?;
-        let source_id = source_id.ok_or_else(|| key.not_found())?;
+        let source_id = self.source_id(key).await?;
         let (item_id, chunk_index) = after.unwrap_or(("", -1));
         Ok(sqlx::query_as(query)
             .bind(source_id)

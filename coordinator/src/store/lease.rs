@@ -233,9 +233,22 @@ impl Store {
         })
     }
 
-    /// Takes a job back, uncharged, and queues it at once. An embedder that is
-    /// down counts as a failure, if not as one of the job. Returns its source.
-    pub async fn release(
+    /// Takes a job back, uncharged, and queues it at once. Returns its source.
+    pub async fn release(&self, lease: LeaseKey, reason: &str) -> Result<i64, StoreError> {
+        self.release_as(lease, reason, false).await
+    }
+
+    /// Takes a job back as [`Self::release`] does, for want of an embedder: a
+    /// failure, if not one of the job.
+    pub async fn release_embedder_down(
+        &self,
+        lease: LeaseKey,
+        reason: &str,
+    ) -> Result<i64, StoreError> {
+        self.release_as(lease, reason, true).await
+    }
+
+    async fn release_as(
         &self,
         lease: LeaseKey,
         reason: &str,

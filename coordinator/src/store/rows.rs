@@ -3,12 +3,13 @@
 use chrono::{DateTime, Utc};
 
 use crate::job::{
+    badge::{Standing, Telling},
     plan::TextHash,
     state::{JobState, Trigger, UnknownWord},
 };
 
 /// Names a source.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct SourceKey {
     /// The namespace.
     pub namespace: String,

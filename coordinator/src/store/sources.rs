@@ -15,7 +15,7 @@ use crate::job::state::RevokeReason;
 pub const MAX_JOBS_WITH_SOURCE: i64 = 1_000;
 
 /// Which sources to list.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct SourceFilter {
     /// Only of this namespace.
     pub namespace: Option<String>,
@@ -30,10 +30,15 @@ pub struct SourceFilter {
 impl SourceFilter {
     fn push(&self, query: &mut QueryBuilder<Postgres>) {
         if let Some(namespace) = &self.namespace {
-            query.push(" AND s.namespace = ").push_bind(namespace.clone());
+            query
+                .push(" AND s.namespace = ")
+                .push_bind(namespace.clone());
         }
         if let Some(prefix) = &self.name_prefix {
-            query.push(" AND starts_with(s.name, ").push_bind(prefix.clone()).push(")");
+            query
+                .push(" AND starts_with(s.name, ")
+                .push_bind(prefix.clone())
+                .push(")");
         }
         if let Some(model) = &self.model {
             query.push(" AND s.model = ").push_bind(model.clone());
@@ -83,6 +88,18 @@ impl SourceKey {
 }
 
 impl Store {
+    /// Returns the row of a source.
+    pub async fn source_id(&self, key: &SourceKey) -> Result<i64, StoreError> {
+        let source_id = sqlx::query_scalar(
+            "-- store::sources::source_id\nSELECT id FROM weir.sources WHERE namespace = $1 AND name = $2",
+        )
+        .bind(&key.namespace)
+        .bind(&key.name)
+        .fetch_optional(&self.pool)
+        .await?;
+        source_id.ok_or_else(|| key.not_found())
+    }
+
     /// Returns a source with its unsettled jobs, both as of one moment.
     pub async fn source(&self, key: &SourceKey) -> Result<SourceState, StoreError> {
         let mut tx = self.pool.begin().await?;
@@ -153,7 +170,10 @@ impl Store {
                 (source, job)
             })
             .collect();
-        let more = rows.last().filter(|_| rows.len() as i64 == limit).map(key_of);
+        let more = rows
+            .last()
+            .filter(|_| rows.len() as i64 == limit)
+            .map(key_of);
         Ok(Page::of(rows, paging, more, key_of))
     }
 

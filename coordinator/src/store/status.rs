@@ -12,7 +12,7 @@ use crate::job::state::{JobState, Trigger};
 const EXAMINED: i64 = 5_000;
 
 /// Which jobs to list.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct JobFilter {
     /// Only of this namespace.
     pub namespace: Option<String>,
@@ -105,17 +105,26 @@ impl JobFilter {
     fn push_others(&self, query: &mut QueryBuilder<Postgres>) {
         if !self.states.is_empty() {
             let states: Vec<&str> = self.states.iter().map(|state| state.as_str()).collect();
-            query.push(" AND j.state = ANY(").push_bind(states).push(")");
+            query
+                .push(" AND j.state = ANY(")
+                .push_bind(states)
+                .push(")");
         }
         if !self.triggers.is_empty() {
             let triggers: Vec<&str> = self.triggers.iter().map(|it| it.as_str()).collect();
-            query.push(" AND j.trigger = ANY(").push_bind(triggers).push(")");
+            query
+                .push(" AND j.trigger = ANY(")
+                .push_bind(triggers)
+                .push(")");
         }
         if let Some(model) = &self.model {
             query.push(" AND j.model = ").push_bind(model.clone());
         }
         if let Some(prefix) = &self.source_prefix {
-            query.push(" AND starts_with(j.source, ").push_bind(prefix.clone()).push(")");
+            query
+                .push(" AND starts_with(j.source, ")
+                .push_bind(prefix.clone())
+                .push(")");
         }
     }
 
@@ -163,7 +172,11 @@ impl Store {
         paging: Option<&Paging<i64>>,
         limit: i64,
     ) -> Result<Page<Job, i64>, StoreError> {
-        let examined = if filter.has_others() { EXAMINED.max(limit) } else { limit };
+        let examined = if filter.has_others() {
+            EXAMINED.max(limit)
+        } else {
+            limit
+        };
         let (bound, order) = match paging {
             Some(Paging::Before(_)) => (" AND id > ", " ORDER BY id ASC"),
             _ => (" AND id < ", " ORDER BY id DESC"),
@@ -197,7 +210,9 @@ impl Store {
             }
             let end = if back { "highest" } else { "lowest" };
             let whole: i64 = row.try_get("rows")?;
-            more = row.try_get::<Option<i64>, _>(end)?.filter(|_| whole == examined);
+            more = row
+                .try_get::<Option<i64>, _>(end)?
+                .filter(|_| whole == examined);
         }
         if rows.len() as i64 == limit {
             more = rows.last().map(|job: &Job| job.id);
