@@ -51,7 +51,10 @@ pub(crate) async fn serve(
 /// a line a model.
 fn router(models: Vec<Arc<Context>>, page: Arc<Page>) -> Router {
     let models: Arc<[_]> = models.into();
-    let metrics = get(metrics).with_state((Arc::clone(&models), page));
+    let metrics = get(metrics).with_state(Shown {
+        models: Arc::clone(&models),
+        page,
+    });
     Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(ready))
@@ -59,10 +62,15 @@ fn router(models: Vec<Arc<Context>>, page: Arc<Page>) -> Router {
         .route("/metrics", metrics)
 }
 
+/// What `/metrics` is made of.
+#[derive(Clone)]
+struct Shown {
+    models: Arc<[Arc<Context>]>,
+    page: Arc<Page>,
+}
+
 /// What all models show, after a look at how their embedders are.
-async fn metrics(
-    State((models, page)): State<(Arc<[Arc<Context>]>, Arc<Page>)>,
-) -> impl IntoResponse {
+async fn metrics(State(Shown { models, page }): State<Shown>) -> impl IntoResponse {
     for context in &*models {
         context.endpoint.show();
     }
