@@ -182,6 +182,14 @@ async fn a_story_with_a_bad_text_is_told_by_its_numbers() {
     // An own count for each code.
     let unknown = GetJobRequest { job_id: 999_999 };
     world.jobs().await.get_job(unknown).await.unwrap_err();
+    // In whatever way it comes.
+    let answer = http()
+        .post(format!("{}/api/JobService/GetJob", world.coordinator.url()))
+        .header("content-type", "application/json")
+        .body("{\"jobId\": 999999}")
+        .send()
+        .await;
+    assert_eq!(answer.unwrap().status().as_u16(), 404);
     let (_worker, worker) = worker_with_metrics(&world).await;
     world.succeeded(job_id).await;
 
@@ -200,7 +208,7 @@ async fn a_story_with_a_bad_text_is_told_by_its_numbers() {
     );
     page.is(
         "weir_rpcs_total{method=\"JobService/GetJob\",code=\"NOT_FOUND\"}",
-        1.0,
+        2.0,
     );
     page.is("weir_claims_total{model=\"fake\"}", 1.0);
     page.is("weir_renewals_total{by=\"open\"}", 1.0);
