@@ -8,16 +8,19 @@ use std::{
         Arc,
         atomic::{AtomicI64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
-use crate::store::{
-    Store, StoreError,
-    activity::Persisted,
-    batches::{Outcome, Progress, Written},
+use crate::{
+    metrics::Metrics,
+    store::{
+        Store, StoreError,
+        activity::Persisted,
+        batches::{Outcome, Progress, Written},
+    },
 };
 
 /// Transactions under way at the same time: one commits while the next fills.
@@ -37,6 +40,7 @@ const QUEUE: usize = 256;
 #[derive(Debug, Clone)]
 pub struct Writer {
     queue: mpsc::Sender<Entry>,
+    metrics: Arc<Metrics>,
     tally: Arc<Tally>,
 }
 
@@ -67,7 +71,12 @@ struct Shared {
 impl Writer {
     /// Starts the writers. They end when the last `Writer` is gone and all it
     /// handed over is written.
-    pub fn start(store: &Store, lease_duration: Duration, tasks: &TaskTracker) -> Self {
+    pub fn start(
+        store: &Store,
+        lease_duration: Duration,
+        tasks: &TaskTracker,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let (queue, entries) = mpsc::channel(QUEUE);
         let shared = Arc::new(Shared {
             store: store.clone(),
@@ -79,21 +88,35 @@ impl Writer {
         for _ in 0..WRITERS {
             tasks.spawn(write_all(shared.clone()));
         }
-        let tally = Arc::default();
-        Self { queue, tally }
+        Self {
+            queue,
+            metrics,
+            tally: Arc::default(),
+        }
     }
 
     /// Writes an outcome, with the renewal of its lease, and returns when it is
     /// committed.
     pub async fn upsert(&self, outcome: Outcome) -> Result<Progress, StoreError> {
+        let began = Instant::now();
+        let (embedded, rejected) = (outcome.embedded.len(), outcome.rejected.len());
+        let truncated = outcome
+            .embedded
+            .iter()
+            .filter(|it| it.truncated_to.is_some());
+        let truncated = truncated.count();
         let (reply, answer) = oneshot::channel();
         let gone = || StoreError::Internal("the writer has stopped".into());
-        let (embedded, rejected) = (outcome.embedded.len(), outcome.rejected.len());
         self.queue
             .send(Entry { outcome, reply })
             .await
             .map_err(|_| gone())?;
         let progress = answer.await.map_err(|_| gone())??;
+        let Metrics { chunks, commit, .. } = &*self.metrics;
+        commit.record(began.elapsed().as_secs_f64());
+        chunks.embedded.increment(embedded as u64);
+        chunks.truncated.increment(truncated as u64);
+        chunks.refused.increment(rejected as u64);
         self.tally
             .embedded
             .fetch_add(embedded as i64, Ordering::Relaxed);

@@ -10,6 +10,7 @@ mod jobs;
 pub(crate) mod json;
 pub(crate) mod limits;
 mod mask;
+pub(crate) mod measured;
 mod overview;
 mod page;
 mod search;
@@ -24,6 +25,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     job::{chunk::Chunker, retry::RetryPolicy},
+    metrics::Metrics,
     store::Store,
     wakeup::Wakeup,
     writer::Writer,
@@ -46,6 +48,7 @@ pub(crate) struct Services {
 pub(crate) struct Inner {
     pub(crate) store: Store,
     pub(crate) writer: Writer,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) wakeup: Wakeup,
     pub(crate) chunker: Arc<Chunker>,
     pub(crate) models: Vec<String>,
