@@ -242,7 +242,7 @@ impl ServeConfig {
     }
 }
 
-/// Reads a duration such as "10m" or "1h 30m" that is more than nothing.
+/// Reads a URL with a place for the id of a trace.
 fn trace_url(text: &str) -> Result<String, String> {
     let url: http::Uri = text
         .replace("{trace_id}", "0")
@@ -257,6 +257,7 @@ fn trace_url(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// Reads a duration such as "10m" or "1h 30m" that is more than nothing.
 fn positive_duration(text: &str) -> Result<Duration, String> {
     let duration = any_duration(text)?;
     if duration.is_zero() {

@@ -117,12 +117,10 @@ impl Writer {
         chunks.embedded.increment(embedded as u64);
         chunks.truncated.increment(truncated as u64);
         chunks.refused.increment(rejected as u64);
-        self.tally
-            .embedded
-            .fetch_add(embedded as i64, Ordering::Relaxed);
-        self.tally
-            .rejected
-            .fetch_add(rejected as i64, Ordering::Relaxed);
+        self.add_to_tally(Persisted {
+            embedded: embedded as i64,
+            rejected: rejected as i64,
+        });
         Ok(progress)
     }
 
@@ -132,6 +130,14 @@ impl Writer {
             embedded: self.tally.embedded.swap(0, Ordering::Relaxed),
             rejected: self.tally.rejected.swap(0, Ordering::Relaxed),
         }
+    }
+
+    /// Counts this with what was persisted, at first or because it could not be
+    /// noted.
+    pub fn add_to_tally(&self, persisted: Persisted) {
+        let Persisted { embedded, rejected } = persisted;
+        self.tally.embedded.fetch_add(embedded, Ordering::Relaxed);
+        self.tally.rejected.fetch_add(rejected, Ordering::Relaxed);
     }
 }
 

@@ -10,7 +10,7 @@ use super::{
     mask::Mask,
     overview, page,
     sources::traceparent,
-    watch::{self, Cursor, Watch},
+    watch::{self, Cursor, PageKey, Watch},
 };
 use crate::store::{
     rows::{Job, SourceKey},
@@ -166,9 +166,12 @@ impl JobService for Jobs {
         door.close()?;
         let query = ("sources", &filter);
         let paging: Option<Paging<SourceKey>> = page::position(&query, &request.page_token)?;
-        Ok(Response::new(watch::watch_sources(
-            &self.0, filter, paging, limit,
-        )))
+        let page = PageKey {
+            filter,
+            paging,
+            limit,
+        };
+        Ok(Response::new(watch::watch_sources(&self.0, page)))
     }
 
     async fn get_status(

@@ -41,6 +41,8 @@ impl Mask {
             }
             kept.push(parts);
         }
+        kept.sort_unstable();
+        kept.dedup();
         Some(Self {
             message,
             paths: kept,

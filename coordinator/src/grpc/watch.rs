@@ -22,7 +22,11 @@ use super::{Services, error::going_away};
 
 pub(crate) use self::hub::Hubs;
 pub(super) use self::{
-    cursor::Cursor, job::watch_job, page::watch_sources, source::watch_source, whole::watch_status,
+    cursor::Cursor,
+    job::watch_job,
+    page::{PageKey, watch_sources},
+    source::watch_source,
+    whole::watch_status,
 };
 
 /// Least time between two looks at something: five a second.

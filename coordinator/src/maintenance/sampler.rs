@@ -8,6 +8,11 @@ use crate::{
 /// Notes what was persisted since the last step, under the name of this
 /// replica.
 pub async fn tick(store: &Store, writer: &Writer, replica: &str) -> Result<bool, StoreError> {
-    store.sample(replica, writer.take_tally()).await?;
+    let persisted = writer.take_tally();
+    if let Err(error) = store.sample(replica, persisted).await {
+        // It comes with the next sample.
+        writer.add_to_tally(persisted);
+        return Err(error);
+    }
     Ok(false)
 }

@@ -15,7 +15,7 @@ use crate::job::state::RevokeReason;
 pub const MAX_JOBS_WITH_SOURCE: i64 = 1_000;
 
 /// Which sources to list.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, serde::Serialize)]
 pub struct SourceFilter {
     /// Only of this namespace.
     pub namespace: Option<String>,
@@ -79,7 +79,8 @@ pub struct Deleted {
 }
 
 impl SourceKey {
-    pub(super) fn not_found(&self) -> StoreError {
+    /// The error for a source that is not there.
+    pub(crate) fn not_found(&self) -> StoreError {
         StoreError::NotFound(format!(
             "there is no source {:?} in namespace {:?}",
             self.name, self.namespace
@@ -145,8 +146,11 @@ impl Store {
         filter.push(&mut query);
         query.push(" ORDER BY s.namespace").push(order);
         query.push(", s.name").push(order).push(" LIMIT ");
-        query.push_bind(limit);
-        let sources: Vec<Source> = query.build_query_as().fetch_all(&mut *tx).await?;
+        // One more than are wanted, to know whether others follow.
+        query.push_bind(limit + 1);
+        let mut sources: Vec<Source> = query.build_query_as().fetch_all(&mut *tx).await?;
+        let others_follow = sources.len() as i64 > limit;
+        sources.truncate(usize::try_from(limit).unwrap_or_default());
         let ids: Vec<i64> = sources.iter().map(|source| source.id).collect();
         let jobs: Vec<Job> = sqlx::query_as(concat!(
             "-- store::sources::sources\nSELECT ",
@@ -170,10 +174,7 @@ impl Store {
                 (source, job)
             })
             .collect();
-        let more = rows
-            .last()
-            .filter(|_| rows.len() as i64 == limit)
-            .map(key_of);
+        let more = rows.last().filter(|_| others_follow).map(key_of);
         Ok(Page::of(rows, paging, more, key_of))
     }
 

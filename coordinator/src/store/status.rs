@@ -31,7 +31,7 @@ pub struct JobFilter {
 }
 
 /// Where a page begins, and in which direction it goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Paging<P> {
     /// The page after this position, in the order of the list.
     After(P),
@@ -93,12 +93,33 @@ impl JobFilter {
         if let Some(source) = &self.source {
             query.push(" AND source = ").push_bind(source.clone());
         }
+        // As the partial indexes have it: what is rare in a history is found without walking it.
         let badly = |state: &JobState| matches!(state, JobState::Failed | JobState::Cancelled);
-        if self.states.iter().all(badly) && !self.states.is_empty() {
+        if self.states.is_empty() {
+        } else if self.states.iter().all(badly) {
             query.push(" AND state IN ('failed', 'cancelled')");
-        } else if self.states == [JobState::Running] {
-            query.push(" AND state = 'running'");
+        } else if self.states.iter().all(|state| state.is_open()) {
+            query.push(" AND state IN ('queued', 'running')");
         }
+    }
+
+    /// Adds which jobs are looked at: the next so many, from where the page
+    /// begins, that an index finds.
+    fn push_examined(
+        &self,
+        query: &mut QueryBuilder<Postgres>,
+        paging: Option<&Paging<i64>>,
+        examined: i64,
+    ) {
+        query.push(" FROM weir.jobs WHERE true");
+        self.push_indexed(query);
+        let (bound, from, order) = match paging {
+            Some(Paging::Before(id)) => (" AND id > ", *id, " ORDER BY id ASC"),
+            Some(Paging::After(id)) => (" AND id < ", *id, " ORDER BY id DESC"),
+            None => (" AND id < ", i64::MAX, " ORDER BY id DESC"),
+        };
+        query.push(bound).push_bind(from).push(order);
+        query.push(" LIMIT ").push_bind(examined);
     }
 
     /// Adds the conditions that are asked of each row that the index has.
@@ -151,13 +172,14 @@ impl Store {
         .ok_or_else(|| StoreError::NotFound(format!("there is no job {job_id}")))
     }
 
-    /// Returns those of these jobs that there are, newest first.
-    pub async fn jobs_by_id(&self, ids: &[i64]) -> Result<Vec<Job>, StoreError> {
+    /// Returns those of these jobs that there are of a source, newest first.
+    pub async fn jobs_by_id(&self, source_id: i64, ids: &[i64]) -> Result<Vec<Job>, StoreError> {
         Ok(sqlx::query_as(concat!(
             "-- store::status::jobs_by_id\nSELECT ",
             job_columns!(),
-            " FROM weir.jobs j WHERE j.id = ANY($1) ORDER BY j.id DESC"
+            " FROM weir.jobs j WHERE j.id = ANY($2) AND j.source_id = $1 ORDER BY j.id DESC"
         ))
+        .bind(source_id)
         .bind(ids)
         .fetch_all(&self.pool)
         .await?)
@@ -172,36 +194,38 @@ impl Store {
         paging: Option<&Paging<i64>>,
         limit: i64,
     ) -> Result<Page<Job, i64>, StoreError> {
+        // One more than are wanted, to know whether others follow.
+        let wanted = limit + 1;
         let examined = if filter.has_others() {
-            EXAMINED.max(limit)
+            EXAMINED.max(wanted)
         } else {
-            limit
+            wanted
         };
-        let (bound, order) = match paging {
-            Some(Paging::Before(_)) => (" AND id > ", " ORDER BY id ASC"),
-            _ => (" AND id < ", " ORDER BY id DESC"),
+        let back = matches!(paging, Some(Paging::Before(_)));
+        let order = if back {
+            " ORDER BY id ASC"
+        } else {
+            " ORDER BY id DESC"
         };
-        let from = match paging {
-            Some(Paging::After(id) | Paging::Before(id)) => *id,
-            None => i64::MAX,
-        };
-        let mut query = QueryBuilder::new(
-            "-- store::status::jobs\nWITH examined AS MATERIALIZED (SELECT * FROM weir.jobs WHERE true",
-        );
-        filter.push_indexed(&mut query);
-        query.push(bound).push_bind(from).push(order);
-        query.push(" LIMIT ").push_bind(examined);
-        query.push(concat!(
-            "), reach AS (SELECT min(id) AS lowest, max(id) AS highest, count(*) AS rows FROM examined)
-             SELECT r.lowest, r.highest, r.rows, ",
+        // Reading stops once the page is full; how far it came is asked only where it is short.
+        let mut query = QueryBuilder::new(concat!(
+            "-- store::status::jobs\nWITH found AS MATERIALIZED (SELECT ",
             job_columns!(),
-            " FROM reach r LEFT JOIN LATERAL (SELECT * FROM examined j WHERE true"
+            " FROM (SELECT *"
         ));
+        filter.push_examined(&mut query, paging, examined);
+        query.push(") j WHERE true");
         filter.push_others(&mut query);
-        query.push(order).push(" LIMIT ").push_bind(limit);
-        query.push(") j ON true").push(order.replace("id", "j.id"));
+        query.push(order).push(" LIMIT ").push_bind(wanted);
+        query.push(
+            ") SELECT r.lowest, r.highest, r.rows, j.*
+             FROM (SELECT min(id) AS lowest, max(id) AS highest, count(*) AS rows FROM (SELECT id",
+        );
+        filter.push_examined(&mut query, paging, examined);
+        query.push(") examined WHERE (SELECT count(*) FROM found) < ");
+        query.push_bind(wanted);
+        query.push(") r LEFT JOIN found j ON true").push(order);
         let found = query.build().fetch_all(&self.pool).await?;
-        let back = order.contains("ASC");
         let mut rows = Vec::with_capacity(found.len());
         let mut more = None;
         for row in &found {
@@ -214,9 +238,17 @@ impl Store {
                 .try_get::<Option<i64>, _>(end)?
                 .filter(|_| whole == examined);
         }
-        if rows.len() as i64 == limit {
+        if rows.len() as i64 > limit {
+            rows.pop();
             more = rows.last().map(|job: &Job| job.id);
         }
-        Ok(Page::of(rows, paging, more, |job| job.id))
+        let mut page = Page::of(rows, paging, more, |job| job.id);
+        // A page with nothing on it has others beside it all the same.
+        match paging {
+            Some(Paging::After(id)) if page.rows.is_empty() => page.previous = Some(id - 1),
+            Some(Paging::Before(id)) if page.rows.is_empty() => page.next = Some(id + 1),
+            _ => {}
+        }
+        Ok(page)
     }
 }

@@ -6,7 +6,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tonic::Status;
 
-use crate::grpc::error::invalid_field;
+use crate::{grpc::error::invalid_field, store::sources::MAX_JOBS_WITH_SOURCE};
+
+/// Most jobs whose end a client can wait for: as many as come with a source.
+const MAX_JOBS: usize = MAX_JOBS_WITH_SOURCE as usize;
 
 /// What a client had last.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,6 +63,7 @@ impl Cursor {
         }
         let json = URL_SAFE_NO_PAD.decode(text).ok();
         let cursor = json.and_then(|json| serde_json::from_slice(&json).ok());
+        let cursor = cursor.filter(|cursor: &Self| cursor.jobs.len() <= MAX_JOBS);
         cursor.map(Some).ok_or_else(|| {
             invalid_field(
                 "cursor",
@@ -88,7 +92,12 @@ mod tests {
         assert_eq!(read.jobs(), [1_000_009, 1_000_007, 4]);
         assert_ne!(Cursor::after(&v1::Job::default(), []).digest, cursor.digest);
         assert_eq!(Cursor::read("").unwrap(), None);
-        for foreign in ["x", "%%%", "e30=", "bnVsbA"] {
+        let endless = Cursor {
+            jobs: vec![1; MAX_JOBS + 1],
+            ..Cursor::default()
+        };
+        let endless = endless.to_text().unwrap();
+        for foreign in ["x", "%%%", "e30=", "bnVsbA", &endless] {
             let status = Cursor::read(foreign).unwrap_err();
             assert_eq!(status.code(), tonic::Code::InvalidArgument, "{foreign}");
         }

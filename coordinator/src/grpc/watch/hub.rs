@@ -12,7 +12,7 @@ use tonic::Status;
 use weir_proto::v1;
 
 use super::{PAUSE, POLLS};
-use crate::{grpc::Services, store::rows::SourceKey};
+use crate::grpc::Services;
 
 /// What a look saw: a state, or why there is none.
 pub(super) type Seen<T> = Option<Result<Arc<T>, Status>>;
@@ -47,7 +47,9 @@ pub(super) trait Look: Send + 'static {
 #[derive(Debug, Default)]
 pub(crate) struct Hubs {
     pub(super) jobs: Hub<i64, v1::Job>,
-    pub(super) sources: Hub<SourceKey, super::source::SourceState>,
+    /// By the source's row: one that is deleted and put again is another.
+    pub(super) sources: Hub<i64, super::source::SourceState>,
+    pub(super) pages: Hub<super::page::PageKey, super::page::PageState>,
     pub(super) whole: Hub<Option<String>, v1::GetStatusResponse>,
 }
 

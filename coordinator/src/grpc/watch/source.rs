@@ -21,6 +21,7 @@ use crate::{
 /// What is seen of a source.
 #[derive(Debug)]
 pub(in crate::grpc) struct SourceState {
+    source_id: i64,
     source: v1::Source,
     jobs: Vec<v1::Job>,
     /// Jobs that were there at the look before, as they ended.
@@ -47,6 +48,7 @@ impl SourceState {
 }
 
 struct LookAtSource {
+    source_id: i64,
     key: SourceKey,
     changes: Subscription,
 }
@@ -60,6 +62,10 @@ impl Look for LookAtSource {
         before: Option<&SourceState>,
     ) -> Result<SourceState, Status> {
         let state = services.store.source(&self.key).await?;
+        if state.source.id != self.source_id {
+            // The one that is watched was deleted, and this one put in its place.
+            return Err(self.key.not_found().into());
+        }
         let jobs = state.jobs.into_iter();
         let jobs: Vec<v1::Job> = jobs
             .map(|job| wire_job(job, services.policy.max_attempts))
@@ -73,10 +79,11 @@ impl Look for LookAtSource {
         let cursor = Cursor::after(&whole, whole.jobs.iter().map(|job| job.job_id));
         let before = before.map(|before| before.cursor.clone());
         let ended = match &before {
-            Some(before) => ended(services, before, &whole.jobs).await?,
+            Some(before) => ended(services, self.source_id, before, &whole.jobs).await?,
             None => Vec::new(),
         };
         Ok(SourceState {
+            source_id: self.source_id,
             source,
             jobs: whole.jobs,
             ended,
@@ -94,6 +101,7 @@ impl Look for LookAtSource {
 /// they ended.
 async fn ended(
     services: &Services,
+    source_id: i64,
     cursor: &Cursor,
     now: &[v1::Job],
 ) -> Result<Vec<v1::Job>, Status> {
@@ -103,7 +111,7 @@ async fn ended(
     if missing.is_empty() {
         return Ok(Vec::new());
     }
-    let jobs = services.store.jobs_by_id(&missing).await?;
+    let jobs = services.store.jobs_by_id(source_id, &missing).await?;
     Ok(jobs
         .into_iter()
         .map(|job| wire_job(job, services.policy.max_attempts))
@@ -123,7 +131,8 @@ pub(in crate::grpc) fn watch_source(
         let mut sent = cursor;
         loop {
             // The place in line is taken before the first look, so that no change falls between.
-            let mut states = hub.hubs.sources.join(&hub, &key, || LookAtSource {
+            let mut states = hub.hubs.sources.join(&hub, &source_id, || LookAtSource {
+                source_id,
                 key: key.clone(),
                 changes: hub.wakeup.changes(source_id),
             });
@@ -152,7 +161,7 @@ async fn answer(
         None => Vec::new(),
         Some(sent) if Some(sent) == state.before.as_ref() => state.ended.clone(),
         // It skipped a state, or comes from another replica.
-        Some(sent) => ended(services, sent, &state.jobs).await?,
+        Some(sent) => ended(services, state.source_id, sent, &state.jobs).await?,
     };
     Ok(v1::WatchSourceResponse {
         source: Some(state.source.clone()),
