@@ -25,7 +25,9 @@ mod models;
 mod orphans;
 mod restart;
 mod settings;
+mod status;
 mod steer;
 mod story;
 
 use weir_tests::{clients, world};
+mod watch;
