@@ -223,7 +223,12 @@ async fn lists_give_what_is_asked_for_and_page_both_ways() {
     );
     let names: Vec<_> = names.iter().map(|source| source.name.as_str()).collect();
     assert_eq!(names, ["shop-a", "shop-b"]);
+}
 
+#[tokio::test]
+async fn chunks_are_listed_a_page_at_a_time() {
+    let weir = Weir::start().await;
+    weir.put("depot", &["one", "two"]).await;
     let chunks = v1::ListChunksRequest {
         name: "depot".to_owned(),
         state: ChunkState::Pending.into(),

@@ -283,7 +283,7 @@ impl SourceService for Sources {
             .sources(&filter, paging.as_ref(), limit)
             .await?;
         let (next_page_token, previous_page_token) = page::tokens(&query, &found)?;
-        let mut sources = found
+        let mut sources: Vec<v1::SourceSummary> = found
             .rows
             .into_iter()
             .map(|found| summary(&self.0, found))
