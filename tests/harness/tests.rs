@@ -419,3 +419,15 @@ async fn connections_end_with_their_proxy() {
         assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
     }
 }
+
+#[tokio::test]
+async fn all_that_a_process_wrote_is_there_when_it_was_waited_for() {
+    // More than a pipe holds, in one line.
+    let model = "m".repeat(100_000);
+    let bad = [("WEIR_MODEL", model.as_str())];
+    let mut process = Process::spawn("weir-worker", &[], &bad);
+    assert!(!process.wait().await.success());
+    let log = process.log().join("\n");
+    assert!(log.contains(&model), "{} bytes", log.len());
+    assert!(log.contains("--model"));
+}
