@@ -53,8 +53,12 @@ pub struct Process {
 impl Process {
     /// Starts a binary of this workspace. It inherits no `WEIR_…` variable.
     pub fn spawn(name: &'static str, args: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::start(name, command(name, args, environment))
+    }
+
+    /// Starts any program.
+    pub fn start(name: &'static str, mut command: process::Command) -> Self {
         let (reader, writer) = std::io::pipe().expect("a pipe can be made");
-        let mut command = command(name, args, environment);
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
