@@ -220,7 +220,7 @@ async fn check(server: &Server, local: &dyn Embedder) -> anyhow::Result<String> 
     let long = "parcel ".repeat(20_000);
     let long = match embedder.embed(&["short", &long]).await {
         Ok(_) => "cut by the server".to_owned(),
-        Err(EmbedError::TooLong { reason }) => format!("too long ({reason})"),
+        Err(EmbedError::TooLong { reason, .. }) => format!("too long ({reason})"),
         Err(other) => bail!("a long text: {other:?}"),
     };
 

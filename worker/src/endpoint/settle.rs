@@ -7,7 +7,8 @@ use tracing::info;
 
 use super::{
     Ended, Endpoint, FIRST_REST, LONGEST_REST, MOST_TIMEOUTS, State,
-    queue::{Text, size_of},
+    blame::Fault,
+    queue::{Accused, Call, Text, size_of},
     request::Failure,
 };
 use crate::embedder::EmbedError;
@@ -26,10 +27,10 @@ impl Endpoint {
             }
             Err(error) => {
                 // What was withdrawn meanwhile is not sent again.
-                let texts = state.wanted(ended.call.texts);
-                let rest = state.wanted(ended.call.rest);
-                state.queue.put_back(rest);
-                self.failed(&mut state, texts, error);
+                let named = error.culprit().and_then(|at| ended.call.texts.get(at));
+                let named = named.cloned();
+                let call = state.wanted_of(ended.call);
+                self.failed(&mut state, call, error, named);
             }
         }
         state.fail_idle();
@@ -37,27 +38,36 @@ impl Endpoint {
         self.work.notify_one();
     }
 
-    fn failed(&self, state: &mut State, texts: Vec<Text>, error: EmbedError) {
-        let size = size_of(&texts);
+    /// `named`: the text that the embedder blames.
+    fn failed(&self, state: &mut State, mut call: Call, error: EmbedError, named: Option<Text>) {
+        let size = size_of(&call.texts);
+        let first_try = call.rest.is_empty() && call.accused.is_none();
+        state.queue.put_back(std::mem::take(&mut call.rest));
         match error {
-            EmbedError::Input { reason } => match texts.as_slice() {
-                [text] => state.requests.rejected(text, &reason),
-                _ => state.suspect(texts),
-            },
-            EmbedError::TooLong { reason } => self.too_long(state, texts, &reason),
+            EmbedError::Input { reason, .. } => {
+                let floor = None;
+                state.blame(call, named, &Fault { reason, floor });
+            }
+            EmbedError::TooLong { reason, .. } => {
+                let floor = Some(self.settings.shortest);
+                let named = named.or_else(|| call.longest(first_try));
+                state.blame(call, named, &Fault { reason, floor });
+            }
             EmbedError::TooMany { reason } => {
                 state.limits.too_many(size);
-                if texts.len() > 1 {
-                    state.queue.put_back(texts);
+                if size.texts > 1 {
+                    state.queue.put_back(call.acquit());
                 } else {
-                    self.too_long(state, texts, &reason);
+                    let floor = Some(self.settings.shortest);
+                    state.blame(call, None, &Fault { reason, floor });
                 }
             }
             EmbedError::Timeout { reason } => {
                 state.limits.timed_out(size);
-                state.timed_out(texts, &reason);
+                state.timed_out(call.acquit(), &reason);
             }
             EmbedError::Transient { reason } => {
+                let texts = call.acquit();
                 if !state.queue.part(&texts)
                     && let Some(text) = texts.first()
                 {
@@ -68,25 +78,13 @@ impl Endpoint {
                 reason,
                 retry_after,
             } => {
-                state.queue.put_back(texts);
+                state.queue.put_back(call.acquit());
                 self.overloaded(state, &reason, retry_after);
             }
             EmbedError::Embedder {
                 reason,
                 retry_after,
             } => self.down(state, &reason, retry_after),
-        }
-    }
-
-    /// A text that is too long is sent again by half, until it would be too
-    /// short to mean anything.
-    fn too_long(&self, state: &mut State, texts: Vec<Text>, reason: &str) {
-        match texts.as_slice() {
-            [text] => match text.shortened(self.settings.shortest) {
-                Some(text) => state.queue.alone(text),
-                None => state.requests.rejected(text, reason),
-            },
-            _ => state.suspect(texts),
         }
     }
 
@@ -134,17 +132,13 @@ impl State {
         for (text, vector) in texts.iter().zip(vectors) {
             self.requests.embedded(text, vector);
         }
+        if let Some(Accused { text, rejection }) = &ended.call.accused
+            && let Some(reason) = rejection
+        {
+            self.requests.rejected(text, reason);
+        }
         let rest = self.wanted(ended.call.rest.clone());
         self.suspect(rest);
-    }
-
-    /// One of these texts cannot be embedded.
-    fn suspect(&mut self, mut texts: Vec<Text>) {
-        if texts.len() > 1 {
-            self.queue.search(texts);
-        } else if let Some(text) = texts.pop() {
-            self.queue.alone(text);
-        }
     }
 
     fn timed_out(&mut self, mut texts: Vec<Text>, reason: &str) {
@@ -199,9 +193,17 @@ impl State {
 
     /// Those that somebody still waits for.
     fn wanted(&self, mut texts: Vec<Text>) -> Vec<Text> {
-        texts.retain(|text| {
-            self.requests.contains(text.request) && !self.failing.contains_key(&text.request)
-        });
+        texts.retain(|text| self.is_wanted(text));
         texts
+    }
+
+    /// The same of a call.
+    fn wanted_of(&self, mut call: Call) -> Call {
+        call.retain(|text| self.is_wanted(text));
+        call
+    }
+
+    fn is_wanted(&self, text: &Text) -> bool {
+        self.requests.contains(text.request) && !self.failing.contains_key(&text.request)
     }
 }

@@ -1,0 +1,120 @@
+//! Which text of a call is to blame that the embedder refused it, found with as
+//! few calls as its answer allows.
+//!
+//! A text that is named, or far longer than the others where one is too long, is
+//! accused: the others are sent again without it, or with its beginning only. If
+//! they pass it was the culprit, whatever the embedder meant by what it named,
+//! and the search has cost one call. Otherwise it is tried alone. Where nothing
+//! points to a text the call is halved.
+
+use super::{
+    State,
+    queue::{Accused, Call, Text},
+};
+
+/// How much longer than every other a text must be to be accused of it, in
+/// hundredths.
+const OUTSTANDING: usize = 125;
+
+/// What is wrong with a text.
+#[derive(Debug)]
+pub(super) struct Fault {
+    pub(super) reason: String,
+    /// A text that is too long is shortened, to no less than this many bytes;
+    /// any other is rejected.
+    pub(super) floor: Option<usize>,
+}
+
+impl Fault {
+    fn shortened(&self, text: &Text) -> Option<Text> {
+        text.shortened(self.floor?)
+    }
+}
+
+impl Call {
+    /// The text that stands out by its length, if one does. Asked only once:
+    /// what is searched after that is not guessed at again, but for the
+    /// beginning of the text that was accused, which may still be too long.
+    pub(super) fn longest(&self, first_try: bool) -> Option<Text> {
+        let texts = || self.texts.iter().enumerate();
+        let (place, longest) = texts().max_by_key(|(_, text)| text.bytes)?;
+        let stands_out = texts()
+            .filter(|(other, _)| *other != place)
+            .all(|(_, text)| 100 * longest.bytes >= OUTSTANDING * text.bytes);
+        let accused = self.accused.as_ref();
+        let again = accused.is_some_and(|accused| longest.is_of(&accused.text));
+        (stands_out && (first_try || again)).then(|| longest.clone())
+    }
+}
+
+impl State {
+    /// The embedder refused a call because of one of its texts at least, most
+    /// likely the `culprit`.
+    pub(super) fn blame(&mut self, call: Call, culprit: Option<Text>, fault: &Fault) {
+        let Call {
+            mut texts, accused, ..
+        } = call;
+        let culprit = culprit.filter(|culprit| texts.iter().any(|text| text.is_of(culprit)));
+        let mut was = culprit.clone();
+        if let Some(Accused { text, .. }) = accused {
+            let present = texts.iter().any(|other| other.is_of(&text));
+            if texts.len() > 1 && culprit.as_ref().is_some_and(|it| it.is_of(&text)) {
+                // Its beginning is still too much.
+                was = Some(text);
+            } else if texts.len() > 1 || !present {
+                // It is not the only one, or none.
+                texts.retain(|other| !other.is_of(&text));
+                self.queue.alone(text);
+            }
+        }
+        match (texts.as_slice(), culprit, was) {
+            ([text], ..) => self.condemn(text, fault),
+            (_, Some(culprit), Some(was)) => self.accuse(texts, &culprit, was, fault),
+            _ => {
+                if fault.floor.is_some() {
+                    // Those that are too long come to the second half.
+                    texts.sort_by_key(|text| text.bytes);
+                }
+                self.suspect(texts);
+            }
+        }
+    }
+
+    /// A text was refused alone. One that is too long is sent again by half,
+    /// until it would be too short to mean anything.
+    fn condemn(&mut self, text: &Text, fault: &Fault) {
+        match fault.shortened(text) {
+            Some(beginning) => self.queue.alone(beginning),
+            None => self.requests.rejected(text, &fault.reason),
+        }
+    }
+
+    /// Tries the others without the culprit, or with its beginning. `was`: the
+    /// culprit as it was at first.
+    fn accuse(&mut self, mut texts: Vec<Text>, culprit: &Text, was: Text, fault: &Fault) {
+        let beginning = fault.shortened(culprit);
+        let rejection = beginning.is_none().then(|| fault.reason.to_owned());
+        match beginning {
+            Some(beginning) => {
+                for text in texts.iter_mut().filter(|text| text.is_of(culprit)) {
+                    *text = beginning.clone();
+                }
+            }
+            None => texts.retain(|text| !text.is_of(culprit)),
+        }
+        let accused = Accused {
+            text: was,
+            rejection,
+        };
+        self.queue.accuse(texts, accused);
+    }
+
+    /// One of these texts, if there are any, cannot be embedded.
+    pub(super) fn suspect(&mut self, mut texts: Vec<Text>) {
+        if texts.len() > 1 {
+            self.queue.search(texts);
+        } else if let Some(text) = texts.pop() {
+            self.queue.alone(text);
+        }
+    }
+}
