@@ -115,6 +115,8 @@ struct Ended {
     id: u64,
     call: Call,
     answer: Result<Vec<Vec<f32>>, EmbedError>,
+    /// Why it did not answer a probe after that.
+    down: Option<String>,
     /// As many calls as allowed were under way when it began.
     saturated: bool,
 }

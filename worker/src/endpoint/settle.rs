@@ -31,6 +31,10 @@ impl Endpoint {
                 let named = named.cloned();
                 let call = state.wanted_of(ended.call);
                 self.failed(&mut state, call, error, named);
+                if let Some(reason) = ended.down {
+                    // Only what broke is charged, and only once.
+                    self.down(&mut state, &reason, None);
+                }
             }
         }
         state.fail_idle();

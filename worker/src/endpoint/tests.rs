@@ -202,6 +202,35 @@ async fn a_transient_failure_charges_only_those_who_fail_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_embedder_that_breaks_a_call_and_fails_a_probe_is_down() {
+    struct Gone;
+    #[async_trait]
+    impl Embedder for Gone {
+        async fn embed(&self, _: &[&str]) -> Answer {
+            let reason = "it broke the connection".to_owned();
+            Err(EmbedError::Transient { reason })
+        }
+
+        async fn probe(&self) -> Result<Probe, EmbedError> {
+            let reason = "it broke the probe".to_owned();
+            Err(EmbedError::Transient { reason })
+        }
+    }
+    let endpoint = Arc::new(Endpoint::new(Arc::new(Gone), SETTINGS));
+    endpoint.governor.fit_for_tests(2);
+    let running = Arc::clone(&endpoint);
+    let _running = AbortOnDropHandle::new(tokio::spawn(async move { running.dispatch().await }));
+    // The first call is of both; neither is to blame more than the other.
+    let both = ["a", "b"].map(|text| endpoint.embed(batch(&[text])));
+    let reason = "it broke the probe".to_owned();
+    for outcome in join_all(both).await {
+        let reason = reason.clone();
+        assert_eq!(outcome.failure, Some(Failure::Embedder { reason }));
+    }
+    assert_eq!(endpoint.governor.down().await, reason);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_too_long_is_halved_until_it_fits_or_is_too_short_to_mean_anything() {
     let server = Server::new(|texts| {
         let long = texts.iter().any(|text| text.len() > 10);
