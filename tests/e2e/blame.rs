@@ -1,17 +1,12 @@
 //! Faults of the embedder, and whom they are charged to.
 
 use std::{
-    net::SocketAddr,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
 use weir_proto::v1::{Job, JobState};
-use weir_tests::{
-    cluster::Worker,
-    embedder::Rude,
-    proxy::{Cut, FaultProxy, Target},
-};
+use weir_tests::{cluster::Worker, embedder::Rude};
 
 use crate::world::World;
 
@@ -79,21 +74,18 @@ async fn an_embedder_away_for_longer_than_all_tries_would_last_fails_no_job() {
     let world = World::start(&quick).await;
     let delay = Duration::from_millis(50);
     world.embedder.set_delay(delay, Duration::ZERO);
-    let url = world.embedder.url();
-    let target: SocketAddr = url.trim_start_matches("http://").parse().unwrap();
-    let network = FaultProxy::start([Target::Tcp(target)]).await;
     let mut jobs = Vec::new();
     for name in ["a", "b", "c"] {
         let items = (0..60).map(|id| (format!("{id:03}"), format!("text {id} of {name}")));
         jobs.push(world.put_items(name, items).await.jobs[0].job_id);
     }
     let settings = [("WEIR_BATCH_SIZE", "4")];
-    let worker = Worker::spawn(&world.coordinator.url(), &network.url(), &settings);
+    let worker = Worker::spawn(&world.coordinator.url(), &world.embedder.url(), &settings);
     world.embedded("a", 8).await;
 
-    // It dies in the middle of its calls, and each connection to it is reset.
-    network.refuse();
-    network.cut(Cut::Reset);
+    // It dies in the middle of its calls, and a proxy before it breaks each
+    // connection.
+    world.embedder.rule(|_| Some(Rude::CutOff));
     let paused = "The embedder failed; claiming nothing until it answers again.";
     worker.process.wait_for_event(paused).await;
     // It is not asked again before a second has passed.
@@ -111,7 +103,7 @@ async fn an_embedder_away_for_longer_than_all_tries_would_last_fails_no_job() {
         );
     }
 
-    network.resume();
+    world.embedder.behave();
     for job_id in jobs {
         world.succeeded(job_id).await;
         let history = world.history(job_id).await;

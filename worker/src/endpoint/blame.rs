@@ -23,6 +23,8 @@ pub(super) struct Fault {
     /// A text that is too long is shortened, to no less than this many bytes;
     /// any other is rejected.
     pub(super) floor: Option<usize>,
+    /// Whether it was sent alone, so that nothing else can be wrong.
+    pub(super) alone: bool,
 }
 
 impl Fault {
@@ -57,19 +59,19 @@ impl State {
         let culprit = culprit.filter(|culprit| texts.iter().any(|text| text.is_of(culprit)));
         let mut was = culprit.clone();
         if let Some(Accused { text, .. }) = accused {
-            let present = texts.iter().any(|other| other.is_of(&text));
-            if texts.len() > 1 && culprit.as_ref().is_some_and(|it| it.is_of(&text)) {
+            if culprit.as_ref().is_some_and(|culprit| culprit.is_of(&text)) {
                 // Its beginning is still too much.
                 was = Some(text);
-            } else if texts.len() > 1 || !present {
+            } else {
                 // It is not the only one, or none.
                 texts.retain(|other| !other.is_of(&text));
                 self.queue.alone(text);
             }
         }
         match (texts.as_slice(), culprit, was) {
-            ([text], ..) => self.condemn(text, fault),
-            (_, Some(culprit), Some(was)) => self.accuse(texts, &culprit, was, fault),
+            ([text], ..) if fault.alone => self.condemn(text, fault),
+            ([_, _, ..], Some(culprit), Some(was)) => self.accuse(texts, &culprit, was, fault),
+            ([_], Some(_), Some(was)) => self.queue.alone(was),
             _ => {
                 if fault.floor.is_some() {
                     // Those that are too long come to the second half.

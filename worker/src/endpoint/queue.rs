@@ -98,6 +98,14 @@ impl Call {
         texts
     }
 
+    /// Whether several requests have texts in it.
+    pub(crate) fn is_shared(&self) -> bool {
+        let accused = self.accused.iter().map(|accused| &accused.text);
+        let mut requests = self.texts.iter().chain(accused).map(|text| text.request);
+        let first = requests.next();
+        requests.any(|request| Some(request) != first)
+    }
+
     /// Leaves out the texts for which this does not hold.
     pub(crate) fn retain(&mut self, keep: impl Fn(&Text) -> bool) {
         self.texts.retain(&keep);
@@ -204,15 +212,11 @@ impl Queue {
     }
 
     /// Takes a call apart by the requests in it, so that the trouble of one is
-    /// not another's. `false`, and nothing is queued, when there is but one.
-    pub(crate) fn part(&mut self, texts: &[Text]) -> bool {
-        let groups = || texts.chunk_by(|a, b| a.request == b.request);
-        if groups().nth(1).is_none() {
-            return false;
-        }
-        let calls = groups().map(|texts| Call::of(texts.to_vec()));
+    /// not another's.
+    pub(crate) fn part(&mut self, texts: &[Text]) {
+        let groups = texts.chunk_by(|a, b| a.request == b.request);
+        let calls = groups.map(|texts| Call::of(texts.to_vec()));
         self.apart.extend(calls);
-        true
     }
 }
 

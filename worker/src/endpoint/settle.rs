@@ -8,10 +8,23 @@ use tracing::info;
 use super::{
     Ended, Endpoint, FIRST_REST, LONGEST_REST, MOST_TIMEOUTS, State,
     blame::Fault,
+    limits::CallSize,
     queue::{Accused, Call, Text, size_of},
     request::Failure,
 };
 use crate::embedder::EmbedError;
+
+/// A call that got no vectors.
+struct Failed {
+    /// What is still wanted of it.
+    call: Call,
+    /// All that was sent.
+    size: CallSize,
+    /// Several requests were in it.
+    shared: bool,
+    /// The text that the embedder blames.
+    named: Option<Text>,
+}
 
 impl Endpoint {
     pub(super) fn settle(&self, ended: Ended) {
@@ -26,11 +39,15 @@ impl Endpoint {
                 state.embedded(&ended, vectors, self.began.elapsed());
             }
             Err(error) => {
-                // What was withdrawn meanwhile is not sent again.
                 let named = error.culprit().and_then(|at| ended.call.texts.get(at));
-                let named = named.cloned();
-                let call = state.wanted_of(ended.call);
-                self.failed(&mut state, call, error, named);
+                let failed = Failed {
+                    size: size_of(&ended.call.texts),
+                    shared: ended.call.is_shared(),
+                    named: named.cloned(),
+                    // What was withdrawn meanwhile is not sent again.
+                    call: state.wanted_of(ended.call),
+                };
+                self.failed(&mut state, failed, error);
                 if let Some(reason) = ended.down {
                     // Only what broke is charged, and only once.
                     self.down(&mut state, &reason, None);
@@ -42,39 +59,51 @@ impl Endpoint {
         self.work.notify_one();
     }
 
-    /// `named`: the text that the embedder blames.
-    fn failed(&self, state: &mut State, mut call: Call, error: EmbedError, named: Option<Text>) {
-        let size = size_of(&call.texts);
+    fn failed(&self, state: &mut State, failed: Failed, error: EmbedError) {
+        let Failed {
+            mut call,
+            size,
+            shared,
+            named,
+        } = failed;
+        let alone = size.texts == 1;
         let first_try = call.rest.is_empty() && call.accused.is_none();
         state.queue.put_back(std::mem::take(&mut call.rest));
+        let too_long = |reason| Fault {
+            reason,
+            floor: Some(self.settings.shortest),
+            alone,
+        };
         match error {
             EmbedError::Input { reason, .. } => {
-                let floor = None;
-                state.blame(call, named, &Fault { reason, floor });
+                let fault = Fault {
+                    reason,
+                    floor: None,
+                    alone,
+                };
+                state.blame(call, named, &fault);
             }
             EmbedError::TooLong { reason, .. } => {
-                let floor = Some(self.settings.shortest);
                 let named = named.or_else(|| call.longest(first_try));
-                state.blame(call, named, &Fault { reason, floor });
+                state.blame(call, named, &too_long(reason));
             }
             EmbedError::TooMany { reason } => {
                 state.limits.too_many(size);
-                if size.texts > 1 {
-                    state.queue.put_back(call.acquit());
+                if alone {
+                    state.blame(call, None, &too_long(reason));
                 } else {
-                    let floor = Some(self.settings.shortest);
-                    state.blame(call, None, &Fault { reason, floor });
+                    state.queue.put_back(call.acquit());
                 }
             }
             EmbedError::Timeout { reason } => {
                 state.limits.timed_out(size);
-                state.timed_out(call.acquit(), &reason);
+                state.timed_out(call.acquit(), alone, &reason);
             }
             EmbedError::Transient { reason } => {
                 let texts = call.acquit();
-                if !state.queue.part(&texts)
-                    && let Some(text) = texts.first()
-                {
+                if shared {
+                    state.queue.part(&texts);
+                } else if let Some(text) = texts.first() {
                     state.fail_job(text.request, &reason);
                 }
             }
@@ -145,8 +174,7 @@ impl State {
         self.suspect(rest);
     }
 
-    fn timed_out(&mut self, mut texts: Vec<Text>, reason: &str) {
-        let alone = texts.len() == 1;
+    fn timed_out(&mut self, mut texts: Vec<Text>, alone: bool, reason: &str) {
         for text in &mut texts {
             text.timeouts += 1;
             if alone || text.timeouts >= MOST_TIMEOUTS {

@@ -280,6 +280,16 @@ fn naming(
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_left_of_a_refused_call_is_not_taken_for_its_culprit() {
+    let server = Server::new(picky);
+    let (endpoint, _running) = start(&server, SETTINGS);
+    let given_up = timeout(Duration::from_millis(500), endpoint.embed(batch(&["bad"])));
+    let (given_up, outcome) = tokio::join!(given_up, endpoint.embed(batch(&["good"])));
+    assert!(given_up.is_err());
+    assert_eq!(embedded(&outcome), ["good"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_text_that_is_named_costs_one_call() {
     let server = Server::new(naming(|bad| bad.first().copied()));
     let (endpoint, _running) = start(&server, SETTINGS);
