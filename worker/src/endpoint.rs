@@ -95,6 +95,9 @@ struct State {
     merge_until: Option<Instant>,
     under_way: HashMap<u64, UnderWay>,
     last_call: u64,
+    /// Bytes of the shortest text that was too long by itself, as far as is
+    /// known. No proof that another of that length is.
+    too_long: usize,
     /// Times in a row that the embedder was overloaded.
     overloads: u32,
     /// Why the embedder is down, while batches wait for calls made before.
@@ -153,6 +156,7 @@ impl Endpoint {
                 merge_until: None,
                 under_way: HashMap::new(),
                 last_call: 0,
+                too_long: usize::MAX,
                 overloads: 0,
                 outage: None,
                 failing: HashMap::new(),

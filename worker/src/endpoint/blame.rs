@@ -72,12 +72,25 @@ impl State {
             ([text], ..) if fault.alone => self.condemn(text, fault),
             ([_, _, ..], Some(culprit), Some(was)) => self.accuse(texts, &culprit, was, fault),
             ([_], Some(_), Some(was)) => self.queue.alone(was),
-            _ => {
-                if fault.floor.is_some() {
-                    // Those that are too long come to the second half.
-                    texts.sort_by_key(|text| text.bytes);
-                }
-                self.suspect(texts);
+            _ if fault.floor.is_some() => self.suspect_long(texts),
+            _ => self.suspect(texts),
+        }
+    }
+
+    /// One of these texts at least is too long. Those of a length that was too
+    /// long before are tried alone, for they are rarely the only ones: long
+    /// texts of a job come together.
+    fn suspect_long(&mut self, mut texts: Vec<Text>) {
+        texts.sort_by_key(|text| text.bytes);
+        let others = texts.partition_point(|text| text.bytes < self.too_long);
+        let long = texts.split_off(others);
+        if long.is_empty() {
+            // Those that are too long are in the second half.
+            self.suspect(texts);
+        } else {
+            self.queue.put_back(texts);
+            for text in long {
+                self.queue.alone(text);
             }
         }
     }
@@ -85,9 +98,23 @@ impl State {
     /// A text was refused alone. One that is too long is sent again by half,
     /// until it would be too short to mean anything.
     fn condemn(&mut self, text: &Text, fault: &Fault) {
+        if fault.floor.is_some() {
+            self.too_long = self.too_long.min(text.bytes);
+        }
         match fault.shortened(text) {
+            Some(beginning) if beginning.bytes < self.too_long => {
+                self.queue.put_back(vec![beginning]);
+            }
             Some(beginning) => self.queue.alone(beginning),
             None => self.requests.rejected(text, &fault.reason),
+        }
+    }
+
+    /// These texts were not too long.
+    pub(super) fn were_short(&mut self, texts: &[Text]) {
+        let longest = texts.iter().map(|text| text.bytes).max();
+        if let Some(longest) = longest.filter(|bytes| *bytes >= self.too_long) {
+            self.too_long = longest + 1;
         }
     }
 

@@ -162,6 +162,7 @@ impl State {
         let texts = &ended.call.texts;
         self.limits.went_well(size_of(texts), now, ended.saturated);
         self.overloads = 0;
+        self.were_short(texts);
         for (text, vector) in texts.iter().zip(vectors) {
             self.requests.embedded(text, vector);
         }
