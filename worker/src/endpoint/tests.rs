@@ -326,6 +326,27 @@ async fn a_text_that_is_too_long_by_far_is_shortened_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn texts_that_are_all_too_long_cost_little_more_than_a_call_each() {
+    let server = Server::new(|texts| {
+        let long = texts.iter().any(|text| text.len() > 20);
+        let reason = "the context length is exceeded".to_owned();
+        let culprit = None;
+        if long {
+            return Err(EmbedError::TooLong { reason, culprit });
+        }
+        Ok(())
+    });
+    let (endpoint, _running) = start(&server, SETTINGS);
+    let long: Vec<String> = (10..42).map(|n| "x".repeat(n)).collect();
+    let long: Vec<&str> = long.iter().map(String::as_str).collect();
+    let outcome = endpoint.embed(batch(&long)).await;
+    assert_eq!(outcome.result.embedded.len(), 32);
+    // 21 are too long, and halves make out which.
+    let calls = server.calls().len();
+    assert!(calls <= 32, "{calls}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn texts_that_keep_coming_do_not_make_others_wait() {
     let server = Server::new(|_| Ok(()));
     let (endpoint, _running) = start(&server, SETTINGS);
