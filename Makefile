@@ -33,7 +33,7 @@ test-embedders: runtime
 	@PYTHON='$(PYTHON)' tests/embedders/prepare .runtime-embedders
 	$(CARGO) test -p weir-tests --test embedders
 
-# The programs as they are shipped, and a fake embedder. In words: tests/bench/embedders.
+# The programs as they are shipped, and an embedder that is scripted.
 bench-embedders: export BENCH_TEXTS ?= 5000
 bench-embedders: runtime
 	$(CARGO) build --release --workspace --bins
