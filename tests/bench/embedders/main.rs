@@ -30,7 +30,7 @@ async fn what_embedding_costs() {
     };
     let mut lines = poison::compare(texts).await;
     lines.push(quota::drain(texts).await);
-    lines.push(small::compare(texts).await);
+    lines.extend(small::compare(texts).await);
     println!(
         "\n{texts} texts, {} of them bad where some are:\n",
         poison::bad(texts)

@@ -124,7 +124,11 @@ impl Endpoint {
     /// Leaves the embedder alone for a while and sends the same again; one that
     /// needs too long is down.
     fn overloaded(&self, state: &mut State, reason: &str, retry_after: Option<Duration>) {
-        state.limits.overloaded();
+        // One that says for how long counts calls by the minute, and not how
+        // many there are at a time.
+        if retry_after.is_none() {
+            state.limits.overloaded();
+        }
         let doubled = FIRST_REST * 2_u32.saturating_pow(state.overloads.min(16));
         let rest = retry_after.unwrap_or(doubled);
         state.overloads += 1;
