@@ -5,7 +5,7 @@ use serde_json::Value;
 /// The place that a refusal names, counted from 0:
 ///
 /// - OpenAI: `"Invalid 'input[3]': maximum input length is 8192 tokens."`;
-/// - servers made with FastAPI: `"loc": ["body", "input", 3]`.
+/// - servers made with `FastAPI`: `"loc": ["body", "input", 3]`.
 ///
 /// It is a hint and no proof: a server may count otherwise, or quote.
 pub(super) fn named(body: &[u8]) -> Option<usize> {
@@ -18,8 +18,8 @@ pub(super) fn named(body: &[u8]) -> Option<usize> {
         &refusal["message"],
         &refusal["detail"],
     ];
-    let said = said.into_iter().filter_map(Value::as_str);
-    from_path(&refusal["detail"][0]["loc"]).or_else(|| said.filter_map(from_words).next())
+    let mut said = said.into_iter().filter_map(Value::as_str);
+    from_path(&refusal["detail"][0]["loc"]).or_else(|| said.find_map(from_words))
 }
 
 fn from_path(path: &Value) -> Option<usize> {

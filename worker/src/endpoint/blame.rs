@@ -68,8 +68,12 @@ impl State {
                 self.queue.alone(text);
             }
         }
+        let long = texts.iter().filter(|text| text.bytes >= self.too_long);
+        let several = fault.floor.is_some() && long.count() > 1;
         match (texts.as_slice(), culprit, was) {
             ([text], ..) if fault.alone => self.condemn(text, fault),
+            // To accuse one would leave the others to spoil the next call.
+            _ if several => self.suspect_long(texts),
             ([_, _, ..], Some(culprit), Some(was)) => self.accuse(texts, &culprit, was, fault),
             ([_], Some(_), Some(was)) => self.queue.alone(was),
             _ if fault.floor.is_some() => self.suspect_long(texts),
@@ -122,7 +126,7 @@ impl State {
     /// culprit as it was at first.
     fn accuse(&mut self, mut texts: Vec<Text>, culprit: &Text, was: Text, fault: &Fault) {
         let beginning = fault.shortened(culprit);
-        let rejection = beginning.is_none().then(|| fault.reason.to_owned());
+        let rejection = beginning.is_none().then(|| fault.reason.clone());
         match beginning {
             Some(beginning) => {
                 for text in texts.iter_mut().filter(|text| text.is_of(culprit)) {
