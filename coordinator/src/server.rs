@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Mutex};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -28,10 +28,11 @@ use weir_proto::{
 
 use crate::{
     config::{Config, ServeConfig},
-    grpc::{self, Inner, Jobs, Searches, Services, Sources, Workers},
-    http,
+    grpc::{self, Inner, Jobs, Searches, Services, Sources, Workers, measured::Measure},
+    http::{self, Scrape},
     job::chunk::Chunker,
-    maintenance::{self, reconciler::Reconciler, rescuer::Rescuer, retention, sweeper},
+    maintenance::{self, database, reconciler::Reconciler, rescuer::Rescuer, retention, sweeper},
+    metrics::Metrics,
     store::{self, Store, rescue::Patience},
     wakeup::Wakeup,
     writer::Writer,
@@ -43,6 +44,9 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from
 
 /// How often left-over imports, and jobs past their time, are looked for.
 const SWEEP_EVERY: Duration = Duration::from_mins(10);
+
+/// How often the pool of connections is looked at.
+const POOL_EVERY: Duration = Duration::from_secs(1);
 
 /// How often the database is asked for the health service.
 const HEALTH_EVERY: Duration = Duration::from_secs(5);
@@ -95,7 +99,8 @@ impl Server {
         let tasks = TaskTracker::new();
         let wakeup = Wakeup::default();
         let writer_tasks = TaskTracker::new();
-        let services = self.services(&wakeup, &shutdown, &tasks, &writer_tasks);
+        let metrics = Arc::new(Metrics::new(&self.config.models));
+        let services = self.services(&wakeup, &shutdown, &tasks, &writer_tasks, &metrics);
         let (reporter, health) = tonic_health::server::health_reporter();
         let background = TaskTracker::new();
         let unready = CancellationToken::new();
@@ -107,7 +112,7 @@ impl Server {
         ));
         self.start_background(&services, &background, &shutdown);
 
-        let routes = routes(services, self.store.clone(), health, &shutdown)?;
+        let routes = routes(services, self.scrape(&metrics), health, &shutdown)?;
         let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
         let (delay, timeout) = (self.config.drain_delay, self.config.drain_timeout);
         let serving = Transport::builder()
@@ -148,10 +153,17 @@ impl Server {
         shutdown: &CancellationToken,
         tasks: &TaskTracker,
         writer_tasks: &TaskTracker,
+        metrics: &Arc<Metrics>,
     ) -> Services {
         Services {
             inner: Arc::new(Inner {
-                writer: Writer::start(&self.store, self.config.lease_duration, writer_tasks),
+                writer: Writer::start(
+                    &self.store,
+                    self.config.lease_duration,
+                    writer_tasks,
+                    metrics.clone(),
+                ),
+                metrics: metrics.clone(),
                 store: self.store.clone(),
                 wakeup: wakeup.clone(),
                 chunker: self.chunker.clone(),
@@ -165,6 +177,17 @@ impl Server {
                 shutdown: shutdown.clone(),
                 tasks: tasks.clone(),
             }),
+        }
+    }
+
+    /// What `/metrics` shows.
+    fn scrape(&self, metrics: &Arc<Metrics>) -> Scrape {
+        Scrape {
+            store: self.store.clone(),
+            metrics: metrics.clone(),
+            models: self.config.models.clone(),
+            namespaces: self.config.metrics_namespaces.into(),
+            queue: Mutex::default(),
         }
     }
 
@@ -187,6 +210,8 @@ impl Server {
             shutdown.clone(),
         );
         tasks.spawn(async move { wakeup.announce(&store, &stop).await });
+        let (metrics, stop) = (services.metrics.clone(), shutdown.clone());
+        tasks.spawn(async move { stop.run_until_cancelled(metrics.page().keep()).await });
         self.start_maintenance(services, tasks, shutdown);
     }
 
@@ -201,6 +226,7 @@ impl Server {
         let mut rescuer = Rescuer {
             store: self.store.clone(),
             wakeup: services.wakeup.clone(),
+            metrics: services.metrics.clone(),
             policy: services.policy,
             patience: Patience {
                 orphan_grace: self.config.orphan_grace,
@@ -245,11 +271,30 @@ impl Server {
             interval: self.config.reconcile_interval,
             max_chunks_per_job: self.config.max_chunks_per_job,
         };
+        let metrics = services.metrics.clone();
         tasks.spawn(maintenance::every(
             "reconciler",
             poll,
             shutdown.clone(),
-            async move || Ok(reconciler.tick().await?.more),
+            async move || {
+                let step = reconciler.tick().await?;
+                metrics
+                    .retries
+                    .parked
+                    .increment(step.unparked.queued as u64);
+                metrics.sources_repaired.increment(step.repaired as u64);
+                Ok(step.more)
+            },
+        ));
+        let (store, metrics) = (self.store.clone(), services.metrics.clone());
+        tasks.spawn(maintenance::every(
+            "pool",
+            POOL_EVERY,
+            shutdown.clone(),
+            async move || {
+                database::tick(&store, &metrics).await;
+                Ok(false)
+            },
         ));
     }
 }
@@ -257,7 +302,7 @@ impl Server {
 /// Everything that is served on the port.
 fn routes(
     services: Services,
-    store: Store,
+    scrape: Scrape,
     health: impl tonic::codegen::Service<
         ::http::Request<tonic::body::Body>,
         Response = ::http::Response<tonic::body::Body>,
@@ -271,16 +316,21 @@ fn routes(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Routes> {
     let web = GrpcWebLayer::new();
+    let measure = Measure::new(&services.metrics)?;
     let sources = SourceServiceServer::new(Sources(services.clone()))
         .max_decoding_message_size(MAX_CLIENT_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_CLIENT_MESSAGE_BYTES);
+    let sources = measure.named_layer(sources);
     let jobs = JobServiceServer::new(Jobs(services.clone()))
         .max_encoding_message_size(MAX_CLIENT_MESSAGE_BYTES);
+    let jobs = measure.named_layer(jobs);
     let searches = SearchServiceServer::new(Searches(services.clone()))
         .max_encoding_message_size(MAX_CLIENT_MESSAGE_BYTES);
+    let searches = measure.named_layer(searches);
     let workers = WorkerServiceServer::new(Workers(services))
         .max_decoding_message_size(MAX_WORKER_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_WORKER_MESSAGE_BYTES);
+    let workers = measure.named_layer(workers);
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -295,7 +345,7 @@ fn routes(
         .add_service(searches.clone())
         .into_axum_router()
         .layer(MapResponseLayer::new(grpc::limits::relabel));
-    let pages = http::router(store, shutdown.clone()).merge(grpc::json::router(in_process)?);
+    let pages = http::router(scrape, shutdown.clone()).merge(grpc::json::router(in_process)?);
     Ok(Routes::from(pages)
         .add_service(web.named_layer(sources))
         .add_service(web.named_layer(jobs))

@@ -15,6 +15,7 @@ use crate::{
     embedder::{self, Embedder},
     endpoint::Endpoint,
     http,
+    metrics::{self, Metrics},
     session::Context,
 };
 
@@ -58,20 +59,23 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let coordinator = Coordinator::new(&config.coordinator)?;
     let config = Arc::new(config);
+    let page = metrics::page(config.http_listen.is_some());
     let contexts: Vec<Arc<Context>> = served
         .into_iter()
         .map(|Served { model, embedder }| {
+            let metrics = Metrics::new(&page, &model.name, model.settings.embedder.embedder);
+            let endpoint = Endpoint::new(embedder, model.settings.endpoint(), metrics);
             Arc::new(Context {
                 config: Arc::clone(&config),
                 coordinator: coordinator.clone(),
-                endpoint: Arc::new(Endpoint::new(embedder, model.settings.endpoint())),
+                endpoint: Arc::new(endpoint),
                 model,
                 refusal: watch::Sender::new(None),
                 shutdown: shutdown.clone(),
             })
         })
         .collect();
-    let _http = http::serve(config.http_listen, contexts.clone()).await?;
+    let _http = http::serve(config.http_listen, contexts.clone(), page).await?;
     let models: Vec<&str> = contexts.iter().map(|it| it.model.name.as_str()).collect();
     info!(
         worker_id = config.worker_id,

@@ -18,6 +18,7 @@ use crate::{
     config::{Config, Model},
     coordinator::{Coordinator, Event, HandBack, Lease},
     endpoint::{Endpoint, Failure, Outcome, Share},
+    metrics::LeasesEnded,
     plan::{self, Held},
 };
 use hand_back::hand_back;
@@ -70,6 +71,8 @@ pub(crate) enum End {
 #[instrument(name = "lease", skip_all, fields(job_id = lease.job_id, epoch = lease.epoch, source = lease.source))]
 pub(crate) async fn work(context: Arc<Context>, lease: Lease, dimension: usize) -> End {
     let started = Instant::now();
+    let metrics = &context.endpoint.metrics;
+    let _open = metrics.lease_began();
     info!(
         chunks = lease.chunks_pending,
         attempt = lease.attempt,
@@ -87,6 +90,7 @@ pub(crate) async fn work(context: Arc<Context>, lease: Lease, dimension: usize) 
         hand_back(&context.coordinator, &lease, &unacknowledged, *how, reason).await;
     }
     let elapsed_ms = started.elapsed().as_millis();
+    count(&end, &metrics.leases_ended);
     match &end {
         End::Finished => info!(chunks, elapsed_ms, "The job finished."),
         End::Lost(reason) => warn!(chunks, elapsed_ms, reason, "The lease ended; job dropped."),
@@ -103,6 +107,19 @@ pub(crate) async fn work(context: Arc<Context>, lease: Lease, dimension: usize) 
         ),
     }
     end
+}
+
+fn count(end: &End, ended: &LeasesEnded) {
+    let counter = match end {
+        End::Finished => &ended.finished,
+        End::Lost(_) => &ended.lost,
+        End::HandBack { how, .. } => match how {
+            HandBack::Release => &ended.released,
+            HandBack::Fail => &ended.failed,
+        },
+        End::Unreachable(_) => &ended.unreachable,
+    };
+    counter.increment(1);
 }
 
 struct Session<'a> {

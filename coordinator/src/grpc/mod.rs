@@ -9,6 +9,7 @@ mod imports;
 mod jobs;
 pub(crate) mod json;
 pub(crate) mod limits;
+pub(crate) mod measured;
 mod page;
 mod search;
 mod sources;
@@ -21,6 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     job::{chunk::Chunker, retry::RetryPolicy},
+    metrics::Metrics,
     store::Store,
     wakeup::Wakeup,
     writer::Writer,
@@ -42,6 +44,7 @@ pub(crate) struct Services {
 pub(crate) struct Inner {
     pub(crate) store: Store,
     pub(crate) writer: Writer,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) wakeup: Wakeup,
     pub(crate) chunker: Arc<Chunker>,
     pub(crate) models: Vec<String>,

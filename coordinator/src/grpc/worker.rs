@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     job::{blame::suspected_batch, plan::next_batch_len, retry::Decision},
-    store::{batches::Outcome, claim::Claim, lease::LeaseState, rows::Job},
+    store::{StoreError, batches::Outcome, claim::Claim, lease::LeaseState, rows::Job},
 };
 
 /// Most bytes of text in one batch, so that it fits a message with room to
@@ -44,6 +44,14 @@ impl Workers {
             attempt: job.attempt.into(),
             traceparent: job.traceparent.unwrap_or_default(),
         }
+    }
+
+    /// The status of a fault; a lost lease is counted.
+    fn refusal(&self, error: StoreError) -> Status {
+        if let StoreError::LeaseLost { reason, .. } = &error {
+            self.0.metrics.lease_lost(*reason);
+        }
+        error.into()
     }
 
     /// Claims, or waits until there is something to claim.
@@ -142,6 +150,7 @@ impl WorkerService for Workers {
                 "A job was claimed."
             );
             self.0.wakeup.report_change(job.source_id);
+            self.0.metrics.claimed(&job.model);
         }
         Ok(Response::new(v1::ClaimJobResponse {
             leases: jobs.into_iter().map(|job| self.lease(job)).collect(),
@@ -179,10 +188,14 @@ impl WorkerService for Workers {
             }
         };
         door.close()?;
-        match self.0.store.renew(lease, wanted).await? {
-            LeaseState::Held(_) => Ok(Response::new(v1::RenewLeaseResponse {
-                lease_duration: wire_duration(wanted),
-            })),
+        let renewed = self.0.store.renew(lease, wanted).await;
+        match renewed.map_err(|error| self.refusal(error))? {
+            LeaseState::Held(_) => {
+                self.0.metrics.renewals.call.increment(1);
+                Ok(Response::new(v1::RenewLeaseResponse {
+                    lease_duration: wire_duration(wanted),
+                }))
+            }
             LeaseState::Finished(job) => Err(Status::failed_precondition(format!(
                 "job {} has already succeeded",
                 job.id
@@ -206,9 +219,13 @@ impl WorkerService for Workers {
             .0
             .store
             .open(lease, self.0.lease_duration, size)
-            .await?;
+            .await
+            .map_err(|error| self.refusal(error))?;
         let job = match opened {
-            LeaseState::Held(job) => job,
+            LeaseState::Held(job) => {
+                self.0.metrics.renewals.call.increment(1);
+                job
+            }
             LeaseState::Finished(_) => {
                 return Ok(Response::new(v1::GetBatchResponse { chunks: Vec::new() }));
             }
@@ -244,7 +261,9 @@ impl WorkerService for Workers {
                 rejected,
                 complete: false,
             })
-            .await?;
+            .await
+            .map_err(|error| self.refusal(error))?;
+        self.0.metrics.renewals.result.increment(1);
         self.0.wakeup.report_change(progress.source_id);
         Ok(Response::new(v1::UpsertBatchResponse {
             done: progress.done + progress.rejected,
@@ -260,7 +279,9 @@ impl WorkerService for Workers {
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
         door.close()?;
-        let job = self.0.store.complete(lease).await?;
+        let completed = self.0.store.complete(lease).await;
+        let job = completed.map_err(|error| self.refusal(error))?;
+        self.0.metrics.jobs_ended.succeeded.increment(1);
         self.0.wakeup.report_change(job.source_id);
         tracing::info!(job_id = job.id, epoch = job.epoch, "A job succeeded.");
         Ok(Response::new(v1::CompleteJobResponse {
@@ -283,10 +304,12 @@ impl WorkerService for Workers {
             .0
             .store
             .fail(lease, &reason, &self.0.policy, rand::random())
-            .await?;
+            .await
+            .map_err(|error| self.refusal(error))?;
         self.0.wakeup.report_change(failed.source_id);
         let response = match failed.decision {
             Decision::Retry { attempt, delay } => {
+                self.0.metrics.retries.failed.increment(1);
                 tracing::warn!(
                     job_id = lease.job_id,
                     attempt,
@@ -300,6 +323,7 @@ impl WorkerService for Workers {
                 }
             }
             Decision::Fail { attempt } => {
+                self.0.metrics.jobs_ended.failed.increment(1);
                 tracing::error!(
                     job_id = lease.job_id,
                     attempt,
@@ -324,7 +348,9 @@ impl WorkerService for Workers {
         let lease = door.lease(request.job_id, request.epoch);
         let reason = door.reason("reason".to_owned(), &request.reason);
         door.close()?;
-        let source_id = self.0.store.release(lease, &reason).await?;
+        let released = self.0.store.release(lease, &reason).await;
+        let source_id = released.map_err(|error| self.refusal(error))?;
+        self.0.metrics.retries.released.increment(1);
         self.0.wakeup.report_change(source_id);
         tracing::info!(
             job_id = lease.job_id,

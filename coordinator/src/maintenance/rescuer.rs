@@ -1,9 +1,12 @@
 //! The rescuer: returns jobs whose lease has expired.
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 
 use crate::{
     job::retry::RetryPolicy,
+    metrics::Metrics,
     store::{
         Store, StoreError,
         rescue::{Patience, Rescued},
@@ -21,6 +24,8 @@ pub struct Rescuer {
     pub store: Store,
     /// Whom to tell.
     pub wakeup: Wakeup,
+    /// Where what it does is counted.
+    pub metrics: Arc<Metrics>,
     /// How tries are charged.
     pub policy: RetryPolicy,
     /// How long workers are waited for.
@@ -63,9 +68,24 @@ impl Rescuer {
                 "Took jobs away from workers that went silent or made no progress."
             );
         }
+        self.count(&rescued);
         for source_id in &rescued.source_ids {
             self.wakeup.report_change(*source_id);
         }
         Ok(rescued)
+    }
+
+    fn count(&self, rescued: &Rescued) {
+        let metrics = &self.metrics;
+        metrics.rescues.unheard.increment(rescued.unheard as u64);
+        metrics.rescues.silent.increment(rescued.silent as u64);
+        metrics
+            .rescues
+            .no_progress
+            .increment(rescued.stalled as u64);
+        let queued = rescued.retried + rescued.rejected;
+        metrics.retries.rescued.increment(queued as u64);
+        metrics.jobs_ended.failed.increment(rescued.failed as u64);
+        metrics.chunks.deadly.increment(rescued.rejected as u64);
     }
 }

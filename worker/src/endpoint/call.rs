@@ -3,7 +3,7 @@
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use futures::FutureExt as _;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{
     Ended, Endpoint,
@@ -15,7 +15,9 @@ impl Endpoint {
     /// Sends a call when the quotas allow it. `saturated`: as many calls as
     /// allowed are under way with it.
     pub(super) async fn call(self: Arc<Self>, id: u64, call: Call, saturated: bool) -> Ended {
-        self.rates.wait(size_of(&call.texts)).await;
+        let size = size_of(&call.texts);
+        self.rates.wait(size).await;
+        let began = Instant::now();
         let answer = {
             let texts: Vec<&str> = call.texts.iter().map(Text::as_str).collect();
             let limit = self.settings.timeout;
@@ -43,6 +45,9 @@ impl Endpoint {
                 }),
             })
         };
+        let seconds = began.elapsed().as_secs_f64();
+        let carried = (size.texts, size.tokens);
+        self.metrics.called(&answer, carried, seconds);
         let down = match &answer {
             Err(EmbedError::Transient { .. }) => self.fails_a_probe().await,
             _ => None,

@@ -1,6 +1,9 @@
 //! What a stream hands out, and what comes back for it.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    time::Instant,
+};
 
 use chrono::{DateTime, Utc};
 use weir_proto::{
@@ -44,6 +47,8 @@ pub(super) struct Handout {
     renewed_until: DateTime<Utc>,
     /// Batches that the worker holds, by number.
     outstanding: HashMap<i64, Vec<(String, i32)>>,
+    /// When this stream sent those of them that it sent.
+    sent: HashMap<i64, Instant>,
     next_seq: i64,
     /// Pending chunks not handed out yet, shortest first.
     listed: VecDeque<PendingChunk>,
@@ -98,6 +103,7 @@ impl Handout {
             .open(lease, services.lease_duration, batch_size)
             .await?;
         let job = held(opened)?;
+        services.metrics.renewals.open.increment(1);
         let outstanding: HashMap<_, _> = open
             .held
             .into_iter()
@@ -123,6 +129,7 @@ impl Handout {
                 .unwrap_or(0)
                 .saturating_add(1),
             outstanding,
+            sent: HashMap::new(),
             listed: VecDeque::new(),
             ready: VecDeque::new(),
             listed_all: false,
@@ -155,6 +162,7 @@ impl Handout {
                 if self.outstanding.is_empty() {
                     let job = services.store.complete(self.lease).await?;
                     services.wakeup.report_change(job.source_id);
+                    services.metrics.jobs_ended.succeeded.increment(1);
                     return Err(finished(&job));
                 }
                 return Ok(());
@@ -164,6 +172,7 @@ impl Handout {
             let chunks: Vec<ChunkText> = self.ready.drain(..len).collect();
             let seq = self.next_seq;
             self.next_seq += 1;
+            self.sent.insert(seq, Instant::now());
             self.outstanding.insert(
                 seq,
                 chunks
@@ -221,6 +230,10 @@ impl Handout {
             )
             .into());
         };
+        if let Some(sent) = self.sent.remove(&result.seq) {
+            let round_trip = sent.elapsed().as_secs_f64();
+            services.metrics.round_trip.record(round_trip);
+        }
         let whole = result.embedded.len() + result.rejected.len() >= batch.len();
         let mut door = Door::default();
         let (embedded, rejected) = door.outcome(result.embedded, result.rejected);
@@ -235,6 +248,7 @@ impl Handout {
             })
             .await?;
         services.wakeup.report_change(progress.source_id);
+        services.metrics.renewals.result.increment(1);
         self.outstanding.remove(&result.seq);
         if !whole {
             // What the result leaves out is pending again.
@@ -258,6 +272,7 @@ impl Handout {
         };
         send(outbox, ToWorker::Ack(ack)).await?;
         if progress.finished {
+            services.metrics.jobs_ended.succeeded.increment(1);
             tracing::info!(
                 job_id = self.lease.job_id,
                 epoch = self.lease.epoch,
@@ -273,6 +288,7 @@ impl Handout {
             .store
             .renew(self.lease, services.lease_duration)
             .await?;
+        services.metrics.renewals.heartbeat.increment(1);
         self.renewed_until = held(renewed)?.lease_expires_at.unwrap_or_default();
         Ok(())
     }
@@ -295,12 +311,15 @@ impl Handout {
             )
             .await;
         match orphaned {
-            Ok(true) => tracing::info!(
-                job_id = self.lease.job_id,
-                epoch = self.lease.epoch,
-                grace_ms = services.orphan_grace.as_millis() as u64,
-                "A worker's stream broke; its lease ends early unless it comes back."
-            ),
+            Ok(true) => {
+                services.metrics.streams_broken.increment(1);
+                tracing::info!(
+                    job_id = self.lease.job_id,
+                    epoch = self.lease.epoch,
+                    grace_ms = services.orphan_grace.as_millis() as u64,
+                    "A worker's stream broke; its lease ends early unless it comes back."
+                );
+            }
             // It is back already, or the lease has ended anyway.
             Ok(false) => {}
             // The lease runs out by itself.
