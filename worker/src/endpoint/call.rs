@@ -48,11 +48,27 @@ impl Endpoint {
         let seconds = began.elapsed().as_secs_f64();
         let carried = (size.texts, size.tokens);
         self.metrics.called(&answer, carried, seconds);
+        let down = match &answer {
+            Err(EmbedError::Transient { .. }) => self.fails_a_probe().await,
+            _ => None,
+        };
         Ended {
             id,
             call,
             answer,
+            down,
             saturated,
+        }
+    }
+
+    /// Why the embedder does not answer a probe, if it does not. Asked after a
+    /// call that broke: one embedder dies of a text and is there again, another
+    /// is gone, and breaks every connection that is made to it.
+    async fn fails_a_probe(&self) -> Option<String> {
+        match timeout(self.settings.timeout, self.embedder.probe()).await {
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some("the embedder does not answer a probe in time".to_owned()),
         }
     }
 }
