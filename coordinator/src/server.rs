@@ -25,10 +25,11 @@ use weir_proto::{
         worker_service_server::WorkerServiceServer,
     },
 };
+use weir_telemetry::Tracer;
 
 use crate::{
     config::{Config, ServeConfig},
-    grpc::{self, Inner, Jobs, Searches, Services, Sources, Workers},
+    grpc::{self, Inner, Jobs, Searches, Services, Sources, SpanLayer, Workers},
     http,
     job::chunk::Chunker,
     maintenance::{self, reconciler::Reconciler, rescuer::Rescuer, retention, sweeper},
@@ -55,6 +56,7 @@ pub struct Server {
     store: Store,
     listener: TcpListener,
     address: SocketAddr,
+    tracer: Tracer,
 }
 
 /// Checks the configuration, brings the database up to date where it is to be,
@@ -73,12 +75,14 @@ pub async fn bind(config: Config) -> anyhow::Result<Server> {
             )
         })?;
     let address = listener.local_addr()?;
+    let tracer = Tracer::start("weir-coordinator", &address.to_string(), &config.trace)?;
     Ok(Server {
         config: config.serve,
         chunker: Arc::new(chunker),
         store: Store::new(pool, limit),
         listener,
         address,
+        tracer,
     })
 }
 
@@ -107,7 +111,8 @@ impl Server {
         ));
         self.start_background(&services, &background, &shutdown);
 
-        let routes = routes(services, self.store.clone(), health, &shutdown)?;
+        let spans = SpanLayer::new(self.tracer.clone());
+        let routes = routes(services, self.store.clone(), health, &shutdown, &spans)?;
         let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
         let (delay, timeout) = (self.config.drain_delay, self.config.drain_timeout);
         let serving = Transport::builder()
@@ -115,6 +120,7 @@ impl Server {
             .http2_keepalive_interval(Some(KEEPALIVE.0))
             .http2_keepalive_timeout(Some(KEEPALIVE.1))
             .layer(MapResponseLayer::new(grpc::limits::relabel))
+            .layer(spans)
             .add_routes(routes)
             // Whoever asks about this replica's health is told before anybody is refused.
             .serve_with_incoming_shutdown(incoming, unready.cancelled_owned());
@@ -138,6 +144,7 @@ impl Server {
                 "Calls were still under way after the drain timeout; they are cut off."
             ),
         }
+        self.tracer.shutdown().await;
         tracing::info!("stopped");
         Ok(())
     }
@@ -151,7 +158,13 @@ impl Server {
     ) -> Services {
         Services {
             inner: Arc::new(Inner {
-                writer: Writer::start(&self.store, self.config.lease_duration, writer_tasks),
+                writer: Writer::start(
+                    &self.store,
+                    self.config.lease_duration,
+                    writer_tasks,
+                    &self.tracer,
+                ),
+                tracer: self.tracer.clone(),
                 store: self.store.clone(),
                 wakeup: wakeup.clone(),
                 chunker: self.chunker.clone(),
@@ -202,6 +215,7 @@ impl Server {
             store: self.store.clone(),
             wakeup: services.wakeup.clone(),
             policy: services.policy,
+            tracer: self.tracer.clone(),
             patience: Patience {
                 orphan_grace: self.config.orphan_grace,
                 progress_deadline: self.config.progress_deadline,
@@ -243,6 +257,7 @@ impl Server {
         let reconciler = Reconciler {
             store: self.store.clone(),
             interval: self.config.reconcile_interval,
+            tracer: self.tracer.clone(),
             max_chunks_per_job: self.config.max_chunks_per_job,
         };
         tasks.spawn(maintenance::every(
@@ -269,6 +284,7 @@ fn routes(
     + Sync
     + 'static,
     shutdown: &CancellationToken,
+    spans: &SpanLayer,
 ) -> anyhow::Result<Routes> {
     let web = GrpcWebLayer::new();
     let sources = SourceServiceServer::new(Sources(services.clone()))
@@ -289,12 +305,13 @@ fn routes(
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1alpha()?;
-    // Those that `grpc::limits` relabels on the wire are relabelled here, too.
+    // What is done to a call on the wire is done here, too.
     let in_process = Routes::new(sources.clone())
         .add_service(jobs.clone())
         .add_service(searches.clone())
         .into_axum_router()
-        .layer(MapResponseLayer::new(grpc::limits::relabel));
+        .layer(MapResponseLayer::new(grpc::limits::relabel))
+        .layer(spans.clone());
     let pages = http::router(store, shutdown.clone()).merge(grpc::json::router(in_process)?);
     Ok(Routes::from(pages)
         .add_service(web.named_layer(sources))

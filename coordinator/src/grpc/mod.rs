@@ -12,12 +12,14 @@ pub(crate) mod limits;
 mod page;
 mod search;
 mod sources;
+mod spans;
 mod stream;
 mod worker;
 
 use std::{sync::Arc, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use weir_telemetry::Tracer;
 
 use crate::{
     job::{chunk::Chunker, retry::RetryPolicy},
@@ -29,6 +31,7 @@ use crate::{
 pub(crate) use jobs::Jobs;
 pub(crate) use search::Searches;
 pub(crate) use sources::Sources;
+pub(crate) use spans::SpanLayer;
 pub(crate) use worker::Workers;
 
 /// What every service works with.
@@ -43,6 +46,7 @@ pub(crate) struct Inner {
     pub(crate) store: Store,
     pub(crate) writer: Writer,
     pub(crate) wakeup: Wakeup,
+    pub(crate) tracer: Tracer,
     pub(crate) chunker: Arc<Chunker>,
     pub(crate) models: Vec<String>,
     pub(crate) policy: RetryPolicy,

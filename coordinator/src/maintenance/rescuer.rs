@@ -1,12 +1,13 @@
 //! The rescuer: returns jobs whose lease has expired.
 
 use tokio::time::Instant;
+use weir_telemetry::{KeyValue, SpanKind, TraceContext, Tracer};
 
 use crate::{
     job::retry::RetryPolicy,
     store::{
         Store, StoreError,
-        rescue::{Patience, Rescued},
+        rescue::{Patience, Rescued, RescuedLease},
     },
     wakeup::Wakeup,
 };
@@ -21,6 +22,8 @@ pub struct Rescuer {
     pub store: Store,
     /// Whom to tell.
     pub wakeup: Wakeup,
+    /// Where the spans of the jobs go.
+    pub tracer: Tracer,
     /// How tries are charged.
     pub policy: RetryPolicy,
     /// How long workers are waited for.
@@ -63,9 +66,33 @@ impl Rescuer {
                 "Took jobs away from workers that went silent or made no progress."
             );
         }
+        for lease in &rescued.leases {
+            self.tell(lease);
+        }
         for source_id in &rescued.source_ids {
             self.wakeup.report_change(*source_id);
         }
         Ok(rescued)
+    }
+
+    /// Records in the job's trace that its lease was taken away.
+    fn tell(&self, rescued: &RescuedLease) {
+        let RescuedLease {
+            lease,
+            why,
+            traceparent,
+        } = rescued;
+        let trace = traceparent.as_deref().and_then(TraceContext::read);
+        let attributes = || {
+            [
+                KeyValue::new("weir.job.id", lease.job_id),
+                KeyValue::new("weir.job.epoch", lease.epoch),
+                KeyValue::new("weir.reason", *why),
+            ]
+        };
+        let rescue = self
+            .tracer
+            .child(trace.as_ref(), "rescue", SpanKind::Internal, attributes);
+        rescue.fail(*why);
     }
 }
