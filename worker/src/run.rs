@@ -7,13 +7,14 @@ use anyhow::Context as _;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{Instrument as _, info, info_span};
+use weir_telemetry::Tracer;
 
 use crate::{
     claimer::claim_and_drain,
     config::{Config, Model},
     coordinator::Coordinator,
     embedder::{self, Embedder},
-    endpoint::Endpoint,
+    endpoint::{CallSpans, Endpoint},
     http,
     session::Context,
 };
@@ -57,6 +58,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let coordinator = Coordinator::new(&config.coordinator)?;
+    let tracer = Tracer::start("weir-worker", &config.worker_id, &config.trace)?;
     let config = Arc::new(config);
     let contexts: Vec<Arc<Context>> = served
         .into_iter()
@@ -64,7 +66,11 @@ pub async fn run(
             Arc::new(Context {
                 config: Arc::clone(&config),
                 coordinator: coordinator.clone(),
-                endpoint: Arc::new(Endpoint::new(embedder, model.settings.endpoint())),
+                endpoint: Arc::new(
+                    Endpoint::new(embedder, model.settings.endpoint())
+                        .traced(CallSpans::new(tracer.clone(), &model)),
+                ),
+                tracer: tracer.clone(),
                 model,
                 refusal: watch::Sender::new(None),
                 shutdown: shutdown.clone(),
@@ -84,6 +90,7 @@ pub async fn run(
     while let Some(ended) = models.join_next().await {
         ended.context("the worker failed")?;
     }
+    tracer.shutdown().await;
     info!("The worker has drained.");
     Ok(())
 }

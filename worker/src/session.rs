@@ -3,6 +3,7 @@
 
 mod hand_back;
 mod link;
+mod spans;
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,6 +14,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, instrument, warn};
+use weir_telemetry::{TraceContext, Tracer};
 
 use crate::{
     config::{Config, Model},
@@ -33,6 +35,7 @@ pub(crate) struct Context {
     pub(crate) model: Model,
     pub(crate) coordinator: Coordinator,
     pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) tracer: Tracer,
     /// Why the last claim failed, if it did.
     pub(crate) refusal: watch::Sender<Option<String>>,
     /// Cancelled when the worker is to drain.
@@ -67,9 +70,13 @@ pub(crate) enum End {
 
 /// Works on a lease until it ends. `dimension` is that of the embedder's
 /// vectors.
-#[instrument(name = "lease", skip_all, fields(job_id = lease.job_id, epoch = lease.epoch, source = lease.source))]
+#[instrument(name = "lease", skip_all, fields(
+    job_id = lease.job_id, epoch = lease.epoch, source = lease.source,
+    trace_id = lease.trace.map(|trace| tracing::field::display(trace.trace_id())),
+))]
 pub(crate) async fn work(context: Arc<Context>, lease: Lease, dimension: usize) -> End {
     let started = Instant::now();
+    let span = spans::session(&context, &lease);
     info!(
         chunks = lease.chunks_pending,
         attempt = lease.attempt,
@@ -86,6 +93,7 @@ pub(crate) async fn work(context: Arc<Context>, lease: Lease, dimension: usize) 
     if let End::HandBack { how, reason } = &end {
         hand_back(&context.coordinator, &lease, &unacknowledged, *how, reason).await;
     }
+    spans::ended(&span, &end, chunks);
     let elapsed_ms = started.elapsed().as_millis();
     match &end {
         End::Finished => info!(chunks, elapsed_ms, "The job finished."),
@@ -107,6 +115,7 @@ pub(crate) async fn work(context: Arc<Context>, lease: Lease, dimension: usize) 
 
 struct Session<'a> {
     context: &'a Context,
+    trace: Option<TraceContext>,
     held: Held,
     link: Link,
     /// The batches at the embedder.
@@ -145,6 +154,7 @@ impl<'a> Session<'a> {
         let left = usize::try_from(lease.chunks_pending).unwrap_or_default();
         Self {
             context,
+            trace: lease.trace,
             held: Held::new(config.window),
             link: Link::new(
                 context.coordinator.clone(),
@@ -203,8 +213,14 @@ impl<'a> Session<'a> {
     }
     fn embed_next(&mut self) {
         while let Some(batch) = self.held.start_next() {
-            self.embedding
-                .push(self.context.endpoint.embed(batch).boxed());
+            let span = spans::batch(&self.context.tracer, self.trace, &batch);
+            let (endpoint, trace) = (&self.context.endpoint, self.trace);
+            let embedding = async move {
+                let outcome = endpoint.embed(batch, trace).await;
+                spans::embedded(&span, &outcome);
+                outcome
+            };
+            self.embedding.push(embedding.boxed());
         }
     }
 
