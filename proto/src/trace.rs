@@ -24,7 +24,9 @@ pub struct NotATraceContext;
 
 impl fmt::Display for NotATraceContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("not a traceparent such as 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")
+        f.write_str(
+            "not a traceparent such as 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        )
     }
 }
 
@@ -51,7 +53,11 @@ impl fmt::Display for TraceContext {
             span_id,
             sampled,
         } = self;
-        write!(f, "00-{trace_id:032x}-{span_id:016x}-{:02x}", u8::from(*sampled))
+        write!(
+            f,
+            "00-{trace_id:032x}-{span_id:016x}-{:02x}",
+            u8::from(*sampled)
+        )
     }
 }
 
@@ -101,8 +107,16 @@ mod tests {
         let unsampled = HEADER.replace("-01", "-00");
         assert!(!TraceContext::read(&unsampled).unwrap().sampled);
         // Only the lowest bit says so.
-        assert!(TraceContext::read(&HEADER.replace("-01", "-03")).unwrap().sampled);
-        assert!(!TraceContext::read(&HEADER.replace("-01", "-02")).unwrap().sampled);
+        assert!(
+            TraceContext::read(&HEADER.replace("-01", "-03"))
+                .unwrap()
+                .sampled
+        );
+        assert!(
+            !TraceContext::read(&HEADER.replace("-01", "-02"))
+                .unwrap()
+                .sampled
+        );
     }
 
     #[test]

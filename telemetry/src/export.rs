@@ -8,7 +8,10 @@ use std::{
 
 use anyhow::Context as _;
 use http::Uri;
-use opentelemetry_otlp::{SpanExporter as Otlp, WithExportConfig as _, WithTonicConfig as _, tonic_types::transport::ClientTlsConfig};
+use opentelemetry_otlp::{
+    SpanExporter as Otlp, WithExportConfig as _, WithTonicConfig as _,
+    tonic_types::transport::ClientTlsConfig,
+};
 use opentelemetry_sdk::{
     Resource,
     error::OTelSdkResult,

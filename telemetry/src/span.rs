@@ -102,8 +102,12 @@ pub(crate) fn span_context(parent: &TraceContext, flags: TraceFlags) -> SpanCont
 
 pub(crate) fn trace_context(span: &SpanContext) -> Option<TraceContext> {
     Some(TraceContext {
-        trace_id: u128::from_be_bytes(span.trace_id().to_bytes()).try_into().ok()?,
-        span_id: u64::from_be_bytes(span.span_id().to_bytes()).try_into().ok()?,
+        trace_id: u128::from_be_bytes(span.trace_id().to_bytes())
+            .try_into()
+            .ok()?,
+        span_id: u64::from_be_bytes(span.span_id().to_bytes())
+            .try_into()
+            .ok()?,
         sampled: span.is_sampled(),
     })
 }

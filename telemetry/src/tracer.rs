@@ -1,6 +1,11 @@
 //! Where spans are asked for.
 
-use std::{borrow::Cow, fmt, sync::Arc, time::{Duration, SystemTime}};
+use std::{
+    borrow::Cow,
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use opentelemetry::{
     Context, KeyValue,
@@ -83,7 +88,9 @@ impl Tracer {
         attributes: impl FnOnce() -> A,
     ) -> Span {
         self.begin(parent, || {
-            SpanBuilder::from_name(name).with_kind(kind).with_attributes(attributes())
+            SpanBuilder::from_name(name)
+                .with_kind(kind)
+                .with_attributes(attributes())
         })
     }
 
@@ -172,9 +179,8 @@ impl Tracer {
     pub async fn shutdown(&self) {
         let Some(on) = self.0.clone() else { return };
         // It blocks, and its thread needs the runtime meanwhile.
-        let flushed = tokio::task::spawn_blocking(move || {
-            on.provider.shutdown_with_timeout(FLUSH_TIMEOUT)
-        });
+        let flushed =
+            tokio::task::spawn_blocking(move || on.provider.shutdown_with_timeout(FLUSH_TIMEOUT));
         if !matches!(flushed.await, Ok(Ok(()))) {
             tracing::debug!("The last spans could not be sent in time.");
         }

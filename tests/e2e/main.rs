@@ -26,5 +26,6 @@ mod restart;
 mod settings;
 mod steer;
 mod story;
+mod tracing;
 
 use weir_tests::{clients, world};

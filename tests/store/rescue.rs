@@ -9,7 +9,7 @@ use weir_coordinator::{
     },
     store::{
         StoreError,
-        rescue::{Patience, Rescued},
+        rescue::{Patience, Rescued, RescuedLease},
         rows::Job,
     },
 };
@@ -59,6 +59,11 @@ async fn a_silent_worker_loses_its_job_and_the_try_is_charged() {
         Rescued {
             retried: 1,
             source_ids: vec![job.source_id],
+            leases: vec![RescuedLease {
+                lease: lease_of(&job),
+                why: "the worker went silent and its lease expired",
+                traceparent: job.traceparent.clone(),
+            }],
             ..Rescued::default()
         }
     );

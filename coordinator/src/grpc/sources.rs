@@ -8,7 +8,11 @@ use weir_proto::v1::{
 };
 
 use super::{
-    Services, content, content::Content, convert::wire_job, door::Door, error::invalid_field,
+    Services, content,
+    content::Content,
+    convert::wire_job,
+    door::Door,
+    error::invalid_field,
     imports::message,
     page,
     spans::{self, trace_id},

@@ -85,7 +85,10 @@ impl<S> Spans<S> {
                 ]
             });
         let header = (caller != Some(context)).then(|| context.to_string());
-        (span, header.and_then(|text| HeaderValue::try_from(text).ok()))
+        (
+            span,
+            header.and_then(|text| HeaderValue::try_from(text).ok()),
+        )
     }
 }
 
@@ -125,10 +128,15 @@ where
 /// Says how a call went. A success has its status after the answer, a failure
 /// before it.
 fn tell_status(span: &Span, headers: &HeaderMap) {
-    let code = headers.get("grpc-status").map_or(Code::Ok, |status| {
-        Code::from_bytes(status.as_bytes())
+    let code = headers
+        .get("grpc-status")
+        .map_or(Code::Ok, |status| Code::from_bytes(status.as_bytes()));
+    span.set(|| {
+        [KeyValue::new(
+            "rpc.response.status_code",
+            format!("{code:?}"),
+        )]
     });
-    span.set(|| [KeyValue::new("rpc.response.status_code", format!("{code:?}"))]);
     // Of the others the caller is to blame.
     if matches!(
         code,
@@ -178,7 +186,10 @@ pub(super) fn plan(tracer: &Tracer, write: &SourceWrite) -> Span {
         let SourceKey { namespace, name } = &write.key;
         [
             KeyValue::new("db.system.name", "postgresql"),
-            KeyValue::new("db.query.summary", "UPSERT weir.items weir.chunks weir.jobs"),
+            KeyValue::new(
+                "db.query.summary",
+                "UPSERT weir.items weir.chunks weir.jobs",
+            ),
             KeyValue::new("weir.source", format!("{namespace}/{name}")),
         ]
     })
@@ -260,7 +271,10 @@ pub(super) fn handed_back(lease: LeaseKey, reason: &str, decision: Option<Decisi
     match decision {
         None => {}
         Some(Decision::Retry { delay, .. }) => call.set(|| {
-            [KeyValue::new("weir.retry.delay_ms", delay.as_millis() as i64)]
+            [KeyValue::new(
+                "weir.retry.delay_ms",
+                delay.as_millis() as i64,
+            )]
         }),
         Some(Decision::Fail { .. }) => call.set(|| [KeyValue::new("weir.job.failed", true)]),
     }

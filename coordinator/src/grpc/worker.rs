@@ -47,7 +47,10 @@ impl Workers {
             lease_duration: wire_duration(self.0.lease_duration),
             max_batch_size: self.0.max_batch_size,
             attempt: job.attempt.into(),
-            traceparent: trace.as_ref().map(TraceContext::to_string).unwrap_or_default(),
+            traceparent: trace
+                .as_ref()
+                .map(TraceContext::to_string)
+                .unwrap_or_default(),
         }
     }
 

@@ -65,7 +65,10 @@ pub(super) fn answered(span: &Span, answer: &Result<Vec<Vec<f32>>, EmbedError>) 
     match answer {
         Ok(vectors) => span.set(|| {
             let dimension = vectors.first().map_or(0, Vec::len);
-            [KeyValue::new("gen_ai.embeddings.dimension.count", dimension as i64)]
+            [KeyValue::new(
+                "gen_ai.embeddings.dimension.count",
+                dimension as i64,
+            )]
         }),
         Err(error) => {
             let kind = match error {

@@ -139,7 +139,12 @@ async fn small_batches_travel_together_and_come_apart_again() {
     let server = Server::new(picky);
     let (endpoint, _running) = start(&server, SETTINGS);
     let texts: Vec<String> = (0..20).map(|n| format!("text {n}")).collect();
-    let outcomes = join_all(texts.iter().map(|text| endpoint.embed(batch(&[text]), None))).await;
+    let outcomes = join_all(
+        texts
+            .iter()
+            .map(|text| endpoint.embed(batch(&[text]), None)),
+    )
+    .await;
     for (text, outcome) in texts.iter().zip(&outcomes) {
         assert_eq!(embedded(outcome), [text]);
         assert_eq!(outcome.failure, None);
