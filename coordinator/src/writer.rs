@@ -130,6 +130,11 @@ async fn write_all(shared: Arc<Shared>) {
                 written
             }
         };
+        let busy = |it: &&Written| matches!(it, Written::Busy { .. });
+        commit.set(|| {
+            let busy = written.iter().filter(busy).count() as i64;
+            [KeyValue::new("weir.results.left_out", busy)]
+        });
         drop(commit);
         for ((outcome, (trace, reply)), written) in outcomes.into_iter().zip(askers).zip(written) {
             match written {

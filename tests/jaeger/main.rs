@@ -46,13 +46,9 @@ impl Jaeger {
             },
             PathBuf::from,
         );
-        let ports: Vec<TcpListener> = (0..8)
-            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-            .collect();
-        let ports: Vec<String> = ports
-            .iter()
-            .map(|port| port.local_addr().unwrap().to_string())
-            .collect();
+        // All at once, so that they differ; and free again before Jaeger takes them.
+        let free = [(); 7].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let ports = free.map(|port| port.local_addr().unwrap().to_string());
         let flags = [
             "collector.otlp.grpc.host-port",
             "query.http-server.host-port",
@@ -61,7 +57,6 @@ impl Jaeger {
             "collector.http-server.host-port",
             "query.grpc-server.host-port",
             "admin.http.host-port",
-            "http-server.host-port",
         ];
         let mut command = Command::new(&program);
         let flags = flags
@@ -76,7 +71,7 @@ impl Jaeger {
         let process = command.spawn().unwrap_or_else(|error| {
             panic!("{}: {error}; run `make test-tracing`", program.display())
         });
-        let jaeger = Self {
+        let mut jaeger = Self {
             process,
             otlp: format!("http://{}", ports[0]),
             query: format!("http://{}", ports[1]),
@@ -86,7 +81,7 @@ impl Jaeger {
     }
 
     /// Asks until the answer is as wanted.
-    async fn wait_for(&self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    async fn wait_for(&mut self, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let asking = async {
             loop {
                 if let Ok(answer) = http().get(format!("{}{path}", self.query)).send().await
@@ -95,6 +90,8 @@ impl Jaeger {
                 {
                     return answer["data"].clone();
                 }
+                let ended = self.process.try_wait().unwrap();
+                assert!(ended.is_none(), "Jaeger ended: {ended:?}");
                 sleep(ASK_AGAIN).await;
             }
         };
@@ -159,7 +156,7 @@ fn read(trace: &Value) -> Trace {
 
 #[tokio::test]
 async fn jaeger_shows_a_job_that_failed_and_was_retried_elsewhere_as_one_trace() {
-    let jaeger = Jaeger::start().await;
+    let mut jaeger = Jaeger::start().await;
     let trace_id = fail_and_retry(&jaeger.otlp).await;
     // All were sent before; they are seen a moment later.
     let path = format!("/api/traces/{trace_id}");

@@ -215,7 +215,9 @@ pub(super) fn planned(plan: Span, written: &Written) {
 /// spans hang on: the claim's, or where nothing is recorded that of the job.
 ///
 /// How long it was queued is by the clock of the database alone: from when it
-/// was due (`run_at`) to the claim, which is when its lease began to run.
+/// was due (`run_at`) to the claim, which is when its lease began to run. By the
+/// clock here it ends when the claim began, which is later by what the claim took
+/// at most.
 pub(super) fn claimed(
     tracer: &Tracer,
     job: &Job,
