@@ -262,8 +262,11 @@ pub fn assert_failed_and_retried(trace: &Trace) {
         panic!("two claims in:\n{trace}");
     };
     let call = format!("embeddings {MODEL}");
+    // The coordinator may see the stream end a moment before the job is handed back.
+    let mut of_lost = trace.children(lost);
+    of_lost.retain(|span| span.name != "orphan");
     assert_eq!(
-        names(trace.children(lost)),
+        names(of_lost),
         sorted(&[
             (worker, "session"),
             (worker, "batch"),
@@ -309,9 +312,9 @@ fn assert_attempts(trace: &Trace, call: &str) {
     let failed: Vec<bool> = trace.named("session").iter().map(|it| it.failed).collect();
     assert_eq!(failed, [true, false], "{trace}");
     for (queued, claim) in trace.named("queued").iter().zip(trace.named("claim")) {
-        // One ends where the other begins, but for what is less than a microsecond.
-        let end = queued.start_us + queued.duration_us;
-        assert!(end.abs_diff(claim.start_us) <= 2, "{trace}");
+        // Both end at one moment, which each rounds to a microsecond in two parts.
+        let ends = [queued, claim].map(|span| span.start_us + span.duration_us);
+        assert!(ends[0].abs_diff(ends[1]) <= 2, "{trace}");
     }
     let [_, again] = trace.named("queued")[..] else {
         panic!("two waits in:\n{trace}");
@@ -322,13 +325,11 @@ fn assert_attempts(trace: &Trace, call: &str) {
             .contains("not what the API promises"),
         "{trace}"
     );
-    // It began when the backoff was over, not when the job failed. The moment of the claim is
-    // known no better than within the claim.
+    // It began when the backoff was over, not when the job failed.
     let failed = trace.one("weir.v1.WorkerService/FailJob");
     let delay_ms: u64 = failed.get("weir.retry.delay_ms").parse().expect("a number");
-    let due = failed.start_us + delay_ms * 1_000;
     assert!(
-        again.start_us + trace.named("claim")[1].duration_us >= due,
+        again.start_us >= failed.start_us + delay_ms * 1_000,
         "{trace}"
     );
 }

@@ -215,9 +215,9 @@ pub(super) fn planned(plan: Span, written: &Written) {
 /// spans hang on: the claim's, or where nothing is recorded that of the job.
 ///
 /// How long it was queued is by the clock of the database alone: from when it
-/// was due (`run_at`) to the claim, which is when its lease began to run. By the
-/// clock here it ends when the claim began, which is later by what the claim took
-/// at most.
+/// was due (`run_at`) to the claim, which is when its lease began to run. By
+/// the clock here it ends with the claim: too late by what the claim took at
+/// most, and so never begins before what it follows.
 pub(super) fn claimed(
     tracer: &Tracer,
     job: &Job,
@@ -232,7 +232,8 @@ pub(super) fn claimed(
         let claimed_at = until - chrono::Duration::from_std(lease_duration).ok()?;
         (claimed_at - job.run_at).to_std().ok()
     });
-    let due = began - waited.unwrap_or_default();
+    let ended = SystemTime::now();
+    let due = ended - waited.unwrap_or_default();
     let attributes = || {
         let about = [
             KeyValue::new("messaging.system", "weir"),
@@ -252,7 +253,7 @@ pub(super) fn claimed(
     if let Some(error) = &job.last_error {
         queued.set(|| [KeyValue::new("weir.job.last_error", error.clone())]);
     }
-    queued.end_at(began);
+    queued.end_at(ended);
     let claim = tracer.child_since(Some(&trace), "claim", SpanKind::Consumer, began, attributes);
     claim.set(|| {
         let worker_id = job.worker_id.clone().unwrap_or_default();
@@ -262,7 +263,9 @@ pub(super) fn claimed(
             KeyValue::new("weir.worker.id", worker_id),
         ]
     });
-    claim.context()
+    let context = claim.context();
+    claim.end_at(ended);
+    context
 }
 
 /// Says of the call that hands a job back what became of the job.
