@@ -63,10 +63,9 @@ impl Tracer {
                 KeyValue::new("service.instance.id", instance.to_owned()),
             ])
             .build();
-        let ratio = Sampler::TraceIdRatioBased(config.trace_ratio);
         let provider = SdkTracerProvider::builder()
             .with_resource(resource)
-            .with_sampler(Sampler::ParentBased(Box::new(ratio)))
+            .with_sampler(sampler(config.trace_ratio))
             .with_batch_exporter(Exporter::new(endpoint)?)
             .build();
         let tracer = provider.tracer("weir");
@@ -185,6 +184,12 @@ impl Tracer {
             tracing::debug!("The last spans could not be sent in time.");
         }
     }
+}
+
+/// A caller that has a trace decides for it; of those that begin here, this
+/// share is recorded.
+fn sampler(ratio: f64) -> Sampler {
+    Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(ratio)))
 }
 
 /// A new trace that is not recorded.
