@@ -63,13 +63,13 @@ pub async fn run(
     let contexts: Vec<Arc<Context>> = served
         .into_iter()
         .map(|Served { model, embedder }| {
+            let kind = model.settings.embedder.embedder;
+            let spans = CallSpans::new(tracer.clone(), kind, &model.name);
+            let endpoint = Endpoint::new(embedder, model.settings.endpoint()).traced(spans);
             Arc::new(Context {
                 config: Arc::clone(&config),
                 coordinator: coordinator.clone(),
-                endpoint: Arc::new(
-                    Endpoint::new(embedder, model.settings.endpoint())
-                        .traced(CallSpans::new(tracer.clone(), &model)),
-                ),
+                endpoint: Arc::new(endpoint),
                 tracer: tracer.clone(),
                 model,
                 refusal: watch::Sender::new(None),

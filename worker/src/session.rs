@@ -74,9 +74,9 @@ pub(crate) enum End {
     job_id = lease.job_id, epoch = lease.epoch, source = lease.source,
     trace_id = lease.trace.map(|trace| tracing::field::display(trace.trace_id())),
 ))]
-pub(crate) async fn work(context: Arc<Context>, lease: Lease, dimension: usize) -> End {
+pub(crate) async fn work(context: Arc<Context>, mut lease: Lease, dimension: usize) -> End {
     let started = Instant::now();
-    let span = spans::session(&context, &lease);
+    let span = spans::session(&context, &mut lease);
     info!(
         chunks = lease.chunks_pending,
         attempt = lease.attempt,

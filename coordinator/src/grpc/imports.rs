@@ -47,7 +47,7 @@ impl Sources {
                 .store
                 .finish_import(write, import_id, count, &self.0.chunker)
                 .await?;
-            spans::planned(plan, &written);
+            spans::planned(&plan, &written);
             Ok(written)
         }
         .await;

@@ -62,7 +62,7 @@ impl Sources {
     async fn put(&self, write: &SourceWrite, items: &[PlannedItem]) -> Result<Written, StoreError> {
         let plan = spans::plan(&self.0.tracer, write);
         let written = self.0.store.put_source(write, items).await?;
-        spans::planned(plan, &written);
+        spans::planned(&plan, &written);
         Ok(written)
     }
 
@@ -226,7 +226,7 @@ impl SourceService for Sources {
             .store
             .patch_source(&write, &items, &request.delete_item_ids)
             .await?;
-        spans::planned(plan, &written);
+        spans::planned(&plan, &written);
         let (source, change, jobs) = self.answer(&write, written);
         Ok(Response::new(v1::PatchSourceResponse {
             source: Some(source),

@@ -195,8 +195,8 @@ pub(super) fn plan(tracer: &Tracer, write: &SourceWrite) -> Span {
     })
 }
 
-/// Ends a plan and says what it came to.
-pub(super) fn planned(plan: Span, written: &Written) {
+/// Says what a plan came to.
+pub(super) fn planned(plan: &Span, written: &Written) {
     plan.set(|| {
         let (change, state) = (&written.change, &written.state);
         [

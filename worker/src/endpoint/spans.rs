@@ -4,10 +4,7 @@
 use weir_telemetry::{KeyValue, Span, SpanKind, TraceContext, Tracer};
 
 use super::queue::{Call, size_of};
-use crate::{
-    config::Model,
-    embedder::{EmbedError, EmbedderKind},
-};
+use crate::embedder::{EmbedError, EmbedderKind};
 
 /// Makes the spans of calls with one model.
 #[derive(Debug, Default)]
@@ -18,8 +15,8 @@ pub(crate) struct CallSpans {
 }
 
 impl CallSpans {
-    pub(crate) fn new(tracer: Tracer, model: &Model) -> Self {
-        let provider = match model.settings.embedder.embedder {
+    pub(crate) fn new(tracer: Tracer, embedder: EmbedderKind, model: &str) -> Self {
+        let provider = match embedder {
             EmbedderKind::Ollama => "ollama",
             EmbedderKind::Openai => "openai",
             EmbedderKind::Tei => "tei",
@@ -28,7 +25,7 @@ impl CallSpans {
         Self {
             tracer,
             provider,
-            model: model.name.clone(),
+            model: model.to_owned(),
         }
     }
 

@@ -13,24 +13,34 @@ use crate::{
     plan::Batch,
 };
 
-/// The span of the whole attempt.
-pub(super) fn session(context: &Context, lease: &Lease) -> Span {
-    let (trace, kind) = (lease.trace.as_ref(), SpanKind::Consumer);
-    context.tracer.child(trace, "session", kind, || {
-        [
-            KeyValue::new("messaging.system", "weir"),
-            KeyValue::new("messaging.operation.type", "process"),
-            KeyValue::new("messaging.operation.name", "session"),
-            KeyValue::new("messaging.destination.name", context.model.name.clone()),
-            KeyValue::new("messaging.message.id", lease.job_id.to_string()),
-            KeyValue::new("weir.job.id", lease.job_id),
-            KeyValue::new("weir.job.epoch", lease.epoch),
-            KeyValue::new("weir.job.attempt", i64::from(lease.attempt)),
-            KeyValue::new("weir.source", lease.source.clone()),
-            KeyValue::new("weir.worker.id", context.config.worker_id.clone()),
-            KeyValue::new("weir.chunks.pending", lease.chunks_pending),
-        ]
-    })
+/// The span of the whole attempt. A job without a trace, of an older
+/// coordinator, gets one that begins here.
+pub(super) fn session(context: &Context, lease: &mut Lease) -> Span {
+    let (tracer, kind) = (&context.tracer, SpanKind::Consumer);
+    match lease.trace {
+        Some(trace) => tracer.child(Some(&trace), "session", kind, || about(context, lease)),
+        None => {
+            let (span, trace) = tracer.enter(None, "session", kind, || about(context, lease));
+            lease.trace = Some(trace);
+            span
+        }
+    }
+}
+
+fn about(context: &Context, lease: &Lease) -> [KeyValue; 11] {
+    [
+        KeyValue::new("messaging.system", "weir"),
+        KeyValue::new("messaging.operation.type", "process"),
+        KeyValue::new("messaging.operation.name", "session"),
+        KeyValue::new("messaging.destination.name", context.model.name.clone()),
+        KeyValue::new("messaging.message.id", lease.job_id.to_string()),
+        KeyValue::new("weir.job.id", lease.job_id),
+        KeyValue::new("weir.job.epoch", lease.epoch),
+        KeyValue::new("weir.job.attempt", i64::from(lease.attempt)),
+        KeyValue::new("weir.source", lease.source.clone()),
+        KeyValue::new("weir.worker.id", context.config.worker_id.clone()),
+        KeyValue::new("weir.chunks.pending", lease.chunks_pending),
+    ]
 }
 
 /// Says how an attempt ended, and of how many chunks it had the outcome
