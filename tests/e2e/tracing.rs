@@ -10,7 +10,7 @@ use weir_tests::{
     clients::until,
     cluster::{MODEL, Worker, event_in},
     collector::Collector,
-    traces::{Span, Trace, assert_failed_and_retried, fail_and_retry, put},
+    traces::{Span, SpanRef, Trace, assert_failed_and_retried, fail_and_retry, put},
 };
 
 use crate::{clients::put_texts, world::World};
@@ -126,6 +126,41 @@ async fn a_worker_that_is_killed_leaves_no_orphans_and_the_trace_goes_on() {
     assert_eq!(rescue.parent, lost.parent);
 }
 
+/// Puts twelve sources. The call for the first holds up the texts of the others,
+/// which then travel together. Returns the jobs.
+async fn put_behind_a_held_call(world: &World) -> Vec<i64> {
+    world.embedder.calls_started(1).await;
+    world.embedder.let_through(1);
+    let mut jobs = Vec::new();
+    for number in 0..12 {
+        let answer = put_within(world, &format!("s{number}"), None).await;
+        jobs.push(answer.jobs[0].job_id);
+        if number == 0 {
+            world.embedder.calls_started(2).await;
+        }
+    }
+    until(async || {
+        let open = "SELECT count(*) FROM weir.jobs WHERE stream > 0";
+        let open = sqlx::query_scalar::<_, i64>(open);
+        open.fetch_one(world.database.pool()).await.unwrap() == 12
+    })
+    .await;
+    world.embedder.open_gate();
+    jobs
+}
+
+/// What spans that were shared are children of, and linked to: claims, sorted.
+fn shared_by<'a>(spans: impl Iterator<Item = &'a Span>, claims: &[SpanRef]) -> Vec<SpanRef> {
+    let mut sharers = Vec::new();
+    for span in spans {
+        let is_parent = |claim: &&SpanRef| Some(&claim.span_id) == span.parent.as_ref();
+        sharers.push(claims.iter().find(is_parent).unwrap().clone());
+        sharers.extend(span.links.iter().cloned());
+    }
+    sharers.sort();
+    sharers
+}
+
 #[tokio::test]
 async fn what_is_done_for_several_jobs_is_in_one_trace_and_linked_to_the_others() {
     let collector = Collector::start().await;
@@ -134,98 +169,60 @@ async fn what_is_done_for_several_jobs_is_in_one_trace_and_linked_to_the_others(
     let world = World::start(&settings).await;
     let one_call = [&settings[..], &[("WEIR_EMBEDDER_CONCURRENCY", "1")]].concat();
     let mut worker = worker(&world, &one_call);
-    world.embedder.calls_started(1).await;
-    world.embedder.let_through(1);
-    // The call for the first holds up the texts of all others, which then travel together.
-    let mut jobs = Vec::new();
-    for number in 0..12 {
-        let answer = put_within(&world, &format!("s{number}"), None).await;
-        jobs.push(answer.jobs[0].job_id);
-        if number == 0 {
-            world.embedder.calls_started(2).await;
-        }
+    let mut trace_ids = BTreeSet::new();
+    for job_id in put_behind_a_held_call(&world).await {
+        world.succeeded(job_id).await;
+        trace_ids.insert(kept(&world, job_id).await.trace_id());
     }
-    until(async || {
-        let heard = "SELECT count(*) FROM weir.jobs WHERE stream > 0";
-        let heard: i64 = sqlx::query_scalar(heard)
-            .fetch_one(world.database.pool())
-            .await
-            .unwrap();
-        heard == 12
-    })
-    .await;
-    world.embedder.open_gate();
-    let mut traces = Vec::new();
-    for job_id in &jobs {
-        world.succeeded(*job_id).await;
-        traces.push(kept(&world, *job_id).await.trace_id());
-    }
-    assert_eq!(
-        traces.iter().collect::<BTreeSet<_>>().len(),
-        12,
-        "each began a trace"
-    );
+    assert_eq!(trace_ids.len(), 12, "each call began a trace");
     worker.process.sigterm();
     worker.process.wait().await;
-    // Each job's own trace has its batch and the write of its result.
-    let mut claims = Vec::new();
-    let mut shared = Vec::new();
-    for trace_id in &traces {
+
+    let (mut claims, mut calls, mut commits) = (Vec::new(), Vec::new(), Vec::new());
+    for trace_id in &trace_ids {
         let done = |trace: &Trace| has(trace, "complete") && has(trace, "session");
         let trace = collector.wait_for(trace_id, done).await;
         assert!(trace.orphans().is_empty(), "{trace}");
         let claim = trace.one("claim");
-        for name in ["session", "batch", "persist"] {
-            assert_eq!(
-                trace.one(name).parent.as_ref(),
-                Some(&claim.id.span_id),
-                "{trace}"
-            );
-        }
         claims.push(claim.id.clone());
-        shared.extend(
+        // Each job's own trace has its batch and the write of its result.
+        for name in ["session", "batch", "persist"] {
+            let parent = trace.one(name).parent.as_ref();
+            assert_eq!(parent, Some(&claim.id.span_id), "{trace}");
+        }
+        calls.extend(
             trace
-                .0
+                .named(&format!("embeddings {MODEL}"))
                 .into_iter()
-                .filter(|span| span.name.starts_with("embeddings") || span.name == "commit"),
+                .cloned(),
         );
+        commits.extend(trace.named("commit").into_iter().cloned());
     }
-    // What was shared is there once: a child of the claim of one, linked to those of the others.
-    for kind in ["embeddings", "commit"] {
-        let of_kind = || shared.iter().filter(|span| span.name.starts_with(kind));
-        let mut named = Vec::new();
-        for span in of_kind() {
-            let parent = claims
-                .iter()
-                .find(|claim| Some(&claim.span_id) == span.parent.as_ref());
-            named.push(parent.unwrap().clone());
-            named.extend(span.links.iter().cloned());
-        }
-        named.sort();
-        if kind == "commit" {
-            // A result that had to wait for a lock is in two: one left it out.
-            named.dedup();
-        }
-        let mut all = claims.clone();
-        all.sort();
-        assert_eq!(named, all, "each job's claim, once, by the spans of {kind}");
-        if kind == "embeddings" {
-            assert!(
-                of_kind().any(|span| !span.links.is_empty()),
-                "none was shared"
-            );
-        }
-    }
+    claims.sort();
+    assert!(
+        calls.iter().any(|span| !span.links.is_empty()),
+        "no call was shared"
+    );
+    assert_eq!(
+        shared_by(calls.iter(), &claims),
+        claims,
+        "each is in one call"
+    );
+    // A result that had to wait for a lock is in two: one left it out.
+    let mut committed = shared_by(commits.iter(), &claims);
+    committed.dedup();
+    assert_eq!(committed, claims);
+
     // An embedder that takes part gets the context of its call.
-    let calls = world.embedder.calls();
-    let sent = calls
+    let asked = world.embedder.calls();
+    let sent = asked
         .iter()
         .filter_map(|call| TraceContext::read(call.traceparent.as_deref()?));
-    let spans: BTreeSet<String> = sent.map(|sent| format!("{:016x}", sent.span_id)).collect();
-    let calls = shared
-        .iter()
-        .filter(|span| span.name.starts_with("embeddings"));
-    assert_eq!(spans, calls.map(|span| span.id.span_id.clone()).collect());
+    let sent: BTreeSet<String> = sent.map(|sent| format!("{:016x}", sent.span_id)).collect();
+    assert_eq!(
+        sent,
+        calls.iter().map(|span| span.id.span_id.clone()).collect()
+    );
 }
 
 #[tokio::test]

@@ -79,10 +79,10 @@ impl Collector {
     pub async fn wait_for(&self, trace_id: &str, enough: impl Fn(&Trace) -> bool) -> Trace {
         let mut spans = self.spans.subscribe();
         let found = spans.wait_for(|spans| enough(&Trace::of(spans, trace_id)));
-        match time::timeout(PATIENCE, found).await {
-            Ok(spans) => Trace::of(&spans.expect("the sender is here"), trace_id),
-            Err(_) => panic!("not enough came of the trace:\n{}", self.trace(trace_id)),
-        }
+        let spans = time::timeout(PATIENCE, found)
+            .await
+            .unwrap_or_else(|_| panic!("not enough came of the trace:\n{}", self.trace(trace_id)));
+        Trace::of(&spans.expect("the sender is here"), trace_id)
     }
 }
 
@@ -166,5 +166,7 @@ fn words(value: Option<AnyValue>) -> String {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let digit = |half: u8| char::from_digit(half.into(), 16).expect("four bits are a digit");
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    digits.map(digit).collect()
 }

@@ -17,14 +17,12 @@ use crate::{
 /// coordinator, gets one that begins here.
 pub(super) fn session(context: &Context, lease: &mut Lease) -> Span {
     let (tracer, kind) = (&context.tracer, SpanKind::Consumer);
-    match lease.trace {
-        Some(trace) => tracer.child(Some(&trace), "session", kind, || about(context, lease)),
-        None => {
-            let (span, trace) = tracer.enter(None, "session", kind, || about(context, lease));
-            lease.trace = Some(trace);
-            span
-        }
+    if let Some(trace) = lease.trace {
+        return tracer.child(Some(&trace), "session", kind, || about(context, lease));
     }
+    let (span, trace) = tracer.enter(None, "session", kind, || about(context, lease));
+    lease.trace = Some(trace);
+    span
 }
 
 fn about(context: &Context, lease: &Lease) -> [KeyValue; 11] {
