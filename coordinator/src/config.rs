@@ -121,6 +121,10 @@ pub struct ServeConfig {
     /// Most chunks in one batch, whatever a worker asks for.
     #[arg(long, env = "WEIR_MAX_BATCH_SIZE", default_value = "256", value_parser = clap::value_parser!(i32).range(1..=10_000))]
     pub max_batch_size: i32,
+    /// Most namespaces that /metrics names one by one, those with most pending chunks; the others
+    /// are summed up as `other`.
+    #[arg(long, env = "WEIR_METRICS_NAMESPACES", default_value = "20", value_parser = clap::value_parser!(u16).range(..=1_000))]
+    pub metrics_namespaces: u16,
     /// How often the database is asked for due and expired jobs, should a wake-up be missed.
     #[arg(long, env = "WEIR_POLL_INTERVAL", default_value = "1s", value_parser = positive_duration)]
     pub poll_interval: Duration,
@@ -285,6 +289,7 @@ mod tests {
             (&["--max-attempts", "0"], "--max-attempts"),
             (&["--max-batch-size", "0"], "--max-batch-size"),
             (&["--listen", "here"], "--listen"),
+            (&["--metrics-namespaces", "1001"], "--metrics-namespaces"),
             (&["--log-format", "xml"], "--log-format"),
             (&["--database-connections", "0"], "--database-connections"),
         ] {

@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Mutex};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -29,10 +29,11 @@ use weir_telemetry::Tracer;
 
 use crate::{
     config::{Config, ServeConfig},
-    grpc::{self, Inner, Jobs, Searches, Services, Sources, SpanLayer, Workers},
-    http,
+    grpc::{self, Inner, Jobs, Searches, Services, Sources, SpanLayer, Workers, measured::Measure},
+    http::{self, Scrape},
     job::chunk::Chunker,
-    maintenance::{self, reconciler::Reconciler, rescuer::Rescuer, retention, sweeper},
+    maintenance::{self, database, reconciler::Reconciler, rescuer::Rescuer, retention, sweeper},
+    metrics::Metrics,
     store::{self, Store, rescue::Patience},
     wakeup::Wakeup,
     writer::Writer,
@@ -44,6 +45,9 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from
 
 /// How often left-over imports, and jobs past their time, are looked for.
 const SWEEP_EVERY: Duration = Duration::from_mins(10);
+
+/// How often the pool of connections is looked at.
+const POOL_EVERY: Duration = Duration::from_secs(1);
 
 /// How often the database is asked for the health service.
 const HEALTH_EVERY: Duration = Duration::from_secs(5);
@@ -99,7 +103,8 @@ impl Server {
         let tasks = TaskTracker::new();
         let wakeup = Wakeup::default();
         let writer_tasks = TaskTracker::new();
-        let services = self.services(&wakeup, &shutdown, &tasks, &writer_tasks);
+        let metrics = Arc::new(Metrics::new(&self.config.models));
+        let services = self.services(&wakeup, &shutdown, &tasks, &writer_tasks, &metrics);
         let (reporter, health) = tonic_health::server::health_reporter();
         let background = TaskTracker::new();
         let unready = CancellationToken::new();
@@ -112,7 +117,7 @@ impl Server {
         self.start_background(&services, &background, &shutdown);
 
         let spans = SpanLayer::new(self.tracer.clone());
-        let routes = routes(services, self.store.clone(), health, &shutdown, &spans)?;
+        let routes = routes(services, self.scrape(&metrics), health, &shutdown, &spans)?;
         let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
         let (delay, timeout) = (self.config.drain_delay, self.config.drain_timeout);
         let serving = Transport::builder()
@@ -155,6 +160,7 @@ impl Server {
         shutdown: &CancellationToken,
         tasks: &TaskTracker,
         writer_tasks: &TaskTracker,
+        metrics: &Arc<Metrics>,
     ) -> Services {
         Services {
             inner: Arc::new(Inner {
@@ -162,9 +168,11 @@ impl Server {
                     &self.store,
                     self.config.lease_duration,
                     writer_tasks,
+                    metrics.clone(),
                     &self.tracer,
                 ),
                 tracer: self.tracer.clone(),
+                metrics: metrics.clone(),
                 store: self.store.clone(),
                 wakeup: wakeup.clone(),
                 chunker: self.chunker.clone(),
@@ -178,6 +186,17 @@ impl Server {
                 shutdown: shutdown.clone(),
                 tasks: tasks.clone(),
             }),
+        }
+    }
+
+    /// What `/metrics` shows.
+    fn scrape(&self, metrics: &Arc<Metrics>) -> Scrape {
+        Scrape {
+            store: self.store.clone(),
+            metrics: metrics.clone(),
+            models: self.config.models.clone(),
+            namespaces: self.config.metrics_namespaces.into(),
+            queue: Mutex::default(),
         }
     }
 
@@ -200,6 +219,8 @@ impl Server {
             shutdown.clone(),
         );
         tasks.spawn(async move { wakeup.announce(&store, &stop).await });
+        let (metrics, stop) = (services.metrics.clone(), shutdown.clone());
+        tasks.spawn(async move { stop.run_until_cancelled(metrics.page().keep()).await });
         self.start_maintenance(services, tasks, shutdown);
     }
 
@@ -214,6 +235,7 @@ impl Server {
         let mut rescuer = Rescuer {
             store: self.store.clone(),
             wakeup: services.wakeup.clone(),
+            metrics: services.metrics.clone(),
             policy: services.policy,
             tracer: self.tracer.clone(),
             patience: Patience {
@@ -260,11 +282,30 @@ impl Server {
             tracer: self.tracer.clone(),
             max_chunks_per_job: self.config.max_chunks_per_job,
         };
+        let metrics = services.metrics.clone();
         tasks.spawn(maintenance::every(
             "reconciler",
             poll,
             shutdown.clone(),
-            async move || Ok(reconciler.tick().await?.more),
+            async move || {
+                let step = reconciler.tick().await?;
+                metrics
+                    .retries
+                    .parked
+                    .increment(step.unparked.queued as u64);
+                metrics.sources_repaired.increment(step.repaired as u64);
+                Ok(step.more)
+            },
+        ));
+        let (store, metrics) = (self.store.clone(), services.metrics.clone());
+        tasks.spawn(maintenance::every(
+            "pool",
+            POOL_EVERY,
+            shutdown.clone(),
+            async move || {
+                database::tick(&store, &metrics).await;
+                Ok(false)
+            },
         ));
     }
 }
@@ -272,7 +313,7 @@ impl Server {
 /// Everything that is served on the port.
 fn routes(
     services: Services,
-    store: Store,
+    scrape: Scrape,
     health: impl tonic::codegen::Service<
         ::http::Request<tonic::body::Body>,
         Response = ::http::Response<tonic::body::Body>,
@@ -287,16 +328,21 @@ fn routes(
     spans: &SpanLayer,
 ) -> anyhow::Result<Routes> {
     let web = GrpcWebLayer::new();
+    let measure = Measure::new(&services.metrics)?;
     let sources = SourceServiceServer::new(Sources(services.clone()))
         .max_decoding_message_size(MAX_CLIENT_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_CLIENT_MESSAGE_BYTES);
+    let sources = measure.named_layer(sources);
     let jobs = JobServiceServer::new(Jobs(services.clone()))
         .max_encoding_message_size(MAX_CLIENT_MESSAGE_BYTES);
+    let jobs = measure.named_layer(jobs);
     let searches = SearchServiceServer::new(Searches(services.clone()))
         .max_encoding_message_size(MAX_CLIENT_MESSAGE_BYTES);
+    let searches = measure.named_layer(searches);
     let workers = WorkerServiceServer::new(Workers(services))
         .max_decoding_message_size(MAX_WORKER_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_WORKER_MESSAGE_BYTES);
+    let workers = measure.named_layer(workers);
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -312,7 +358,7 @@ fn routes(
         .into_axum_router()
         .layer(MapResponseLayer::new(grpc::limits::relabel))
         .layer(spans.clone());
-    let pages = http::router(store, shutdown.clone()).merge(grpc::json::router(in_process)?);
+    let pages = http::router(scrape, shutdown.clone()).merge(grpc::json::router(in_process)?);
     Ok(Routes::from(pages)
         .add_service(web.named_layer(sources))
         .add_service(web.named_layer(jobs))

@@ -3,15 +3,21 @@
 //! that come while it writes go together in the next. A result that would have
 //! to wait for a lock does so apart from the others.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 use weir_telemetry::{KeyValue, Span, SpanKind, TraceContext, Tracer};
 
-use crate::store::{
-    Store, StoreError,
-    batches::{Outcome, Progress, Written},
+use crate::{
+    metrics::Metrics,
+    store::{
+        Store, StoreError,
+        batches::{Outcome, Progress, Written},
+    },
 };
 
 /// Transactions under way at the same time: one commits while the next fills.
@@ -31,6 +37,7 @@ const QUEUE: usize = 256;
 #[derive(Debug, Clone)]
 pub struct Writer {
     queue: mpsc::Sender<Entry>,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Debug)]
@@ -60,6 +67,7 @@ impl Writer {
         store: &Store,
         lease_duration: Duration,
         tasks: &TaskTracker,
+        metrics: Arc<Metrics>,
         tracer: &Tracer,
     ) -> Self {
         let (queue, entries) = mpsc::channel(QUEUE);
@@ -74,7 +82,7 @@ impl Writer {
         for _ in 0..WRITERS {
             tasks.spawn(write_all(shared.clone()));
         }
-        Self { queue }
+        Self { queue, metrics }
     }
 
     /// Writes an outcome, with the renewal of its lease, and returns when it is
@@ -84,6 +92,13 @@ impl Writer {
         outcome: Outcome,
         trace: Option<TraceContext>,
     ) -> Result<Progress, StoreError> {
+        let began = Instant::now();
+        let (embedded, rejected) = (outcome.embedded.len(), outcome.rejected.len());
+        let truncated = outcome
+            .embedded
+            .iter()
+            .filter(|it| it.truncated_to.is_some());
+        let truncated = truncated.count();
         let (reply, answer) = oneshot::channel();
         let gone = || StoreError::Internal("the writer has stopped".into());
         self.queue
@@ -94,7 +109,13 @@ impl Writer {
             })
             .await
             .map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
+        let progress = answer.await.map_err(|_| gone())??;
+        let Metrics { chunks, commit, .. } = &*self.metrics;
+        commit.record(began.elapsed().as_secs_f64());
+        chunks.embedded.increment(embedded as u64);
+        chunks.truncated.increment(truncated as u64);
+        chunks.refused.increment(rejected as u64);
+        Ok(progress)
     }
 }
 

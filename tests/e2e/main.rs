@@ -19,6 +19,7 @@ mod drain;
 mod heartbeat;
 mod json;
 mod lease;
+mod metrics;
 mod model;
 mod models;
 mod orphans;

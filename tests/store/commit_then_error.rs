@@ -2,7 +2,7 @@
 //! the caller is told that it is unavailable, the write is there, and trying
 //! again is harmless.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, future::LocalBoxFuture};
 use sqlx::postgres::PgPoolOptions;
@@ -13,6 +13,7 @@ use weir_coordinator::{
         retry::RetryPolicy,
         state::{JobState, RevokeReason},
     },
+    metrics::Metrics,
     store::{
         Store, StoreError,
         batches::Outcome,
@@ -216,7 +217,13 @@ async fn a_group_of_batches_of_the_writer() {
     faulty.weir.put("web", &items(&[("a", "other")])).await;
     let jobs = faulty.weir.claim_many(2, LEASE).await;
     let tasks = TaskTracker::new();
-    let writer = Writer::start(&faulty.store, LEASE, &tasks, &Tracer::OFF);
+    let writer = Writer::start(
+        &faulty.store,
+        LEASE,
+        &tasks,
+        Arc::new(Metrics::new(&[])),
+        &Tracer::OFF,
+    );
     // Batches of a new model do not go in a group.
     faulty
         .weir

@@ -58,6 +58,7 @@ async fn a_silent_worker_loses_its_job_and_the_try_is_charged() {
         rescued,
         Rescued {
             retried: 1,
+            silent: 1,
             source_ids: vec![job.source_id],
             leases: vec![RescuedLease {
                 lease: lease_of(&job),

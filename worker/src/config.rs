@@ -61,8 +61,8 @@ pub struct Config {
     #[arg(long, env = "WEIR_CLAIM_WAIT", default_value = "20s", value_parser = claim_wait)]
     pub claim_wait: Duration,
 
-    /// Address to serve `/livez` and `/readyz` on, for probes; not served by
-    /// default. Port 0 takes any free one.
+    /// Address to serve `/livez` and `/readyz` on, for probes, and `/metrics`;
+    /// not served by default. Port 0 takes any free one.
     #[arg(long, env = "WEIR_HTTP_LISTEN", value_name = "ADDRESS")]
     pub http_listen: Option<SocketAddr>,
 

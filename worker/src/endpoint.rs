@@ -40,6 +40,7 @@ use self::{
 use crate::{
     embedder::{EmbedError, Embedder},
     governor::Governor,
+    metrics::Metrics,
     plan::Batch,
 };
 
@@ -78,6 +79,7 @@ pub(crate) struct Endpoint {
     embedder: Arc<dyn Embedder>,
     settings: Settings,
     pub(crate) governor: Governor,
+    pub(crate) metrics: Metrics,
     rates: Rates,
     spans: CallSpans,
     began: Instant,
@@ -138,11 +140,12 @@ impl Drop for Withdraw<'_> {
 }
 
 impl Endpoint {
-    pub(crate) fn new(embedder: Arc<dyn Embedder>, settings: Settings) -> Self {
+    pub(crate) fn new(embedder: Arc<dyn Embedder>, settings: Settings, metrics: Metrics) -> Self {
         Self {
             embedder,
             settings,
             governor: Governor::new(),
+            metrics,
             rates: Rates::new(settings.requests_per_minute, settings.tokens_per_minute),
             spans: CallSpans::default(),
             began: Instant::now(),
@@ -170,6 +173,7 @@ impl Endpoint {
     /// Embeds a batch, together with whatever else waits. Withdraws it when
     /// dropped. `trace` is that of its job.
     pub(crate) async fn embed(&self, batch: Batch, trace: Option<TraceContext>) -> Outcome {
+        let began = Instant::now();
         let batch = Arc::new(batch);
         let (reply, answer) = oneshot::channel();
         let request = {
@@ -183,7 +187,7 @@ impl Endpoint {
             request,
         };
         self.work.notify_one();
-        answer.await.unwrap_or_else(|_| Outcome {
+        let outcome = answer.await.unwrap_or_else(|_| Outcome {
             result: crate::plan::BatchResult {
                 seq: batch.seq,
                 ..Default::default()
@@ -191,7 +195,10 @@ impl Endpoint {
             failure: Some(Failure::Job {
                 reason: "the worker stopped embedding".to_owned(),
             }),
-        })
+        });
+        let seconds = began.elapsed().as_secs_f64();
+        self.metrics.batch_embed.record(seconds);
+        outcome
     }
 
     /// Sends calls, and probes the embedder when it fails. Never returns.

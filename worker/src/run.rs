@@ -16,6 +16,7 @@ use crate::{
     embedder::{self, Embedder},
     endpoint::{CallSpans, Endpoint},
     http,
+    metrics::{self, Metrics},
     session::Context,
 };
 
@@ -60,16 +61,18 @@ pub async fn run(
     let coordinator = Coordinator::new(&config.coordinator)?;
     let tracer = Tracer::start("weir-worker", &config.worker_id, &config.trace)?;
     let config = Arc::new(config);
+    let page = metrics::page(config.http_listen.is_some());
     let contexts: Vec<Arc<Context>> = served
         .into_iter()
         .map(|Served { model, embedder }| {
             let kind = model.settings.embedder.embedder;
+            let metrics = Metrics::new(&page, &model.name, kind);
             let spans = CallSpans::new(tracer.clone(), kind, &model.name);
-            let endpoint = Endpoint::new(embedder, model.settings.endpoint()).traced(spans);
+            let endpoint = Endpoint::new(embedder, model.settings.endpoint(), metrics);
             Arc::new(Context {
                 config: Arc::clone(&config),
                 coordinator: coordinator.clone(),
-                endpoint: Arc::new(endpoint),
+                endpoint: Arc::new(endpoint.traced(spans)),
                 tracer: tracer.clone(),
                 model,
                 refusal: watch::Sender::new(None),
@@ -77,7 +80,7 @@ pub async fn run(
             })
         })
         .collect();
-    let _http = http::serve(config.http_listen, contexts.clone()).await?;
+    let _http = http::serve(config.http_listen, contexts.clone(), page).await?;
     let models: Vec<&str> = contexts.iter().map(|it| it.model.name.as_str()).collect();
     info!(
         worker_id = config.worker_id,

@@ -20,6 +20,7 @@ use crate::{
     config::{Config, Model},
     coordinator::{Coordinator, Event, HandBack, Lease},
     endpoint::{Endpoint, Failure, Outcome, Share},
+    metrics::LeasesEnded,
     plan::{self, Held},
 };
 use hand_back::hand_back;
@@ -77,6 +78,8 @@ pub(crate) enum End {
 pub(crate) async fn work(context: Arc<Context>, mut lease: Lease, dimension: usize) -> End {
     let started = Instant::now();
     let span = spans::session(&context, &mut lease);
+    let metrics = &context.endpoint.metrics;
+    let _open = metrics.lease_began();
     info!(
         chunks = lease.chunks_pending,
         attempt = lease.attempt,
@@ -95,6 +98,7 @@ pub(crate) async fn work(context: Arc<Context>, mut lease: Lease, dimension: usi
     }
     spans::ended(&span, &end, chunks);
     let elapsed_ms = started.elapsed().as_millis();
+    count(&end, &metrics.leases_ended);
     match &end {
         End::Finished => info!(chunks, elapsed_ms, "The job finished."),
         End::Lost(reason) => warn!(chunks, elapsed_ms, reason, "The lease ended; job dropped."),
@@ -111,6 +115,19 @@ pub(crate) async fn work(context: Arc<Context>, mut lease: Lease, dimension: usi
         ),
     }
     end
+}
+
+fn count(end: &End, ended: &LeasesEnded) {
+    let counter = match end {
+        End::Finished => &ended.finished,
+        End::Lost(_) => &ended.lost,
+        End::HandBack { how, .. } => match how {
+            HandBack::Release => &ended.released,
+            HandBack::Fail => &ended.failed,
+        },
+        End::Unreachable(_) => &ended.unreachable,
+    };
+    counter.increment(1);
 }
 
 struct Session<'a> {

@@ -9,6 +9,7 @@ mod imports;
 mod jobs;
 pub(crate) mod json;
 pub(crate) mod limits;
+pub(crate) mod measured;
 mod page;
 mod search;
 mod sources;
@@ -23,6 +24,7 @@ use weir_telemetry::Tracer;
 
 use crate::{
     job::{chunk::Chunker, retry::RetryPolicy},
+    metrics::Metrics,
     store::Store,
     wakeup::Wakeup,
     writer::Writer,
@@ -45,6 +47,7 @@ pub(crate) struct Services {
 pub(crate) struct Inner {
     pub(crate) store: Store,
     pub(crate) writer: Writer,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) wakeup: Wakeup,
     pub(crate) tracer: Tracer,
     pub(crate) chunker: Arc<Chunker>,

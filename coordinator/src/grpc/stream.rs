@@ -15,7 +15,7 @@ use self::handout::Handout;
 use super::{
     Services, convert::wire_reason, error::going_away, limits::relabel_status, worker::out_of_order,
 };
-use crate::store::StoreError;
+use crate::{job::state::RevokeReason, store::StoreError};
 
 /// Answers on a stream that wait for the network.
 const OUTBOX: usize = 4;
@@ -33,9 +33,12 @@ pub(crate) fn serve(
         if let Err(end) = run(&services, inbox, &outbox, trace).await {
             let last = match end {
                 End::Status(status) | End::Gone(Some(status)) => Err(status),
-                End::Message(message) => Ok(v1::StreamBatchesResponse {
-                    message: Some(message),
-                }),
+                End::Message(message) => Ok(response(message)),
+                End::Lost(reason) => {
+                    services.metrics.lease_lost(reason);
+                    let reason = wire_reason(reason).into();
+                    Ok(response(ToWorker::Revoked(v1::LeaseRevoked { reason })))
+                }
                 End::Gone(None) => return,
             };
             // A worker that is gone hears nothing.
@@ -47,8 +50,10 @@ pub(crate) fn serve(
 
 /// How a stream ends.
 enum End {
-    /// With a last message: finished, or revoked.
+    /// With a last message.
     Message(ToWorker),
+    /// The lease is lost.
+    Lost(RevokeReason),
     /// With an error.
     Status(Status),
     /// The worker has gone, or what came from it could not be read.
@@ -66,12 +71,16 @@ impl From<StoreError> for End {
         match error {
             StoreError::LeaseLost { reason, why } => {
                 tracing::info!(%reason, why, "A stream lost its lease.");
-                Self::Message(ToWorker::Revoked(v1::LeaseRevoked {
-                    reason: wire_reason(reason).into(),
-                }))
+                Self::Lost(reason)
             }
             error => Self::Status(error.into()),
         }
+    }
+}
+
+fn response(message: ToWorker) -> v1::StreamBatchesResponse {
+    v1::StreamBatchesResponse {
+        message: Some(message),
     }
 }
 
@@ -139,9 +148,7 @@ async fn next(inbox: &mut Streaming<v1::StreamBatchesRequest>) -> Result<FromWor
 
 async fn send(outbox: &Outbox, message: ToWorker) -> Result<(), End> {
     outbox
-        .send(Ok(v1::StreamBatchesResponse {
-            message: Some(message),
-        }))
+        .send(Ok(response(message)))
         .await
         .map_err(|_| End::Gone(None))
 }

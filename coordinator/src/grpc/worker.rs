@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     job::{blame::suspected_batch, plan::next_batch_len, retry::Decision},
-    store::{batches::Outcome, claim::Claim, lease::LeaseState, rows::Job},
+    store::{StoreError, batches::Outcome, claim::Claim, lease::LeaseState, rows::Job},
 };
 
 /// Most bytes of text in one batch, so that it fits a message with room to
@@ -52,6 +52,14 @@ impl Workers {
                 .map(TraceContext::to_string)
                 .unwrap_or_default(),
         }
+    }
+
+    /// The status of a fault; a lost lease is counted.
+    fn refusal(&self, error: StoreError) -> Status {
+        if let StoreError::LeaseLost { reason, .. } = &error {
+            self.0.metrics.lease_lost(*reason);
+        }
+        error.into()
     }
 
     /// Claims, or waits until there is something to claim. Returns when the
@@ -158,6 +166,7 @@ impl WorkerService for Workers {
                 "A job was claimed."
             );
             self.0.wakeup.report_change(job.source_id);
+            self.0.metrics.claimed(&job.model);
             self.lease(job, trace)
         });
         Ok(Response::new(v1::ClaimJobResponse {
@@ -198,10 +207,14 @@ impl WorkerService for Workers {
             }
         };
         door.close()?;
-        match self.0.store.renew(lease, wanted).await? {
-            LeaseState::Held(_) => Ok(Response::new(v1::RenewLeaseResponse {
-                lease_duration: wire_duration(wanted),
-            })),
+        let renewed = self.0.store.renew(lease, wanted).await;
+        match renewed.map_err(|error| self.refusal(error))? {
+            LeaseState::Held(_) => {
+                self.0.metrics.renewals.call.increment(1);
+                Ok(Response::new(v1::RenewLeaseResponse {
+                    lease_duration: wire_duration(wanted),
+                }))
+            }
             LeaseState::Finished(job) => Err(Status::failed_precondition(format!(
                 "job {} has already succeeded",
                 job.id
@@ -225,9 +238,13 @@ impl WorkerService for Workers {
             .0
             .store
             .open(lease, self.0.lease_duration, size)
-            .await?;
+            .await
+            .map_err(|error| self.refusal(error))?;
         let job = match opened {
-            LeaseState::Held(job) => job,
+            LeaseState::Held(job) => {
+                self.0.metrics.renewals.call.increment(1);
+                job
+            }
             LeaseState::Finished(_) => {
                 return Ok(Response::new(v1::GetBatchResponse { chunks: Vec::new() }));
             }
@@ -267,7 +284,9 @@ impl WorkerService for Workers {
                 },
                 trace,
             )
-            .await?;
+            .await
+            .map_err(|error| self.refusal(error))?;
+        self.0.metrics.renewals.result.increment(1);
         self.0.wakeup.report_change(progress.source_id);
         Ok(Response::new(v1::UpsertBatchResponse {
             done: progress.done + progress.rejected,
@@ -285,7 +304,9 @@ impl WorkerService for Workers {
         let lease = door.lease(request.job_id, request.epoch);
         door.close()?;
         let began = SystemTime::now();
-        let job = self.0.store.complete(lease).await?;
+        let completed = self.0.store.complete(lease).await;
+        let job = completed.map_err(|error| self.refusal(error))?;
+        self.0.metrics.jobs_ended.succeeded.increment(1);
         self.0.wakeup.report_change(job.source_id);
         spans::completed(&self.0.tracer, trace, lease, began);
         tracing::info!(
@@ -315,11 +336,13 @@ impl WorkerService for Workers {
             .0
             .store
             .fail(lease, &reason, &self.0.policy, rand::random())
-            .await?;
+            .await
+            .map_err(|error| self.refusal(error))?;
         self.0.wakeup.report_change(failed.source_id);
         spans::handed_back(lease, &reason, Some(failed.decision));
         let response = match failed.decision {
             Decision::Retry { attempt, delay } => {
+                self.0.metrics.retries.failed.increment(1);
                 tracing::warn!(
                     job_id = lease.job_id,
                     attempt,
@@ -334,6 +357,7 @@ impl WorkerService for Workers {
                 }
             }
             Decision::Fail { attempt } => {
+                self.0.metrics.jobs_ended.failed.increment(1);
                 tracing::error!(
                     job_id = lease.job_id,
                     attempt,
@@ -360,7 +384,9 @@ impl WorkerService for Workers {
         let lease = door.lease(request.job_id, request.epoch);
         let reason = door.reason("reason".to_owned(), &request.reason);
         door.close()?;
-        let source_id = self.0.store.release(lease, &reason).await?;
+        let released = self.0.store.release(lease, &reason).await;
+        let source_id = released.map_err(|error| self.refusal(error))?;
+        self.0.metrics.retries.released.increment(1);
         self.0.wakeup.report_change(source_id);
         spans::handed_back(lease, &reason, None);
         tracing::info!(

@@ -1,10 +1,13 @@
 //! The rescuer: returns jobs whose lease has expired.
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
 use weir_telemetry::{KeyValue, SpanKind, TraceContext, Tracer};
 
 use crate::{
     job::retry::RetryPolicy,
+    metrics::Metrics,
     store::{
         Store, StoreError,
         rescue::{Patience, Rescued, RescuedLease},
@@ -22,6 +25,8 @@ pub struct Rescuer {
     pub store: Store,
     /// Whom to tell.
     pub wakeup: Wakeup,
+    /// Where what it does is counted.
+    pub metrics: Arc<Metrics>,
     /// Where the spans of the jobs go.
     pub tracer: Tracer,
     /// How tries are charged.
@@ -66,6 +71,7 @@ impl Rescuer {
                 "Took jobs away from workers that went silent or made no progress."
             );
         }
+        self.count(&rescued);
         for lease in &rescued.leases {
             self.tell(lease);
         }
@@ -73,6 +79,20 @@ impl Rescuer {
             self.wakeup.report_change(*source_id);
         }
         Ok(rescued)
+    }
+
+    fn count(&self, rescued: &Rescued) {
+        let metrics = &self.metrics;
+        metrics.rescues.unheard.increment(rescued.unheard as u64);
+        metrics.rescues.silent.increment(rescued.silent as u64);
+        metrics
+            .rescues
+            .no_progress
+            .increment(rescued.stalled as u64);
+        let queued = rescued.retried + rescued.rejected;
+        metrics.retries.rescued.increment(queued as u64);
+        metrics.jobs_ended.failed.increment(rescued.failed as u64);
+        metrics.chunks.deadly.increment(rescued.rejected as u64);
     }
 
     /// Records in the job's trace that its lease was taken away.

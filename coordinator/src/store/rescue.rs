@@ -54,6 +54,12 @@ pub struct Rescued {
     pub failed: usize,
     /// Texts rejected because workers went silent over them.
     pub rejected: usize,
+    /// Of all these jobs, those whose worker was never heard of after its claim.
+    pub unheard: usize,
+    /// Those whose worker fell silent.
+    pub silent: usize,
+    /// Those whose worker persisted nothing for the progress deadline.
+    pub stalled: usize,
     /// The sources these belong to.
     pub source_ids: Vec<i64>,
     /// The leases that were taken away.
@@ -144,6 +150,11 @@ impl Store {
         let mut rescued = Rescued::default();
         for job in &expired {
             let (_, why) = job.reason();
+            match (job.heard, job.stalled()) {
+                (false, _) => rescued.unheard += 1,
+                (true, true) => rescued.stalled += 1,
+                (true, false) => rescued.silent += 1,
+            }
             match job.ended().judge(policy, random()) {
                 Verdict::Again {
                     attempt,

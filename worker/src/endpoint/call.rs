@@ -3,7 +3,7 @@
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use futures::FutureExt as _;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use weir_telemetry::TraceContext;
 
 use super::{
@@ -24,8 +24,10 @@ impl Endpoint {
         saturated: bool,
         (traces, retries): (Vec<TraceContext>, u32),
     ) -> Ended {
-        self.rates.wait(size_of(&call.texts)).await;
+        let size = size_of(&call.texts);
+        self.rates.wait(size).await;
         let span = self.spans.begin(traces, &call, retries);
+        let began = Instant::now();
         let answer = {
             let texts: Vec<&str> = call.texts.iter().map(Text::as_str).collect();
             let limit = self.settings.timeout;
@@ -54,6 +56,9 @@ impl Endpoint {
             })
         };
         spans::answered(&span, &answer);
+        let seconds = began.elapsed().as_secs_f64();
+        let carried = (size.texts, size.tokens);
+        self.metrics.called(&answer, carried, seconds);
         Ended {
             id,
             call,

@@ -101,6 +101,7 @@ impl Endpoint {
             return self.down(state, reason, retry_after);
         }
         let until = Instant::now() + rest;
+        self.metrics.pauses.overloaded.increment(1);
         let later = self.rest.send_if_modified(|old| {
             let later = old.is_none_or(|old| old < until);
             if later {
@@ -120,7 +121,9 @@ impl Endpoint {
     /// The embedder is at fault: no job is charged, and all go back, once what
     /// the embedder still has of them is answered.
     fn down(&self, state: &mut State, reason: &str, retry_after: Option<Duration>) {
-        self.governor.failed(reason, retry_after);
+        if self.governor.failed(reason, retry_after) {
+            self.metrics.pauses.down.increment(1);
+        }
         state.overloads = 0;
         state.outage = Some(reason.to_owned());
     }

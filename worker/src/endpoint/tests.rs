@@ -93,7 +93,7 @@ fn start(
     settings: Settings,
 ) -> (Arc<Endpoint>, AbortOnDropHandle<Infallible>) {
     let embedder: Arc<dyn Embedder> = Arc::clone(server) as _;
-    let endpoint = Arc::new(Endpoint::new(embedder, settings));
+    let endpoint = Arc::new(Endpoint::new(embedder, settings, Metrics::unseen()));
     let running = Arc::clone(&endpoint);
     let running = tokio::spawn(async move { running.run().await });
     (endpoint, AbortOnDropHandle::new(running))
@@ -263,7 +263,11 @@ async fn what_the_embedder_had_before_it_went_down_is_waited_for() {
         texts: 1,
         tokens: 100,
     };
-    let endpoint = Arc::new(Endpoint::new(Arc::new(fake), Settings { call, ..SETTINGS }));
+    let endpoint = Arc::new(Endpoint::new(
+        Arc::new(fake),
+        Settings { call, ..SETTINGS },
+        Metrics::unseen(),
+    ));
     endpoint.governor.fit_for_tests(2);
     let running = Arc::clone(&endpoint);
     let _running = AbortOnDropHandle::new(tokio::spawn(async move { running.dispatch().await }));
@@ -403,7 +407,7 @@ async fn too_few_vectors_are_never_paired_with_texts() {
             })
         }
     }
-    let endpoint = Arc::new(Endpoint::new(Arc::new(Short), SETTINGS));
+    let endpoint = Arc::new(Endpoint::new(Arc::new(Short), SETTINGS, Metrics::unseen()));
     let running = Arc::clone(&endpoint);
     let _running = AbortOnDropHandle::new(tokio::spawn(async move { running.run().await }));
     let outcome = endpoint.embed(batch(&["a", "b"]), None).await;

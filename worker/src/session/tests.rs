@@ -6,6 +6,7 @@ use weir_telemetry::Tracer;
 use super::*;
 use crate::{
     coordinator::fake::{FakeCoordinator, FakeStream, lease},
+    metrics::Metrics,
     testing::{EmbedCalls, FakeEmbedder, config, packed, soon},
 };
 
@@ -41,7 +42,7 @@ impl Scene {
             settings.push("--batch-size=1");
         }
         let (config, model) = config(uri, &settings);
-        let endpoint = Endpoint::new(Arc::new(fake), model.settings.endpoint());
+        let endpoint = Endpoint::new(Arc::new(fake), model.settings.endpoint(), Metrics::unseen());
         let endpoint = Arc::new(endpoint);
         endpoint.governor.fit_for_tests(2);
         let running = Arc::clone(&endpoint);

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
 use chrono::{DateTime, Utc};
@@ -57,6 +57,8 @@ pub(super) struct Handout {
     renewed_until: DateTime<Utc>,
     /// Batches that the worker holds, by number.
     outstanding: HashMap<i64, Vec<(String, i32)>>,
+    /// When this stream sent those of them that it sent.
+    sent: HashMap<i64, Instant>,
     next_seq: i64,
     /// Pending chunks not handed out yet, shortest first.
     listed: VecDeque<PendingChunk>,
@@ -117,6 +119,7 @@ impl Handout {
             .open(lease, services.lease_duration, batch_size)
             .await?;
         let job = held(opened)?;
+        services.metrics.renewals.open.increment(1);
         let outstanding: HashMap<_, _> = open
             .held
             .into_iter()
@@ -143,6 +146,7 @@ impl Handout {
                 .unwrap_or(0)
                 .saturating_add(1),
             outstanding,
+            sent: HashMap::new(),
             listed: VecDeque::new(),
             ready: VecDeque::new(),
             listed_all: false,
@@ -176,6 +180,7 @@ impl Handout {
                     let began = SystemTime::now();
                     let job = services.store.complete(self.lease).await?;
                     services.wakeup.report_change(job.source_id);
+                    services.metrics.jobs_ended.succeeded.increment(1);
                     self.succeeded(services, began);
                     return Err(finished(&job));
                 }
@@ -186,6 +191,7 @@ impl Handout {
             let chunks: Vec<ChunkText> = self.ready.drain(..len).collect();
             let seq = self.next_seq;
             self.next_seq += 1;
+            self.sent.insert(seq, Instant::now());
             self.outstanding.insert(
                 seq,
                 chunks
@@ -243,6 +249,10 @@ impl Handout {
             )
             .into());
         };
+        if let Some(sent) = self.sent.remove(&result.seq) {
+            let round_trip = sent.elapsed().as_secs_f64();
+            services.metrics.round_trip.record(round_trip);
+        }
         let whole = result.embedded.len() + result.rejected.len() >= batch.len();
         let mut door = Door::default();
         let (embedded, rejected) = door.outcome(result.embedded, result.rejected);
@@ -255,6 +265,7 @@ impl Handout {
         };
         let progress = self.persist(services, result.seq, outcome).await?;
         services.wakeup.report_change(progress.source_id);
+        services.metrics.renewals.result.increment(1);
         self.outstanding.remove(&result.seq);
         if !whole {
             // What the result leaves out is pending again.
@@ -278,6 +289,7 @@ impl Handout {
         };
         send(outbox, ToWorker::Ack(ack)).await?;
         if progress.finished {
+            services.metrics.jobs_ended.succeeded.increment(1);
             self.succeeded(services, SystemTime::now());
             return Err(finished(&progress));
         }
@@ -332,6 +344,7 @@ impl Handout {
             .store
             .renew(self.lease, services.lease_duration)
             .await?;
+        services.metrics.renewals.heartbeat.increment(1);
         self.renewed_until = held(renewed)?.lease_expires_at.unwrap_or_default();
         Ok(())
     }
@@ -353,20 +366,21 @@ impl Handout {
                 services.orphan_grace,
             )
             .await;
-        if matches!(orphaned, Ok(true)) {
-            let (tracer, lease, grace) = (&services.tracer, self.lease, services.orphan_grace);
-            spans::happened(tracer, self.trace, "orphan", lease, || {
-                format!("the worker's stream broke; it is waited for {grace:?}")
-            });
-        }
         match orphaned {
-            Ok(true) => tracing::info!(
-                job_id = self.lease.job_id,
-                epoch = self.lease.epoch,
-                grace_ms = services.orphan_grace.as_millis() as u64,
-                trace_id = trace_id(self.trace),
-                "A worker's stream broke; its lease ends early unless it comes back."
-            ),
+            Ok(true) => {
+                services.metrics.streams_broken.increment(1);
+                let (tracer, lease, grace) = (&services.tracer, self.lease, services.orphan_grace);
+                spans::happened(tracer, self.trace, "orphan", lease, || {
+                    format!("the worker's stream broke; it is waited for {grace:?}")
+                });
+                tracing::info!(
+                    job_id = lease.job_id,
+                    epoch = lease.epoch,
+                    grace_ms = grace.as_millis() as u64,
+                    trace_id = trace_id(self.trace),
+                    "A worker's stream broke; its lease ends early unless it comes back."
+                );
+            }
             // It is back already, or the lease has ended anyway.
             Ok(false) => {}
             // The lease runs out by itself.
