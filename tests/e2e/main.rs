@@ -28,6 +28,7 @@ mod settings;
 mod status;
 mod steer;
 mod story;
+mod tracing;
 
 use weir_tests::{clients, world};
 mod watch;

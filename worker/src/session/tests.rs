@@ -1,6 +1,7 @@
 use tokio::{net::TcpListener, task::JoinHandle};
 use tonic::Status;
 use weir_proto::v1::{self, RevokeReason};
+use weir_telemetry::Tracer;
 
 use super::*;
 use crate::{
@@ -47,6 +48,7 @@ impl Scene {
         let running = Arc::clone(&endpoint);
         tokio::spawn(async move { running.dispatch().await });
         let context = Arc::new(Context {
+            tracer: Tracer::OFF,
             config: Arc::new(config),
             model,
             coordinator: Coordinator::new(uri).unwrap(),
