@@ -44,6 +44,7 @@ struct Expired {
     batch_size: Option<i32>,
     suspects: i32,
     pending: i32,
+    traceparent: Option<String>,
 }
 
 /// What a step of the rescuer did.
@@ -63,6 +64,19 @@ pub struct Rescued {
     pub stalled: usize,
     /// The sources these belong to.
     pub source_ids: Vec<i64>,
+    /// The leases that were taken away.
+    pub leases: Vec<RescuedLease>,
+}
+
+/// A lease that was taken away from its worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RescuedLease {
+    /// The lease.
+    pub lease: LeaseKey,
+    /// Why, for a person.
+    pub why: &'static str,
+    /// W3C trace context of the job.
+    pub traceparent: Option<String>,
 }
 
 impl Expired {
@@ -130,7 +144,7 @@ impl Store {
             "-- store::rescue::rescue
              SELECT id, epoch, source_id, attempt, parkings, heard, progressed_at IS NOT NULL AS progressed,
                     lease_expires_at <= now() AS lease_over, batch_size, suspects,
-                    chunks_total - chunks_done - chunks_rejected AS pending
+                    chunks_total - chunks_done - chunks_rejected AS pending, traceparent
              FROM weir.jobs
              WHERE state = 'running'
                AND (lease_expires_at <= now()
@@ -190,6 +204,11 @@ impl Store {
             }
             notify(&mut tx, REVOKE_CHANNEL, job.source_id).await?;
             rescued.source_ids.push(job.source_id);
+            rescued.leases.push(RescuedLease {
+                lease: job.lease(),
+                why,
+                traceparent: job.traceparent.clone(),
+            });
         }
         count_failures(&mut tx, &failures).await?;
         tx.commit().await?;
