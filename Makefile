@@ -7,7 +7,8 @@ SPEC ?= examples/logistics.openapi.yaml
 SEED ?= 1
 MINUTES ?= 5
 
-.PHONY: help demo test test-embedders test-alerts test-tracing bench-embedders bench-tracing chaos deny runtime build
+.PHONY: help demo test test-embedders test-alerts test-tracing examples \
+	bench-embedders bench-tracing bench-watch bench-lists chaos deny runtime build
 
 help:
 	@echo 'make demo [SPEC=file]            embed a document with everything local, watch it, search it'
@@ -18,6 +19,9 @@ help:
 	@echo 'make bench-embedders             count calls and time where texts are bad, calls rationed, sources small'
 	@echo 'make test-tracing                check the traces in a real Jaeger (needs Go)'
 	@echo 'make bench-tracing               measure what tracing costs'
+	@echo 'make bench-watch                 measure what 2,000 watchers cost a coordinator'
+	@echo 'make bench-lists                 measure lists over a thousand and over a million finished jobs'
+	@echo 'make examples                    run the clients in Python and Node of examples/ (needs Node 20)'
 	@echo 'make deny                        check licences, advisories and sources (needs cargo-deny)'
 	@echo 'make runtime                     get that Postgres and the local model (what runs Weir does this)'
 
@@ -51,6 +55,21 @@ test-tracing: runtime build
 bench-tracing: runtime
 	$(CARGO) build --release --workspace --bins
 	$(CARGO) test --release -p weir-tests --test tracing-cost
+
+# Optimised, for the coordinator shares the machine with all its watchers.
+bench-watch: runtime
+	$(CARGO) build --release --workspace --bins
+	$(CARGO) test --release -p weir-tests --test bench-watch
+
+bench-lists: runtime
+	$(CARGO) build --release --workspace --bins
+	$(CARGO) test --release -p weir-tests --test bench-lists
+
+# Clients in other languages, over a connection that breaks. What they need is got by pip and npm.
+examples: runtime build
+	@PYTHON='$(PYTHON)' tests/examples/prepare .runtime-examples
+	$(CARGO) test -p weir-tests --test examples -- --nocapture
+
 # The alert rules fire when they should and only then; the dashboard's queries are such.
 test-alerts:
 	@tests/alerts/run

@@ -5,7 +5,7 @@ use tonic::{Code, Streaming};
 use weir_proto::v1::{self, JobState, job_service_client::JobServiceClient};
 use weir_tests::{
     PATIENCE,
-    clients::{Weir, assert_invalid, embedded, http, upsert},
+    clients::{Weir, assert_invalid, embedded, http, put_items, upsert},
     cluster::Coordinator,
 };
 
@@ -245,8 +245,60 @@ async fn a_source_that_is_deleted_ends_its_watch() {
         ..v1::DeleteSourceRequest::default()
     };
     weir.sources().delete_source(delete).await.unwrap();
-    let status = tokio::time::timeout(PATIENCE, watch.message()).await;
-    assert_eq!(status.expect("in time").unwrap_err().code(), Code::NotFound);
     let missing = weir.jobs().watch_source(of_source("shop", false, "")).await;
     assert_eq!(missing.unwrap_err().code(), Code::NotFound);
+    // Another takes its name at once, and is watched by itself.
+    weir.put("shop", &["two", "three"]).await;
+    let another = weir.jobs().watch_source(of_source("shop", false, "")).await;
+    let another = next(&mut another.unwrap().into_inner()).await;
+    assert_eq!(another.source.unwrap().chunks, 2);
+    let status = tokio::time::timeout(PATIENCE, watch.message()).await;
+    assert_eq!(status.expect("in time").unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn a_cursor_tells_nothing_of_another_source() {
+    let weir = Weir::start().await;
+    weir.put("shop", &["one"]).await;
+    weir.put("depot", &[]).await;
+    let watch = weir.jobs().watch_source(of_source("shop", false, "")).await;
+    let cursor = next(&mut watch.unwrap().into_inner()).await.cursor;
+    embed(&weir).await;
+    let watch = weir
+        .jobs()
+        .watch_source(of_source("depot", true, &cursor))
+        .await;
+    let state = next(&mut watch.unwrap().into_inner()).await;
+    assert_eq!(
+        (state.source.unwrap().name.as_str(), state.ended.len()),
+        ("depot", 0)
+    );
+}
+
+#[tokio::test]
+async fn a_page_without_sources_is_told_once() {
+    // It is looked at again all the time, whether or not anything changes.
+    let weir = Weir::with(&[("WEIR_POLL_INTERVAL", "10ms")]).await;
+    let of = |namespace: &str| v1::WatchSourcesRequest {
+        namespace: namespace.to_owned(),
+        ..v1::WatchSourcesRequest::default()
+    };
+    let watch = async |request| {
+        let watch = weir.jobs().watch_sources(request).await;
+        watch.unwrap().into_inner()
+    };
+    let mut empty = watch(of("depot")).await;
+    let mut other = watch(of("default")).await;
+    for watch in [&mut empty, &mut other] {
+        assert_eq!(next(watch).await, v1::WatchSourcesResponse::default());
+    }
+    // Both are looked at as often as each other.
+    for text in ["one", "two", "three"] {
+        weir.put("shop", &[text]).await;
+        assert_eq!(next(&mut other).await.sources.len(), 1);
+    }
+    let mut put = put_items("shop", Vec::new());
+    put.namespace = "depot".to_owned();
+    weir.sources().put_source(put).await.unwrap();
+    assert_eq!(next(&mut empty).await.sources.len(), 1);
 }

@@ -417,6 +417,55 @@ async fn jobs_are_filtered_and_paged_both_ways() {
 }
 
 #[tokio::test]
+async fn a_page_looks_at_so_many_jobs_and_leads_on_both_ways() {
+    let weir = Weir::new().await;
+    weir.put("old", &many(1)).await;
+    let old = weir.store.jobs(&JobFilter::default(), None, 1).await;
+    let old = old.unwrap().rows[0].id;
+    sqlx::query(
+        "INSERT INTO weir.jobs (source_id, epoch, revision, finished_at, chunks_total, chunks_done, settled, state,
+                                trigger, namespace, source, model, first_item_id, last_item_id)
+         SELECT 0, 1, 1, now(), 1, 1, true, 'succeeded', 'write', 'shop', 'filler', 'fake', 'a', 'z'
+         FROM generate_series(1, 12000)",
+    )
+    .execute(weir.pool())
+    .await
+    .unwrap();
+    let filter = JobFilter {
+        namespace: Some("shop".to_owned()),
+        source_prefix: Some("old".to_owned()),
+        ..JobFilter::default()
+    };
+    let ids = async |paging: Option<Paging<i64>>| {
+        let page = weir.store.jobs(&filter, paging.as_ref(), 10).await.unwrap();
+        let ids: Vec<i64> = page.rows.iter().map(|job| job.id).collect();
+        (ids, page.next, page.previous)
+    };
+    let mut pages = vec![ids(None).await];
+    while let Some(next) = pages[pages.len() - 1].1 {
+        pages.push(ids(Some(Paging::After(next))).await);
+    }
+    let found: Vec<Vec<i64>> = pages.iter().map(|page| page.0.clone()).collect();
+    assert_eq!(found, [vec![], vec![], vec![old]]);
+    assert_eq!(pages[0].2, None, "the first page");
+    // Back from the last page, and on again from the first.
+    let mut page = pages.remove(2);
+    let mut back = 0;
+    while let Some(previous) = page.2 {
+        page = ids(Some(Paging::Before(previous))).await;
+        back += 1;
+        assert!(page.0.is_empty() && page.1.is_some(), "{page:?}");
+    }
+    assert_eq!(back, 3, "12,000 jobs, 5,000 at a time");
+    let waiting = JobFilter {
+        states: vec![JobState::Queued],
+        ..JobFilter::default()
+    };
+    let page = weir.store.jobs(&waiting, None, 10).await.unwrap();
+    assert_eq!((page.rows.len(), page.next), (1, None), "found at once");
+}
+
+#[tokio::test]
 async fn chunks_are_listed_by_what_became_of_them() {
     let weir = Weir::new().await;
     weir.put("shop", &many(5)).await;
