@@ -10,6 +10,7 @@ mod queue;
 mod rates;
 mod request;
 mod settle;
+mod spans;
 
 use std::{
     collections::HashMap,
@@ -24,10 +25,12 @@ use tokio::{
     task::{AbortHandle, JoinSet},
     time::{Instant, sleep_until, timeout_at},
 };
+use weir_telemetry::TraceContext;
 
 pub(crate) use self::{
     demand::Share,
     request::{Failure, Outcome},
+    spans::CallSpans,
 };
 use self::{
     limits::{CallSize, Limits},
@@ -79,6 +82,7 @@ pub(crate) struct Endpoint {
     pub(crate) governor: Governor,
     pub(crate) metrics: Metrics,
     rates: Rates,
+    spans: CallSpans,
     began: Instant,
     state: Mutex<State>,
     /// Texts have come.
@@ -151,6 +155,7 @@ impl Endpoint {
             governor: Governor::new(),
             metrics,
             rates: Rates::new(settings.requests_per_minute, settings.tokens_per_minute),
+            spans: CallSpans::default(),
             began: Instant::now(),
             state: Mutex::new(State {
                 queue: Queue::default(),
@@ -170,15 +175,20 @@ impl Endpoint {
         }
     }
 
+    /// Records its calls.
+    pub(crate) fn traced(self, spans: CallSpans) -> Self {
+        Self { spans, ..self }
+    }
+
     /// Embeds a batch, together with whatever else waits. Withdraws it when
-    /// dropped.
-    pub(crate) async fn embed(&self, batch: Batch) -> Outcome {
+    /// dropped. `trace` is that of its job.
+    pub(crate) async fn embed(&self, batch: Batch, trace: Option<TraceContext>) -> Outcome {
         let began = Instant::now();
         let batch = Arc::new(batch);
         let (reply, answer) = oneshot::channel();
         let request = {
             let mut state = self.state();
-            let request = state.requests.admit(Arc::clone(&batch), reply);
+            let request = state.requests.admit(Arc::clone(&batch), trace, reply);
             state.queue.push(request, &batch);
             request
         };
@@ -227,7 +237,9 @@ impl Endpoint {
                     let mut state = self.state();
                     state.last_call += 1;
                     let id = state.last_call;
-                    let running = Arc::clone(self).call(id, call.clone(), saturated);
+                    let traces = state.requests.traces(&call);
+                    let retries = state.retries(&call);
+                    let running = Arc::clone(self).call(id, call.clone(), saturated, (traces, retries));
                     let task = calls.spawn(running);
                     state.under_way.insert(id, UnderWay { call, task });
                 }
@@ -287,6 +299,13 @@ impl Endpoint {
 }
 
 impl State {
+    /// How often the embedder failed these texts, or whatever was sent it last,
+    /// for no fault of theirs.
+    fn retries(&self, call: &Call) -> u32 {
+        let timeouts = call.texts.iter().map(|text| u32::from(text.timeouts)).max();
+        timeouts.unwrap_or(0) + self.overloads
+    }
+
     fn next_call(&mut self) -> Option<Call> {
         self.merge_until = None;
         self.queue.next(self.limits.size())

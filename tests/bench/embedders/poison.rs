@@ -92,9 +92,10 @@ fn bad(texts: usize) -> usize {
 fn texts(count: usize, bad: usize, long: bool) -> Vec<String> {
     let mut texts: Vec<String> = (0..count)
         .map(|number| {
-            let (word, chars) = match number < bad {
-                true => (MARK, if long { LONG } else { CHARS }),
-                false => ("parcel", CHARS),
+            let (word, chars) = if number >= bad {
+                ("parcel", CHARS)
+            } else {
+                (MARK, if long { LONG } else { CHARS })
             };
             format!("{word} {number:06} {}", "x".repeat(chars))
         })
