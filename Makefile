@@ -41,10 +41,10 @@ test-embedders: runtime
 	$(CARGO) test -p weir-tests --test embedders
 
 # The programs as they are shipped, and an embedder that is scripted.
-bench-embedders: export BENCH_TEXTS ?= 5000
+bench-embedders: export BENCH_TEXTS ?= 10000
 bench-embedders: runtime
 	$(CARGO) build --release --workspace --bins
-	$(CARGO) test --release -p weir-tests --test bench_embedders -- --nocapture
+	$(CARGO) test --release -p weir-tests --test bench_embedders -- --nocapture --test-threads=1
 
 # A real Jaeger, built by Go once, or what WEIR_JAEGER names.
 test-tracing: runtime build
@@ -67,7 +67,7 @@ bench-lists: runtime
 
 # Clients in other languages, over a connection that breaks. What they need is got by pip and npm.
 examples: runtime build
-	@PYTHON='$(PYTHON)' tests/examples/prepare .runtime-examples
+	@PYTHON='$(PYTHON)' tests/clients/prepare .runtime-examples
 	$(CARGO) test -p weir-tests --test examples -- --nocapture
 
 # The alert rules fire when they should and only then; the dashboard's queries are such.
