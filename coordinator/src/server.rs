@@ -114,7 +114,12 @@ impl Server {
         ));
         self.start_background(&services, &background, &shutdown);
 
-        let routes = routes(services, self.scrape(&metrics), health, &shutdown)?;
+        let pages = http::router(
+            self.scrape(&metrics),
+            self.config.dashboard,
+            shutdown.clone(),
+        );
+        let routes = routes(services, pages, health)?;
         let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
         let (delay, timeout) = (self.config.drain_delay, self.config.drain_timeout);
         let serving = Transport::builder()
@@ -314,7 +319,7 @@ impl Server {
 /// Everything that is served on the port.
 fn routes(
     services: Services,
-    scrape: Scrape,
+    pages: axum::Router,
     health: impl tonic::codegen::Service<
         ::http::Request<tonic::body::Body>,
         Response = ::http::Response<tonic::body::Body>,
@@ -325,7 +330,6 @@ fn routes(
     + Send
     + Sync
     + 'static,
-    shutdown: &CancellationToken,
 ) -> anyhow::Result<Routes> {
     let web = GrpcWebLayer::new();
     let measure = Measure::new(&services.metrics)?;
@@ -357,7 +361,7 @@ fn routes(
         .add_service(searches.clone())
         .into_axum_router()
         .layer(MapResponseLayer::new(grpc::limits::relabel));
-    let pages = http::router(scrape, shutdown.clone()).merge(grpc::json::router(in_process)?);
+    let pages = pages.merge(grpc::json::router(in_process)?);
     Ok(Routes::from(pages)
         .add_service(web.named_layer(sources))
         .add_service(web.named_layer(jobs))

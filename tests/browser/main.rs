@@ -1,0 +1,2 @@
+//! The dashboard in a real browser, on the real processes.
+use fantoccini as _;
