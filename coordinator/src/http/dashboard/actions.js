@@ -117,7 +117,7 @@ async function remove(source, then) {
 }
 
 /** The buttons of a job; `only` names those that are wanted. */
-export function JobButtons({ job, then, only = ["retry", "cancel", "force"] }) {
+export function JobButtons({ job, then, only = ["retry", "cancel"] }) {
   const shown = only.filter((name) => ACTIONS[name].fits(job));
   return html`<div class="buttons">${shown.map((name) => {
     const { verb, question } = ACTIONS[name];

@@ -1,5 +1,6 @@
 // The tries of a job, and when they were.
 
+import { JobButtons } from "./actions.js";
 import { call, every } from "./api.js";
 import { Time, clock, count, span } from "./format.js";
 import { html } from "./html.js";
@@ -22,7 +23,7 @@ export function followAttempts(jobId) {
 }
 
 /** A timeline of a job's tries, newest first. */
-export function Attempts({ of: { job, attempts, error } }) {
+export function Attempts({ of: { job, attempts, error }, then }) {
   if (!job) return html`<${Trouble} error=${error} />`;
   const ends = (it) => Date.parse(it.endTime ?? "") || time();
   const from = Math.min(...attempts.map((it) => Date.parse(it.startTime)));
@@ -45,12 +46,13 @@ export function Attempts({ of: { job, attempts, error } }) {
     { name: "Why", look: "grow error", cell: (it) => it.error },
   ];
   return html`<${Trouble} error=${error} />
-    <dl class="facts">
+    <div class="facts"><dl>
       <div><dt>Range</dt><dd>${job.firstItemId} … ${job.lastItemId}</dd></div>
       <div><dt>Revision</dt><dd>${count(job.revision)}</dd></div>
       <div><dt>Queued</dt><dd><${Time} at=${job.createTime} /></dd></div>
-      <div><dt>Ended</dt><dd><${Time} at=${job.finishTime} /></dd></div>
-    </dl>
+      <div><dt>Ended</dt><dd><${Time} at=${job.finishTime} none="not yet" /></dd></div>
+      </dl><${JobButtons} job=${job} only=${["force"]} then=${then} />
+    </div>
     <${Table} caption=${`Tries of job ${job.jobId}, newest first`} columns=${columns} rows=${attempts} rowKey=${(it) => it.epoch}
       empty="No worker has claimed it yet." />`;
 }

@@ -2,7 +2,7 @@
 
 import { FailureButtons, JobButtons } from "./actions.js";
 import { call, every } from "./api.js";
-import { Time, count, counted } from "./format.js";
+import { Due, Time, count, counted } from "./format.js";
 import { html } from "./html.js";
 import { Chip, Table, Trouble } from "./parts.js";
 import { to, toJob } from "./route.js";
@@ -87,7 +87,7 @@ function Jobs({ list, then }) {
     { name: "State", cell: (job) => html`<${Chip} state=${job.state} prefix="JOB_STATE_" />` },
     { name: "Tries", look: "number", cell: (job) => `${job.attempt}/${job.maxAttempts}` },
     { name: "Done", look: "number", cell: (job) => `${count(job.chunksDone)}/${count(job.chunksTotal)}` },
-    { name: "Runs next", look: "time", cell: (job) => html`<${Time} at=${job.runTime} />` },
+    { name: "Runs next", look: "time", cell: (job) => job.state !== "JOB_STATE_RUNNING" && html`<${Due} at=${job.runTime} />` },
     { name: "Actions", quiet: true, look: "actions", cell: (job) => html`<${JobButtons} job=${job} then=${then} />` },
   ];
   return html`<${Trouble} error=${list.error} />

@@ -52,8 +52,18 @@ export function away(time) {
   return seconds > -2 ? "now" : `${span(-seconds)} ago`;
 }
 
-/** A time and how far it is away; nothing where there is none. */
-export function Time({ at, none = "–" }) {
-  if (!at) return html`<span class="muted">${none}</span>`;
+/** When something is due that waits for its time. */
+export function due(time) {
+  return Date.parse(time) > now() ? `${away(time)}, at ${clock(time)}` : "as soon as a worker takes it";
+}
+
+/** The same, short. */
+export function Due({ at }) {
+  return Date.parse(at) > now() ? html`<${Time} at=${at} />` : "now";
+}
+
+/** A time and how far it is away; `none` where there is none. */
+export function Time({ at, none }) {
+  if (!at) return none ? html`<span class="muted">${none}</span>` : null;
   return html`<time datetime=${at} title=${DAY.format(new Date(at))}>${away(at)}</time>`;
 }

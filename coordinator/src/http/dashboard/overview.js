@@ -2,7 +2,7 @@
 
 import { JobButtons } from "./actions.js";
 import { call, every, watch } from "./api.js";
-import { Time, away, count, span, word } from "./format.js";
+import { Time, count, due, span, word } from "./format.js";
 import { Failures, followFailures } from "./failures.js";
 import { html } from "./html.js";
 import { Badge, Bar, Chip, Table, Trouble, look } from "./parts.js";
@@ -60,13 +60,13 @@ function Sources({ list, unsettled }) {
       cell: ({ source: { badge } }) => html`<${Bar} done=${badge.done} rejected=${badge.rejected} total=${badge.total} state=${badge.state} />
         <span class="figure">${count(badge.done)}/${count(badge.total)}</span>`,
     },
-    { name: "Model", look: "wide muted clip", cell: ({ source }) => source.model },
+    { name: "Model", look: "wide", cell: ({ source }) => html`<span class="muted">${source.model}</span>` },
     { name: "Changed", look: "time", cell: ({ source }) => html`<${Time} at=${source.updateTime} />` },
     {
       name: "Trouble",
       look: "trouble-cell",
       cell: ({ source: { badge } }) => badge.lastError && html`<div class="clip" title=${badge.lastError}>${badge.lastError}</div>
-        ${badge.nextRunTime && html`<div class="muted">runs next ${away(badge.nextRunTime)}</div>`}`,
+        ${badge.nextRunTime && html`<div class="muted">runs next ${due(badge.nextRunTime)}</div>`}`,
     },
     {
       name: "Actions",
@@ -84,7 +84,7 @@ function Sources({ list, unsettled }) {
 function Namespaces({ status, namespace }) {
   const columns = [
     { name: "Namespace", look: "grow", cell: (it) => html`<a href=${to([], { namespace: it.namespace })}>${it.namespace}</a>` },
-    { name: "Verdict", cell: (it) => html`<${Chip} state=${it.verdict} prefix="VERDICT_" /> <span class="muted reasons-inline">${it.reasons.join(", ")}</span>` },
+    { name: "Verdict", cell: (it) => html`<${Chip} state=${it.verdict} prefix="VERDICT_" /> <span class="muted">${it.reasons.join(", ")}</span>` },
     { name: "Sources", look: "number", cell: (it) => count(it.sources) },
     { name: "Chunks", look: "number", cell: (it) => count(it.chunks) },
     { name: "Pending", look: "number", cell: (it) => count(it.chunksPending) },
@@ -170,7 +170,7 @@ function Summary({ status }) {
   const { verdict, reasons } = status;
   const queued = Number(status.jobsReady) + Number(status.jobsDelayed);
   const figures = [
-    ["Queued jobs", count(queued), Number(status.jobsDelayed) ? `${count(status.jobsDelayed)} wait for their time` : ""],
+    ["Queued jobs", count(queued), Number(status.jobsDelayed) ? `${count(status.jobsDelayed)} delayed` : ""],
     ["Running jobs", count(status.jobsRunning), Number(status.jobsRetrying) ? `${count(status.jobsRetrying)} retrying` : ""],
     ["Pending chunks", count(status.chunksPending), `of ${count(status.chunks)}`],
     ["Oldest in the queue", Number(status.jobsReady) ? span(status.oldestReadyAgeSeconds) : "–", ""],
@@ -179,7 +179,7 @@ function Summary({ status }) {
   ];
   return html`<section class="summary" aria-label="How all stands">
     <div class=${`verdict ${look(verdict)}`} role="status" aria-live="polite">
-      <strong>${word(verdict, "VERDICT_")}</strong>
+      <strong><span>${word(verdict, "VERDICT_")}</span></strong>
       ${reasons.length > 0 && html`<ul>${reasons.map((reason) => html`<li key=${reason}>${reason}</li>`)}</ul>`}
     </div>
     <dl class="figures">${figures.map(([name, value, note]) => html`<div key=${name}><dt>${name}</dt><dd>${value}<small>${note}</small></dd></div>`)}</dl>

@@ -1,6 +1,6 @@
 // What all pages are made of: badges, bars, tables, buttons, dialogs.
 
-import { away, clock, count, word } from "./format.js";
+import { count, due, word } from "./format.js";
 import { Component, createRef, html } from "./html.js";
 import { changed } from "./state.js";
 
@@ -71,7 +71,7 @@ export class Badge extends Component {
         onClick=${this.show} onKeyDown=${this.keys}>${badge.text}</button>
       <div class="tip" role="tooltip" id=${this.id} popover="manual" ref=${this.tip}>
         ${badge.lastError && html`<p class="error">${badge.lastError}</p>`}
-        ${badge.nextRunTime && html`<p>Runs next ${away(badge.nextRunTime)}, at ${clock(badge.nextRunTime)}</p>`}
+        ${badge.nextRunTime && html`<p>Runs next ${due(badge.nextRunTime)}</p>`}
       </div>`;
   }
 }

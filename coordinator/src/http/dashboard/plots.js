@@ -45,11 +45,11 @@ class Plot extends Component {
     return html`<figure class=${`plot ${plot.look}`}>
       <figcaption><span>${plot.name}</span><strong>${says}</strong><span class="muted">${when}</span></figcaption>
       <div class="plane" onPointerMove=${this.point} onPointerLeave=${this.leave}>
+        <span class="most" aria-hidden="true">${top > 0 && plot.says(top)}</span>
         <svg viewBox=${`0 0 ${WIDTH} ${HEIGHT}`} preserveAspectRatio="none" role="img" aria-label=${whole}>
           ${pieces(values, interval).map((piece, key) => drawn(piece, top || 1, key))}
           ${at && shown && html`<line class="at" x1=${x(shown.time)} x2=${x(shown.time)} y1="0" y2=${HEIGHT} />`}
         </svg>
-        <span class="most" aria-hidden="true">${top > 0 ? plot.says(top) : ""}</span>
       </div>
       <div class="axis" aria-hidden="true"><span>60 min ago</span><span>30</span><span>now</span></div>
     </figure>`;
@@ -79,7 +79,7 @@ function pieces(values, interval) {
 
 function drawn(piece, top, key) {
   // A point is of the interval that it ends: one alone is to be seen, too.
-  const points = piece.map(({ time, value }) => [x(time), HEIGHT - (HEIGHT - 6) * (value / top)]);
+  const points = piece.map(({ time, value }) => [x(time), HEIGHT - (HEIGHT - 2) * (value / top)]);
   if (points.length === 1) points.unshift([points[0][0] - 1, points[0][1]]);
   const line = points.map(([x, y]) => `${x.toFixed(1)},${y.toFixed(1)}`).join("L");
   const [from, to] = [points[0][0], points.at(-1)[0]];

@@ -4,7 +4,7 @@
 import { DeleteButton, JobButtons } from "./actions.js";
 import { Attempts, followAttempts } from "./attempts.js";
 import { call, every, watch } from "./api.js";
-import { Time, count, word } from "./format.js";
+import { Due, Time, count, due, word } from "./format.js";
 import { Chunks, followChunks } from "./chunks.js";
 import { html } from "./html.js";
 import { Badge, Bar, Chip, Table, Trouble } from "./parts.js";
@@ -118,7 +118,7 @@ function Head({ name, source, gone }) {
       <p class="muted">${source.model} · changed <${Time} at=${source.updateTime} /> · put first <${Time} at=${source.createTime} /></p>
       <${Bar} done=${badge.done} rejected=${badge.rejected} total=${badge.total} state=${badge.state} />
       <dl class="figures">${figures.map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${count(value)}</dd></div>`)}</dl>
-      ${badge.lastError && html`<p class="trouble">${badge.lastError}${badge.nextRunTime && html`<span class="muted"> Runs next <${Time} at=${badge.nextRunTime} />.</span>`}</p>`}
+      ${badge.lastError && html`<p class="trouble">${badge.lastError}${badge.nextRunTime && html`<br />Runs next ${due(badge.nextRunTime)}.`}</p>`}
     </section>`;
 }
 
@@ -129,9 +129,19 @@ function merged(live, history) {
   return [...jobs.values()].sort((a, b) => Number(b.jobId) - Number(a.jobId));
 }
 
+function troubleOf({ workerId, lastError }) {
+  const says = workerId || lastError;
+  return says && html`<div class=${workerId ? "muted clip" : "clip"} title=${says}>${says}</div>`;
+}
+
 function Jobs({ name, live, history, attempts, trace }) {
   const openId = attempts?.jobId;
-  const waits = (job) => job.state === "JOB_STATE_QUEUED" || (job.state === "JOB_STATE_FAILED" && live.jobs.has(job.jobId));
+  const unsettled = (job) => live.jobs.has(job.jobId);
+  const waits = (job) => unsettled(job) && (job.state === "JOB_STATE_QUEUED" || job.state === "JOB_STATE_FAILED");
+  const then = () => {
+    history.now();
+    attempts?.now();
+  };
   const columns = [
     {
       name: "Job",
@@ -149,15 +159,15 @@ function Jobs({ name, live, history, attempts, trace }) {
     },
     { name: "Tries", look: "number", cell: (job) => `${job.attempt}/${job.maxAttempts}` },
     { name: "Queued", look: "time", cell: (job) => html`<${Time} at=${job.createTime} />` },
-    { name: "Runs next", look: "time", cell: (job) => html`<${Time} at=${waits(job) && job.runTime} none="" />` },
-    { name: "Worker or error", look: "grow trouble-cell", cell: (job) => html`<div class=${job.workerId ? "muted clip" : "clip"} title=${job.workerId || job.lastError}>${job.workerId || job.lastError}</div>` },
+    { name: "Runs next", look: "time", cell: (job) => waits(job) && html`<${Due} at=${job.runTime} />` },
+    { name: "Worker or error", look: "grow trouble-cell", cell: troubleOf },
     trace && {
       name: "Trace",
       cell: ({ traceId, jobId }) => traceId && html`<a href=${trace.replaceAll("{trace_id}", traceId)} target="_blank" rel="noreferrer" aria-label=${`Trace of job ${jobId}`}>trace</a>`,
     },
-    { name: "Actions", quiet: true, look: "actions", cell: (job) => html`<${JobButtons} job=${job} then=${() => { history.now(); attempts?.now(); }} />` },
+    { name: "Actions", quiet: true, look: "actions", cell: (job) => unsettled(job) && html`<${JobButtons} job=${job} then=${then} />` },
   ];
-  const under = (job) => job.jobId === openId && html`<${Attempts} of=${attempts} />`;
+  const under = (job) => job.jobId === openId && html`<${Attempts} of=${attempts} then=${then} />`;
   return html`<${Trouble} error=${history.error} />
     <${Table} caption="Jobs, newest first" columns=${columns} rows=${merged(live, history)} rowKey=${(job) => job.jobId} under=${under} empty="There was none." />
     ${history.next && html`<button type="button" class="button" onClick=${history.more}>Older jobs</button>`}`;
