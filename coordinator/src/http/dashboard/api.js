@@ -34,11 +34,20 @@ async function ask(url, options) {
   for (;;) {
     const sent = token();
     const headers = sent === null ? options.headers : { ...options.headers, authorization: `Bearer ${sent}` };
-    const response = await fetch(url, { ...options, headers, cache: "no-store", redirect: "error" });
+    const response = await reach(url, { ...options, headers, cache: "no-store", redirect: "error" });
     learnTime(response);
     if (response.ok) return response;
     if (response.status !== 401) throw await refusal(response);
     await another(sent);
+  }
+}
+
+async function reach(url, options) {
+  try {
+    return await fetch(url, options);
+  } catch (error) {
+    if (options.signal?.aborted) throw error;
+    throw new Refusal("UNAVAILABLE", "the coordinator cannot be reached");
   }
 }
 
@@ -189,7 +198,8 @@ function pause(ms, abort) {
 /**
  * Calls `step` at once, then every `ms`, and soon after the function `now` that
  * is returned is called; never twice at once, and not while the tab is hidden.
- * What it throws goes to `failed`.
+ * What it throws goes to `failed`, but that the coordinator is away, which the
+ * page says already.
  */
 export function every(ms, step, failed = () => {}) {
   const SOON_MS = 400;
@@ -205,7 +215,7 @@ export function every(ms, step, failed = () => {}) {
     try {
       await step();
     } catch (error) {
-      if (!ended) failed(error);
+      if (!ended && error.code !== "UNAVAILABLE") failed(error);
     }
     running = false;
     arm(again ? SOON_MS : ms);

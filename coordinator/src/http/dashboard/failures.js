@@ -24,7 +24,7 @@ export function followFailures(namespace, pageSize) {
       pageToken = answer.nextPageToken;
       if (!pageToken) break;
     }
-    Object.assign(list, { failures, next: pageToken, error: null });
+    Object.assign(list, { failures: inPlace(failures, list.failures), next: pageToken, error: null });
     changed();
   };
   const { now, end } = every(EVERY_MS, load, (error) => {
@@ -36,6 +36,13 @@ export function followFailures(namespace, pageSize) {
     now();
   };
   return Object.assign(list, { now, end, more });
+}
+
+/** What was shown keeps its place, so that nobody presses another's button; what is new comes first. */
+function inPlace(failures, before) {
+  const places = new Map(before?.map((it, place) => [it.failureId, place]));
+  const place = (it) => places.get(it.failureId) ?? -1;
+  return failures.sort((a, b) => place(a) - place(b));
 }
 
 const at = (failure) => to(["failures", failure.failureId]);
@@ -59,7 +66,7 @@ export function Failures({ list, then = list.now, open, under }) {
     { name: "Actions", quiet: true, look: "actions", cell: (it) => html`<${FailureButtons} failure=${it} then=${then} />` },
   ];
   return html`<${Trouble} error=${list.error} />
-    <${Table} caption="Failures by cause, last seen first" columns=${columns} rows=${list.failures}
+    <${Table} caption="Failures by cause" columns=${columns} rows=${list.failures}
       rowKey=${(it) => it.failureId} under=${under} empty="No failure since the last one was dismissed." />`;
 }
 
@@ -128,7 +135,7 @@ export function failuresPage({ parts: [, openId], query }) {
       const known = list.failures?.length;
       return html`<section aria-labelledby="title">
         <div class="heading"><h1 id="title" tabindex="-1">Failures</h1>
-          ${known > 0 && html`<span class="muted">${counted(known, "cause")}${list.next && " and more"}, last seen first</span>`}</div>
+          ${known > 0 && html`<span class="muted">${counted(known, "cause")}${list.next && " and more"}</span>`}</div>
         <${Failures} list=${list} then=${then} open=${openId} under=${under} />
         ${list.next && html`<button type="button" class="button" onClick=${list.more}>More</button>`}
       </section>`;

@@ -99,11 +99,15 @@ function Namespaces({ status, namespace }) {
   </section>`;
 }
 
-function Filter({ query, set }) {
-  const typed = (event) => set({ prefix: event.target.value }, TYPED_MS);
+function Filter({ namespace, typed, unsettled, set }) {
+  const type = (event) => {
+    typed.prefix = event.target.value;
+    set({ prefix: typed.prefix }, TYPED_MS);
+  };
   return html`<div class="filter" role="search" aria-label="Filter the sources">
-    <label>Name begins with <input type="search" value=${query.get("prefix") ?? ""} onInput=${typed} autocomplete="off" spellcheck="false" /></label>
-    <label class="check"><input type="checkbox" checked=${query.get("unsettled") === "1"}
+    <label>Namespace <input type="search" value=${namespace} placeholder="all" onChange=${(event) => set({ namespace: event.target.value.trim() })} autocomplete="off" spellcheck="false" /></label>
+    <label>Name begins with <input type="search" value=${typed.prefix} onInput=${type} autocomplete="off" spellcheck="false" /></label>
+    <label class="check"><input type="checkbox" checked=${unsettled}
       onChange=${(event) => set({ unsettled: event.target.checked ? "1" : "" })} /> Unsettled only</label>
   </div>`;
 }
@@ -122,6 +126,7 @@ function asked({ query }) {
 export function overviewPage(place) {
   const { namespace } = asked(place);
   let { query } = place;
+  const typed = { prefix: query.get("prefix") ?? "" };
   let sources = followSources(asked(place));
   const failures = followFailures(namespace, 5);
   const activity = followActivity();
@@ -137,6 +142,7 @@ export function overviewPage(place) {
     go(place) {
       if (asked(place).namespace !== namespace) return false;
       query = place.query;
+      typed.prefix = query.get("prefix") ?? "";
       sources.end();
       sources = followSources(asked(place), sources);
       return true;
@@ -146,6 +152,7 @@ export function overviewPage(place) {
       for (const part of [sources, failures, activity]) part.end();
     },
     view(status) {
+      const unsettled = query.get("unsettled") === "1";
       return html`<h1 id="title" class="unseen" tabindex="-1">Overview</h1>
         ${status && html`<${Summary} status=${status.total} />`}
         ${activity.activity && html`<${Plots} activity=${activity.activity} />`}
@@ -154,8 +161,8 @@ export function overviewPage(place) {
           <${Failures} list=${failures} /></section>`}
         ${(status?.namespaces.length > 1 || namespace) && html`<${Namespaces} status=${status} namespace=${namespace} />`}
         <section aria-labelledby="sources">
-          <div class="heading"><h2 id="sources">Sources</h2><${Filter} query=${query} set=${set} /></div>
-          <${Sources} list=${sources} unsettled=${query.get("unsettled") === "1"} />
+          <div class="heading"><h2 id="sources">Sources</h2><${Filter} namespace=${namespace} typed=${typed} unsettled=${unsettled} set=${set} /></div>
+          <${Sources} list=${sources} unsettled=${unsettled} />
           <nav class="pages" aria-label="Pages of sources">
             ${sources.previous && html`<a class="button" href=${address({ page: sources.previous })}>Previous page</a>`}
             ${sources.next && html`<a class="button" href=${address({ page: sources.next })}>Next page</a>`}

@@ -40,9 +40,10 @@ function follow(wantedNamespace) {
   namespace = wantedNamespace;
   statusEnd = watch("JobService/WatchStatus", { namespace }, {
     answer(answer) {
+      const before = status?.total.reasons.join();
       status = answer.status;
       statusError = null;
-      page.news?.();
+      if (before !== status.total.reasons.join()) page.news?.();
       changed();
     },
     failed(error) {
@@ -68,6 +69,7 @@ function Frame() {
     </header>
     <main>
       <${Trouble} error=${statusError} />
+      ${broken() && !status && html`<p class="empty">The coordinator does not answer. The page goes on by itself as soon as it does.</p>`}
       ${page.view(status)}
     </main>
     <footer class="muted">${status && `Weir ${status.version}`}</footer>

@@ -64,7 +64,8 @@ export class Badge extends Component {
   };
 
   render({ badge }) {
-    const looks = `chip badge ${badge.degraded && look(badge.state) === "good" ? "warn" : look(badge.state)}`;
+    const own = look(badge.state);
+    const looks = `chip badge ${badge.degraded && own !== "bad" ? "warn" : own}`;
     if (!badge.lastError && !badge.nextRunTime) return html`<span class=${looks}>${badge.text}</span>`;
     return html`<button type="button" class=${looks} aria-describedby=${this.id}
         onMouseEnter=${this.show} onMouseLeave=${this.hide} onFocus=${this.show} onBlur=${this.hide}

@@ -37,11 +37,11 @@ class Plot extends Component {
   render({ plot, points, interval }, { at }) {
     const values = points.map((point) => ({ time: Date.parse(point.time), value: plot.value(point, interval) }));
     const top = Math.max(...values.map(({ value }) => value), 0);
-    const last = values.at(-1);
+    const last = nearest(values, now(), interval);
     const shown = at ? nearest(values, at, interval) : last;
     const says = shown ? plot.says(shown.value) : "–";
     const when = at && shown ? `at ${clock(shown.time)}` : "now";
-    const whole = last ? `${plot.name} in the last hour: now ${plot.says(last.value)}, at most ${plot.says(top)}` : `${plot.name}: nothing is known yet`;
+    const whole = last ? `${plot.name} in the last hour: now ${plot.says(last.value)}, at most ${plot.says(top)}` : `${plot.name}: nothing is known of this moment`;
     return html`<figure class=${`plot ${plot.look}`}>
       <figcaption><span>${plot.name}</span><strong>${says}</strong><span class="muted">${when}</span></figcaption>
       <div class="plane" onPointerMove=${this.point} onPointerLeave=${this.leave}>
@@ -63,7 +63,7 @@ function x(time) {
 function nearest(values, time, interval) {
   const far = ({ time: its }) => Math.abs(its - time);
   const best = values.reduce((best, value) => (best && far(best) <= far(value) ? best : value), null);
-  return best && far(best) <= 2000 * interval ? best : null;
+  return best && far(best) <= 3000 * interval ? best : null;
 }
 
 /** The values, cut where nobody was there to count. */

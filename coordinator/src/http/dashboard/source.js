@@ -14,16 +14,15 @@ import { changed } from "./state.js";
 /** Jobs of the past on the page at first, and more with each press. */
 const PAGE = 20;
 
-/** The source with its unsettled jobs, live. */
+/** The source with its unsettled jobs, live; `news` is told whether a job was claimed, handed back or ended. */
 function followSource(key, news) {
   const it = { source: null, jobs: new Map(), error: null };
   it.end = watch("JobService/WatchSource", key, {
     answer({ source, jobs, ended }) {
       const before = it.jobs;
-      it.jobs = new Map(jobs.map((job) => [job.jobId, job]));
-      const unknown = jobs.some((job) => !before.has(job.jobId));
-      Object.assign(it, { source, error: null });
-      news(unknown || ended.length > 0);
+      const moved = (job) => before.get(job.jobId)?.state !== job.state || before.get(job.jobId).epoch !== job.epoch;
+      Object.assign(it, { source, jobs: new Map(jobs.map((job) => [job.jobId, job])), error: null });
+      news(ended.length > 0 || jobs.some(moved));
       changed();
     },
     failed(error) {
@@ -65,9 +64,11 @@ export function sourcePage({ parts: [, namespace = "", name = "", openId] }) {
     attempts?.end();
     attempts = jobId && followAttempts(jobId);
   };
-  const live = followSource(key, (ended) => {
-    if (ended) history.now();
-    attempts?.now();
+  const live = followSource(key, (moved) => {
+    if (moved) {
+      history.now();
+      attempts?.now();
+    }
     rejected.of(live.source.chunksRejected);
     truncated.of(live.source.chunksTruncated);
   });
