@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use weir_telemetry::TraceConfig;
 
 use crate::job::{
     chunk::{Chunker, ChunkerError},
@@ -26,6 +27,9 @@ pub struct Config {
     /// What is logged, and how.
     #[command(flatten)]
     pub log: LogConfig,
+    /// Which traces are sent, and where.
+    #[command(flatten)]
+    pub trace: TraceConfig,
 }
 
 /// What the program is to do.

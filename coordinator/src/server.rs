@@ -25,10 +25,13 @@ use weir_proto::{
         worker_service_server::WorkerServiceServer,
     },
 };
+use weir_telemetry::Tracer;
 
 use crate::{
     config::{Config, ServeConfig},
-    grpc::{self, Hubs, Inner, Jobs, Searches, Services, Sources, Workers, measured::Measure},
+    grpc::{
+        self, Hubs, Inner, Jobs, Searches, Services, Sources, SpanLayer, Workers, measured::Measure,
+    },
     http::{self, Scrape},
     job::chunk::Chunker,
     maintenance::{
@@ -61,6 +64,7 @@ pub struct Server {
     store: Store,
     listener: TcpListener,
     address: SocketAddr,
+    tracer: Tracer,
 }
 
 /// Checks the configuration, brings the database up to date where it is to be,
@@ -79,12 +83,14 @@ pub async fn bind(config: Config) -> anyhow::Result<Server> {
             )
         })?;
     let address = listener.local_addr()?;
+    let tracer = Tracer::start("weir-coordinator", &address.to_string(), &config.trace)?;
     Ok(Server {
         config: config.serve,
         chunker: Arc::new(chunker),
         store: Store::new(pool, limit),
         listener,
         address,
+        tracer,
     })
 }
 
@@ -114,12 +120,13 @@ impl Server {
         ));
         self.start_background(&services, &background, &shutdown);
 
+        let spans = SpanLayer::new(self.tracer.clone());
         let pages = http::router(
             self.scrape(&metrics),
             self.config.dashboard,
             shutdown.clone(),
         );
-        let routes = routes(services, pages, health)?;
+        let routes = routes(services, pages, health, &spans)?;
         let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
         let (delay, timeout) = (self.config.drain_delay, self.config.drain_timeout);
         let serving = Transport::builder()
@@ -127,6 +134,7 @@ impl Server {
             .http2_keepalive_interval(Some(KEEPALIVE.0))
             .http2_keepalive_timeout(Some(KEEPALIVE.1))
             .layer(MapResponseLayer::new(grpc::limits::relabel))
+            .layer(spans)
             .add_routes(routes)
             // Whoever asks about this replica's health is told before anybody is refused.
             .serve_with_incoming_shutdown(incoming, unready.cancelled_owned());
@@ -150,6 +158,7 @@ impl Server {
                 "Calls were still under way after the drain timeout; they are cut off."
             ),
         }
+        self.tracer.shutdown().await;
         tracing::info!("stopped");
         Ok(())
     }
@@ -169,7 +178,9 @@ impl Server {
                     self.config.lease_duration,
                     writer_tasks,
                     metrics.clone(),
+                    &self.tracer,
                 ),
+                tracer: self.tracer.clone(),
                 metrics: metrics.clone(),
                 store: self.store.clone(),
                 wakeup: wakeup.clone(),
@@ -237,6 +248,7 @@ impl Server {
             wakeup: services.wakeup.clone(),
             metrics: services.metrics.clone(),
             policy: services.policy,
+            tracer: self.tracer.clone(),
             patience: Patience {
                 orphan_grace: self.config.orphan_grace,
                 progress_deadline: self.config.progress_deadline,
@@ -286,6 +298,7 @@ impl Server {
         let reconciler = Reconciler {
             store: self.store.clone(),
             interval: self.config.reconcile_interval,
+            tracer: self.tracer.clone(),
             max_chunks_per_job: self.config.max_chunks_per_job,
         };
         let metrics = services.metrics.clone();
@@ -330,6 +343,7 @@ fn routes(
     + Send
     + Sync
     + 'static,
+    spans: &SpanLayer,
 ) -> anyhow::Result<Routes> {
     let web = GrpcWebLayer::new();
     let measure = Measure::new(&services.metrics)?;
@@ -355,12 +369,13 @@ fn routes(
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1alpha()?;
-    // Those that `grpc::limits` relabels on the wire are relabelled here, too.
+    // What is done to a call on the wire is done here, too.
     let in_process = Routes::new(sources.clone())
         .add_service(jobs.clone())
         .add_service(searches.clone())
         .into_axum_router()
-        .layer(MapResponseLayer::new(grpc::limits::relabel));
+        .layer(MapResponseLayer::new(grpc::limits::relabel))
+        .layer(spans.clone());
     let pages = pages.merge(grpc::json::router(in_process)?);
     Ok(Routes::from(pages)
         .add_service(web.named_layer(sources))

@@ -85,7 +85,10 @@ async fn the_list_is_filtered_and_paged_by_its_address() {
         ))
         .await;
     browser
-        .write("document.querySelector('[aria-labelledby=sources] label:nth-of-type(2) input')", "re")
+        .write(
+            "document.querySelector('[aria-labelledby=sources] label:nth-of-type(2) input')",
+            "re",
+        )
         .await;
     browser
         .until(&format!("{sources} === 'shop/returns shop/reviews'"))

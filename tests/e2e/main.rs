@@ -25,7 +25,10 @@ mod models;
 mod orphans;
 mod restart;
 mod settings;
+mod status;
 mod steer;
 mod story;
+mod tracing;
 
 use weir_tests::{clients, world};
+mod watch;

@@ -9,7 +9,7 @@ use super::{
     door::Door,
     mask::Mask,
     overview, page,
-    sources::traceparent,
+    spans::{self, trace_id},
     watch::{self, Cursor, Watch},
 };
 use crate::store::{
@@ -221,7 +221,11 @@ impl JobService for Jobs {
         request: Request<v1::CancelJobRequest>,
     ) -> Result<Response<v1::CancelJobResponse>, Status> {
         let job = self.0.store.cancel_job(request.into_inner().job_id).await?;
-        tracing::info!(job_id = job.id, "A client cancelled a job.");
+        tracing::info!(
+            job_id = job.id,
+            trace_id = trace_id(spans::trace_of(&job)),
+            "A client cancelled a job."
+        );
         Ok(Response::new(v1::CancelJobResponse {
             job: Some(wire_job(job, self.0.policy.max_attempts)),
         }))
@@ -232,17 +236,19 @@ impl JobService for Jobs {
         request: Request<v1::RetryJobRequest>,
     ) -> Result<Response<v1::RetryJobResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
+        let trace = spans::caller(metadata.as_ref());
         let retry = Retry {
             job_id: request.job_id,
             force: request.force,
             max_chunks_per_job: self.0.max_chunks_per_job,
-            traceparent: traceparent(metadata.as_ref()),
+            traceparent: trace.map(|trace| trace.to_string()),
         };
         let jobs = self.0.store.retry_job(&retry).await?;
         tracing::info!(
             job_id = retry.job_id,
             force = retry.force,
             jobs_queued = jobs.len(),
+            trace_id = trace_id(trace),
             "A client had a job run again."
         );
         Ok(Response::new(v1::RetryJobResponse {

@@ -50,7 +50,7 @@ impl Mask {
     /// Messages with the fields that are kept, and no others.
     pub(crate) fn apply_all<M: prost::Message + Default>(
         &self,
-        messages: &Vec<M>,
+        messages: &[M],
     ) -> Result<Vec<M>, Status> {
         messages.iter().map(|message| self.apply(message)).collect()
     }

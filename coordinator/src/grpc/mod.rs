@@ -15,6 +15,7 @@ mod overview;
 mod page;
 mod search;
 mod sources;
+mod spans;
 mod stream;
 mod watch;
 mod worker;
@@ -22,6 +23,7 @@ mod worker;
 use std::{sync::Arc, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use weir_telemetry::Tracer;
 
 use crate::{
     job::{chunk::Chunker, retry::RetryPolicy},
@@ -34,6 +36,7 @@ use crate::{
 pub(crate) use jobs::Jobs;
 pub(crate) use search::Searches;
 pub(crate) use sources::Sources;
+pub(crate) use spans::SpanLayer;
 pub(crate) use watch::Hubs;
 pub(crate) use worker::Workers;
 
@@ -50,6 +53,7 @@ pub(crate) struct Inner {
     pub(crate) writer: Writer,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) wakeup: Wakeup,
+    pub(crate) tracer: Tracer,
     pub(crate) chunker: Arc<Chunker>,
     pub(crate) models: Vec<String>,
     /// Where a trace can be looked at.

@@ -1,6 +1,5 @@
 //! `SourceService`.
 
-use http::HeaderMap;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 use weir_proto::v1::{
     self, import_source_request::Message as Part, put_source_request,
@@ -16,10 +15,13 @@ use super::{
     imports::message,
     mask::Mask,
     page,
+    spans::{self, trace_id},
 };
 use crate::{
     ingest::check_item_id,
+    job::plan::PlannedItem,
     store::{
+        StoreError,
         chunks::ChunkState,
         content::{SourceWrite, Written},
         rows::{Job, Source, SourceKey},
@@ -49,8 +51,15 @@ impl Sources {
             default_model: self.0.default_model().to_owned(),
             priority,
             max_chunks_per_job: self.0.max_chunks_per_job,
-            traceparent: traceparent(metadata.as_ref()),
+            traceparent: spans::caller(metadata.as_ref()).map(|trace| trace.to_string()),
         }
+    }
+
+    async fn put(&self, write: &SourceWrite, items: &[PlannedItem]) -> Result<Written, StoreError> {
+        let plan = spans::plan(&self.0.tracer, write);
+        let written = self.0.store.put_source(write, items).await?;
+        spans::planned(&plan, &written);
+        Ok(written)
     }
 
     fn jobs(&self, jobs: Vec<Job>) -> Vec<v1::Job> {
@@ -60,7 +69,11 @@ impl Sources {
     }
 
     /// The parts of an answer to a write, in the order of its fields.
-    fn answer(&self, written: Written) -> (v1::Source, v1::SourceChange, Vec<v1::Job>) {
+    fn answer(
+        &self,
+        write: &SourceWrite,
+        written: Written,
+    ) -> (v1::Source, v1::SourceChange, Vec<v1::Job>) {
         let source = written.state.source;
         tracing::info!(
             namespace = source.namespace,
@@ -70,6 +83,7 @@ impl Sources {
             items_changed = written.change.items_changed,
             items_deleted = written.change.items_deleted,
             chunks_pending = source.chunks_pending,
+            trace_id = trace_id(spans::trace_of_write(write)),
             "A source was written."
         );
         let change = v1::SourceChange {
@@ -93,25 +107,6 @@ pub(super) fn summary(
         source: Some(source.into()),
         job: job.map(|job| wire_job(job, services.policy.max_attempts)),
     }
-}
-
-/// The caller's W3C trace context, where it has a well-formed one.
-/// <https://www.w3.org/TR/trace-context/#traceparent-header>
-pub(super) fn traceparent(headers: &HeaderMap) -> Option<String> {
-    let value = headers.get("traceparent")?.to_str().ok()?;
-    let parts: Vec<&str> = value.split('-').collect();
-    let hex = |part: &str, len: usize| {
-        part.len() == len
-            && part
-                .bytes()
-                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    };
-    let known = parts.len() == 4
-        && parts[0] == "00"
-        && hex(parts[1], 32)
-        && hex(parts[2], 16)
-        && hex(parts[3], 2);
-    known.then(|| value.to_owned())
 }
 
 #[tonic::async_trait]
@@ -144,8 +139,8 @@ impl SourceService for Sources {
             None => Content::default(),
         };
         let write = self.write(key, model, priority, &metadata);
-        let written = self.0.store.put_source(&write, &content.items).await?;
-        let (source, change, jobs) = self.answer(written);
+        let written = self.put(&write, &content.items).await?;
+        let (source, change, jobs) = self.answer(&write, written);
         let mut warnings = content.warnings;
         warnings.truncate(MAX_WARNINGS);
         Ok(Response::new(v1::PutSourceResponse {
@@ -195,9 +190,9 @@ impl SourceService for Sources {
             let document = Self::import_document(&mut stream).await?;
             let content = self.0.read_document(format, document, item_id).await?;
             warnings = content.warnings;
-            self.0.store.put_source(&write, &content.items).await?
+            self.put(&write, &content.items).await?
         };
-        let (source, change, jobs) = self.answer(written);
+        let (source, change, jobs) = self.answer(&write, written);
         warnings.truncate(MAX_WARNINGS);
         Ok(Response::new(v1::ImportSourceResponse {
             source: Some(source),
@@ -232,12 +227,14 @@ impl SourceService for Sources {
         door.close()?;
         let items = self.0.read_items("upsert", request.upsert).await?;
         let write = self.write(key, None, priority, &metadata);
+        let plan = spans::plan(&self.0.tracer, &write);
         let written = self
             .0
             .store
             .patch_source(&write, &items, &request.delete_item_ids)
             .await?;
-        let (source, change, jobs) = self.answer(written);
+        spans::planned(&plan, &written);
+        let (source, change, jobs) = self.answer(&write, written);
         Ok(Response::new(v1::PatchSourceResponse {
             source: Some(source),
             change: Some(change),
@@ -283,7 +280,7 @@ impl SourceService for Sources {
             .sources(&filter, paging.as_ref(), limit)
             .await?;
         let (next_page_token, previous_page_token) = page::tokens(&query, &found)?;
-        let mut sources = found
+        let mut sources: Vec<v1::SourceSummary> = found
             .rows
             .into_iter()
             .map(|found| summary(&self.0, found))

@@ -1,6 +1,7 @@
 use tokio::{net::TcpListener, task::JoinHandle};
 use tonic::Status;
 use weir_proto::v1::{self, RevokeReason};
+use weir_telemetry::Tracer;
 
 use super::*;
 use crate::{
@@ -47,6 +48,7 @@ impl Scene {
         let running = Arc::clone(&endpoint);
         tokio::spawn(async move { running.dispatch().await });
         let context = Arc::new(Context {
+            tracer: Tracer::OFF,
             config: Arc::new(config),
             model,
             coordinator: Coordinator::new(uri).unwrap(),
@@ -357,6 +359,8 @@ async fn a_transient_failure_is_charged() {
     let stream = scene.coordinator.stream().await;
     stream.batch(1, &["a"]).await;
     scene.embedder.next().await.fail("a broken answer");
+    // It is asked whether it is there at all.
+    scene.embedder.next().await.succeed();
     assert_eq!(scene.handed_back().await, failed("a broken answer"));
     stream.closed().await;
 }
@@ -404,6 +408,7 @@ async fn what_a_failing_batch_did_embed_is_persisted_first() {
     scene.embedder.next().await.refuse("too long together");
     scene.embedder.next().await.succeed();
     scene.embedder.next().await.fail("a broken answer");
+    scene.embedder.next().await.succeed();
     assert_eq!(stream.result().await, result_of(1, &["a"]));
     assert!(scene.coordinator.no_hand_back());
     stream.ack(1, 1, 2).await;

@@ -8,7 +8,7 @@ use weir_proto::v1;
 
 use super::{
     Watch, gone,
-    hub::{Look, next},
+    hub::{Look, Seen, next},
     serve,
 };
 use crate::grpc::{Services, overview};
@@ -51,14 +51,14 @@ pub(in crate::grpc) fn watch_status(
     serve(services, async move |answers| {
         let mut sent = None;
         loop {
-            let mut states = join(&hub, &namespace);
+            let mut states = join(&hub, namespace.as_ref());
             while let Some(seen) = next(&mut states).await {
-                let status = seen?;
-                if sent.as_ref() != Some(&status) {
-                    sent = Some(status.clone());
+                let now = seen?;
+                if sent.as_ref() != Some(&now) {
                     let answer = v1::WatchStatusResponse {
-                        status: Some((*status).clone()),
+                        status: Some((*now).clone()),
                     };
+                    sent = Some(now);
                     answers.send(Ok(answer)).await.map_err(gone)?;
                 }
             }
@@ -68,10 +68,11 @@ pub(in crate::grpc) fn watch_status(
 
 fn join(
     services: &Services,
-    namespace: &Option<String>,
-) -> watch::Receiver<super::hub::Seen<v1::GetStatusResponse>> {
-    services.hubs.whole.join(services, namespace, || LookAtAll {
-        namespace: namespace.clone(),
+    namespace: Option<&String>,
+) -> watch::Receiver<Seen<v1::GetStatusResponse>> {
+    let key = namespace.cloned();
+    services.hubs.whole.join(services, &key, || LookAtAll {
+        namespace: key.clone(),
         changes: services.wakeup.any_change(),
     })
 }
