@@ -174,7 +174,7 @@ impl Browser {
 
     /// Runs a script in the page.
     pub(crate) async fn run(&self, script: &str) -> Value {
-        let script = format!("{WORDS}{script}");
+        let script = format!("{WORDS}{{ {script} }}");
         let ran = self.client.execute(&script, Vec::new()).await;
         ran.unwrap_or_else(|error| panic!("{script}: {error}"))
     }

@@ -1,14 +1,17 @@
 //! A coordinator with a source in every state, made by hand.
 
 use weir_proto::v1::{
-    CancelJobRequest, FailJobRequest, Lease, PutSourceResponse, RejectedChunk, UpsertBatchRequest,
+    CancelJobRequest, CompleteJobRequest, FailJobRequest, Lease, PutSourceResponse, RejectedChunk,
+    UpsertBatchRequest,
 };
 use weir_tests::clients::{Weir, embedded, item, put_items, upsert};
 
-/// A coordinator whose jobs fail at the second try, and wait long for it.
-pub(crate) const PATIENT: [(&str, &str); 3] = [
+/// A coordinator whose jobs fail at the second try, and wait for it as good as
+/// forever: how long is drawn, from nothing up to this.
+pub(crate) const PATIENT: [(&str, &str); 4] = [
     ("WEIR_MAX_ATTEMPTS", "2"),
-    ("WEIR_BACKOFF_BASE", "15m"),
+    ("WEIR_BACKOFF_BASE", "360days"),
+    ("WEIR_BACKOFF_CAP", "360days"),
     ("WEIR_TRACE_URL", "http://127.0.0.1:16686/trace/{trace_id}"),
 ];
 
@@ -46,7 +49,17 @@ pub(crate) async fn embed(weir: &Weir, lease: &Lease, chunks: usize) {
     weir.worker().upsert_batch(request).await.unwrap();
 }
 
-/// Has a worker embed all chunks of a job but the last, which is rejected.
+/// Has a worker say that nothing is left to do of a job.
+pub(crate) async fn complete(weir: &Weir, lease: &Lease) {
+    let request = CompleteJobRequest {
+        job_id: lease.job_id,
+        epoch: lease.epoch,
+    };
+    weir.worker().complete_job(request).await.unwrap();
+}
+
+/// Has a worker embed all chunks of a job but the last, which is
+/// rejected, and end the job.
 pub(crate) async fn reject_last(weir: &Weir, lease: &Lease, reason: &str) {
     let batch = weir.batch(lease).await;
     let (last, others) = batch.split_last().unwrap();
@@ -67,6 +80,7 @@ pub(crate) async fn reject_last(weir: &Weir, lease: &Lease, reason: &str) {
         )
     };
     weir.worker().upsert_batch(request).await.unwrap();
+    complete(weir, lease).await;
 }
 
 /// Has a worker hand a job back with a failure.
@@ -101,6 +115,7 @@ pub(crate) async fn every_state(weir: &Weir) {
     put(weir, "default", "catalogue", 120).await;
     let lease = weir.claim().await;
     embed(weir, &lease, 120).await;
+    complete(weir, &lease).await;
     put(weir, "default", "handbook", 84).await;
     let lease = weir.claim().await;
     reject_last(
@@ -134,8 +149,13 @@ pub(crate) async fn every_state(weir: &Weir) {
     put(weir, "shop", "returns", 24).await;
 }
 
-/// Notes what an hour of work would have left.
+/// Notes what an hour of work would have left, and lets jobs wait for as long
+/// as they commonly do.
 pub(crate) async fn an_hour(weir: &Weir) {
+    sqlx::query("UPDATE weir.jobs SET run_at = now() + interval '4 minutes' WHERE state = 'queued' AND attempt > 0")
+        .execute(weir.database.pool())
+        .await
+        .unwrap();
     sqlx::query(
         "INSERT INTO weir.samples
          SELECT to_timestamp(floor(extract(epoch FROM now()) / 10) * 10 - 10 * n), 'by-hand',

@@ -8,7 +8,7 @@ use weir_tests::clients::Weir;
 
 use crate::{
     browser::Browser,
-    scene::{PATIENT, every_state, put},
+    scene::{PATIENT, complete, embed, every_state, put},
 };
 
 async fn verdict(weir: &Weir) -> (Verdict, Vec<String>) {
@@ -37,7 +37,8 @@ async fn the_page_and_the_api_say_the_same_of_every_state() {
     put(&weir, "default", "first", 3).await;
     assert_eq!(shown_verdict(&weir, &browser).await, Verdict::Indexing);
     let lease = weir.claim().await;
-    crate::scene::embed(&weir, &lease, 3).await;
+    embed(&weir, &lease, 3).await;
+    complete(&weir, &lease).await;
     assert_eq!(shown_verdict(&weir, &browser).await, Verdict::Healthy);
     every_state(&weir).await;
     assert_eq!(shown_verdict(&weir, &browser).await, Verdict::Degraded);

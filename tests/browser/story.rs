@@ -67,20 +67,48 @@ async fn a_source_is_seen_from_queued_to_indexed_and_ticks_in_between() {
 }
 
 #[tokio::test]
-async fn an_embedder_that_is_a_black_hole_is_told_of_and_charged_to_nobody() {
+async fn a_black_hole_is_told_of_and_what_fell_into_it_is_retried_by_hand() {
     let world = World::start(&PATIENT).await;
     let browser = Browser::open(&world.coordinator.url()).await;
     world
         .embedder
         .rule(|texts| is_work(texts).then_some(Rude::Hang));
     world.put_items("pages", items(8)).await;
-    let settings = [("WEIR_EMBED_TIMEOUT", "500ms"), ("WEIR_BATCH_SIZE", "4")];
-    let worker = Worker::spawn(&world.coordinator.url(), &world.embedder.url(), &settings);
-    let paused = "The embedder failed; claiming nothing until it answers again.";
-    worker.process.wait_for_event(paused).await;
+    let settings = [("WEIR_EMBED_TIMEOUT", "500ms"), ("WEIR_BATCH_SIZE", "8")];
+    let _worker = Worker::spawn(&world.coordinator.url(), &world.embedder.url(), &settings);
+    badge(&browser, "retrying (1 try)").await;
+    verdict(&browser, "degraded").await;
+    browser
+        .run("row('default/pages').querySelector('.badge').focus()")
+        .await;
+    browser
+        .until("/took longer than 500ms.*Runs next in/.test(tip())")
+        .await;
+    world.embedder.behave();
+    browser
+        .click("button('Retry job', row('default/pages'))")
+        .await;
+    badge(&browser, "8/8 indexed").await;
+    verdict(&browser, "healthy").await;
+}
+
+#[tokio::test]
+async fn an_embedder_that_is_down_is_the_reason_and_no_jobs_fault() {
+    let world = World::start(&PATIENT).await;
+    let browser = Browser::open(&world.coordinator.url()).await;
+    let worker = world.worker("8");
+    worker.process.wait_for_event("The embedder answers.").await;
+    world
+        .embedder
+        .rule(|_| Some(Rude::Status(503, None, "starting".to_owned())));
+    world.put_items("pages", items(8)).await;
     browser
         .until("reasons().join() === '1 job waits for an embedder that is down'")
         .await;
+    browser
+        .run("row('default/pages').querySelector('.badge').focus()")
+        .await;
+    browser.until("tip().includes('503')").await;
     world.embedder.behave();
     badge(&browser, "8/8 indexed").await;
     verdict(&browser, "healthy").await;
@@ -104,7 +132,7 @@ async fn what_fails_is_retried_forced_cancelled_dismissed_and_deleted_by_hand() 
         .click("row('default/pages').querySelector('.badge')")
         .await;
     browser
-        .until("/vectors for.*Runs next in 1?\\d min.*, at \\d\\d:\\d\\d/.test(tip())")
+        .until("/vectors for.*Runs next in \\d+ .*, at .*\\d\\d:\\d\\d/.test(tip())")
         .await;
     let cause = "text(document.querySelector('.cause'))";
     browser

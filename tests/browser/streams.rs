@@ -4,7 +4,7 @@ use weir_tests::clients::Weir;
 
 use crate::{
     browser::Browser,
-    scene::{PATIENT, put},
+    scene::{PATIENT, complete, embed, put},
 };
 
 /// The events of its network since this was asked last, of this kind.
@@ -63,7 +63,8 @@ async fn a_tab_has_two_streams_and_a_hidden_one_none() {
     browser.run(&turn(true)).await;
     while events(&browser, "Network.loadingFailed", &mut seen).await < 3 {}
     let lease = weir.claim().await;
-    crate::scene::embed(&weir, &lease, 3).await;
+    embed(&weir, &lease, 3).await;
+    complete(&weir, &lease).await;
     browser.run(&turn(false)).await;
     browser
         .until(
