@@ -162,7 +162,7 @@ pub(crate) async fn an_hour(weir: &Weir) {
                 CASE WHEN n BETWEEN 60 AND 95 THEN 0 ELSE 220 + 120 * sin(n / 23.0) + 40 * sin(n / 3.1) END,
                 0, 900 + 700 * sin(n / 50.0) + CASE WHEN n BETWEEN 40 AND 95 THEN 400 ELSE 0 END,
                 CASE WHEN n BETWEEN 60 AND 95 THEN (95 - n) * 10 ELSE 3 + 3 * sin(n / 7.0) END
-         FROM generate_series(2, 350) AS n ON CONFLICT DO NOTHING",
+         FROM generate_series(-1, 350) AS n ON CONFLICT DO NOTHING",
     )
     .execute(weir.database.pool())
     .await

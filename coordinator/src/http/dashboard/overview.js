@@ -180,7 +180,7 @@ function Summary({ status }) {
     ["Queued jobs", count(queued), Number(status.jobsDelayed) ? `${count(status.jobsDelayed)} delayed` : ""],
     ["Running jobs", count(status.jobsRunning), Number(status.jobsRetrying) ? `${count(status.jobsRetrying)} retrying` : ""],
     ["Pending chunks", count(status.chunksPending), `of ${count(status.chunks)}`],
-    ["Oldest in the queue", Number(status.jobsReady) ? span(status.oldestReadyAgeSeconds) : "–", ""],
+    ["Oldest waiting", Number(status.jobsReady) ? span(status.oldestReadyAgeSeconds) : "–", ""],
     ["Rejected chunks", count(status.chunksRejected), ""],
     ["Sources", count(status.sources), ""],
   ];
