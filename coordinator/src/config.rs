@@ -113,6 +113,10 @@ pub struct ServeConfig {
     /// of the status API and the page are given.
     #[arg(long, env = "WEIR_TRACE_URL", value_name = "URL", value_parser = trace_url)]
     pub trace_url: Option<String>,
+    /// Whether there is a page for operators at `/`. It can do no more than the calls that whoever
+    /// opens it may make.
+    #[arg(long, env = "WEIR_DASHBOARD", default_value = "true", action = clap::ArgAction::Set)]
+    pub dashboard: bool,
     /// Longest chunk, in characters; longer texts are split.
     #[arg(long, env = "WEIR_CHUNK_SIZE", default_value = "1000")]
     pub chunk_size: usize,
@@ -296,7 +300,7 @@ mod tests {
         assert_eq!(config.serve.max_chunks_per_job, 1000);
         assert_eq!(config.serve.reconcile_interval, Duration::from_hours(1));
         assert_eq!(config.serve.job_retention, Duration::from_hours(14 * 24));
-        assert!(config.serve.migrate);
+        assert!(config.serve.migrate && config.serve.dashboard);
     }
 
     #[test]

@@ -121,7 +121,12 @@ impl Server {
         self.start_background(&services, &background, &shutdown);
 
         let spans = SpanLayer::new(self.tracer.clone());
-        let routes = routes(services, self.scrape(&metrics), health, &shutdown, &spans)?;
+        let pages = http::router(
+            self.scrape(&metrics),
+            self.config.dashboard,
+            shutdown.clone(),
+        );
+        let routes = routes(services, pages, health, &spans)?;
         let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
         let (delay, timeout) = (self.config.drain_delay, self.config.drain_timeout);
         let serving = Transport::builder()
@@ -327,7 +332,7 @@ impl Server {
 /// Everything that is served on the port.
 fn routes(
     services: Services,
-    scrape: Scrape,
+    pages: axum::Router,
     health: impl tonic::codegen::Service<
         ::http::Request<tonic::body::Body>,
         Response = ::http::Response<tonic::body::Body>,
@@ -338,7 +343,6 @@ fn routes(
     + Send
     + Sync
     + 'static,
-    shutdown: &CancellationToken,
     spans: &SpanLayer,
 ) -> anyhow::Result<Routes> {
     let web = GrpcWebLayer::new();
@@ -372,7 +376,7 @@ fn routes(
         .into_axum_router()
         .layer(MapResponseLayer::new(grpc::limits::relabel))
         .layer(spans.clone());
-    let pages = http::router(scrape, shutdown.clone()).merge(grpc::json::router(in_process)?);
+    let pages = pages.merge(grpc::json::router(in_process)?);
     Ok(Routes::from(pages)
         .add_service(web.named_layer(sources))
         .add_service(web.named_layer(jobs))

@@ -1,6 +1,7 @@
-//! Plain HTTP, on the same port: health for probes that speak no gRPC, and
-//! metrics.
+//! Plain HTTP, on the same port: health for probes that speak no gRPC, metrics,
+//! and the page for operators.
 
+mod dashboard;
 mod metrics;
 
 use std::{sync::Arc, time::Duration};
@@ -21,15 +22,18 @@ struct Health {
 }
 
 /// The pages: `/livez` answers while the process lives, `/readyz` while it can
-/// serve, `/metrics` as soon as it knows how large the queue is.
-pub(crate) fn router(scrape: Scrape, shutdown: CancellationToken) -> Router {
+/// serve, `/metrics` as soon as it knows how large the queue is; at `/` the
+/// dashboard, where it is wanted.
+pub(crate) fn router(scrape: Scrape, dashboard: bool, shutdown: CancellationToken) -> Router {
     let store = scrape.store.clone();
     let metrics = get(metrics::show).with_state(Arc::new(scrape));
+    let dashboard = dashboard.then(dashboard::router);
     Router::new()
         .route("/livez", get(async || "ok"))
         .route("/readyz", get(ready))
         .with_state(Health { store, shutdown })
         .route("/metrics", metrics)
+        .merge(dashboard.unwrap_or_default())
 }
 
 async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {
