@@ -55,7 +55,7 @@ impl From<State> for ChunkState {
 pub(crate) async fn chunks(session: &Session, args: ChunksArgs) -> Result<(), Failure> {
     #[derive(Serialize)]
     struct Answer {
-        chunks: Vec<view::Chunk>,
+        chunks: Vec<view::ChunkStatus>,
     }
 
     let mut client = session.sources();

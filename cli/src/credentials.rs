@@ -201,7 +201,7 @@ mod tests {
         let mut sent = || {
             let request = token.call(Request::new(()));
             request.map(|request| {
-                let value = &request.metadata()["authorization"];
+                let value = request.metadata().get("authorization").unwrap();
                 (value.to_str().unwrap().to_owned(), format!("{value:?}"))
             })
         };

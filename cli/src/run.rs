@@ -54,8 +54,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Search(args) => search::search(&connect().await?, args).await,
         Command::Rm(args) => sources::rm(&connect().await?, args).await,
         Command::Doctor(args) => doctor::doctor(global, args).await,
-        Command::Completions(args) => shell::completions(args),
-        Command::Man(args) => shell::man(args),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
     }
 }
 

@@ -28,7 +28,7 @@ pub(crate) struct ManArgs {
 }
 
 /// Writes the completions to stdout.
-pub(crate) fn completions(args: CompletionsArgs) -> Result<(), Failure> {
+pub(crate) fn completions(args: &CompletionsArgs) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "weir", &mut script);
     let mut stdout = io::stdout().lock();
@@ -37,7 +37,7 @@ pub(crate) fn completions(args: CompletionsArgs) -> Result<(), Failure> {
 }
 
 /// Writes a page for each command.
-pub(crate) fn man(args: ManArgs) -> Result<(), Failure> {
+pub(crate) fn man(args: &ManArgs) -> Result<(), Failure> {
     let dir = &args.dir;
     fs::create_dir_all(dir)
         .and_then(|()| clap_mangen::generate_to(Cli::command(), dir))

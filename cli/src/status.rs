@@ -60,9 +60,9 @@ async fn watch(session: &Session, namespace: String) -> Result<(), Failure> {
         let namespace = namespace.clone();
         async move { client.watch_status(WatchStatusRequest { namespace }).await }
     };
-    let mut states = keep_open(open, true);
+    let mut changes = keep_open(open, true);
     let mut screen = Screen::new(session.json);
-    while let Some(event) = states.next().await {
+    while let Some(event) = changes.next().await {
         match event {
             Event::Message(message) => screen.show(&message.status.unwrap_or_default())?,
             Event::Lost(reason) => screen.lost(&reason)?,

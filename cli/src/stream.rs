@@ -34,15 +34,15 @@ pub(crate) enum Event<M> {
 
 /// A message that says where a broken stream goes on.
 pub(crate) trait Resumable: Send + 'static {
-    /// The cursor to call again with; empty where one begins anew.
-    fn cursor(&self) -> &str {
-        ""
+    /// The cursor to call again with; none where one begins anew.
+    fn cursor(&self) -> Option<&str> {
+        None
     }
 }
 
 impl Resumable for v1::WatchSourceResponse {
-    fn cursor(&self) -> &str {
-        &self.cursor
+    fn cursor(&self) -> Option<&str> {
+        Some(&self.cursor)
     }
 }
 
@@ -97,7 +97,7 @@ where
                     match stream.message().await {
                         Ok(Some(message)) => {
                             (wait, lost) = (FIRST_WAIT, None);
-                            message.cursor().clone_into(&mut cursor);
+                            message.cursor().unwrap_or_default().clone_into(&mut cursor);
                             // Whoever goes away ends this from outside.
                             let _ = events.send(Event::Message(Box::new(message))).await;
                         }

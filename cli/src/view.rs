@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::{Map, Number, Value};
 use weir_proto::v1;
 
-pub(crate) use self::status::{Attempt, Badge, Chunk, Failure, Key, Status, Summary};
+pub(crate) use self::status::{Attempt, Badge, ChunkStatus, Failure, Key, Status, Summary};
 
 /// A source: `weir.v1.Source`.
 #[derive(Debug, Serialize)]

@@ -52,8 +52,8 @@ fn state(state: v1::BadgeState) -> &'static str {
 /// How the whole stands: `weir.v1.GetStatusResponse`.
 #[derive(Debug, Serialize)]
 pub(crate) struct Status {
-    pub(crate) total: Namespace,
-    pub(crate) namespaces: Vec<Namespace>,
+    pub(crate) total: NamespaceStatus,
+    pub(crate) namespaces: Vec<NamespaceStatus>,
     pub(crate) version: String,
     pub(crate) trace_url_template: String,
 }
@@ -71,7 +71,7 @@ impl From<&v1::GetStatusResponse> for Status {
 
 /// How a namespace stands: `weir.v1.NamespaceStatus`.
 #[derive(Debug, Serialize)]
-pub(crate) struct Namespace {
+pub(crate) struct NamespaceStatus {
     pub(crate) namespace: String,
     pub(crate) verdict: &'static str,
     pub(crate) reasons: Vec<String>,
@@ -88,7 +88,7 @@ pub(crate) struct Namespace {
     pub(crate) oldest_ready_age_seconds: f64,
 }
 
-impl From<&v1::NamespaceStatus> for Namespace {
+impl From<&v1::NamespaceStatus> for NamespaceStatus {
     fn from(status: &v1::NamespaceStatus) -> Self {
         Self {
             namespace: status.namespace.clone(),
@@ -111,6 +111,7 @@ impl From<&v1::NamespaceStatus> for Namespace {
 
 /// Failures of one cause: `weir.v1.Failure`.
 #[derive(Debug, Serialize)]
+#[expect(clippy::struct_field_names, reason = "the contract names the fields")]
 pub(crate) struct Failure {
     pub(crate) failure_id: i64,
     pub(crate) namespace: String,
@@ -177,7 +178,7 @@ impl From<&v1::Attempt> for Attempt {
 
 /// A chunk and what became of it: `weir.v1.ChunkStatus`.
 #[derive(Debug, Serialize)]
-pub(crate) struct Chunk {
+pub(crate) struct ChunkStatus {
     pub(crate) item_id: String,
     pub(crate) chunk_index: i32,
     pub(crate) state: &'static str,
@@ -188,7 +189,7 @@ pub(crate) struct Chunk {
     pub(crate) time: Option<String>,
 }
 
-impl From<&v1::ChunkStatus> for Chunk {
+impl From<&v1::ChunkStatus> for ChunkStatus {
     fn from(chunk: &v1::ChunkStatus) -> Self {
         Self {
             item_id: chunk.item_id.clone(),
