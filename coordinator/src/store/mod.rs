@@ -11,6 +11,7 @@ mod database;
 pub mod error;
 pub mod failures;
 pub mod imports;
+mod inspect;
 pub mod lease;
 mod locks;
 mod migrate;
@@ -35,7 +36,8 @@ use sqlx::{
 };
 
 pub use error::{StoreError, Violation};
-pub use migrate::{MigrateError, migrate};
+pub use inspect::{Inspection, inspect};
+pub use migrate::{MigrateError, SchemaSteps, migrate};
 
 use self::database::Pool;
 use crate::config::DatabaseConfig;

@@ -13,39 +13,45 @@ use weir_proto::v1::{
 };
 
 use super::*;
-use crate::args::Global;
+use crate::{config::Settings, connect::Session};
 
 /// What one call of `WatchSource` answers: states, and then the end or an error.
 type Answer = (Vec<i64>, Option<Status>);
 
-/// Answers each call of `WatchSource` with the next of these.
+/// Answers each call of `WatchSource` with the next of the script, and notes the
+/// cursors that it was called with.
 #[derive(Clone)]
-struct Scripted(Arc<Mutex<VecDeque<Answer>>>);
+struct Scripted {
+    script: Arc<Mutex<VecDeque<Answer>>>,
+    cursors: Arc<Mutex<Vec<String>>>,
+}
 
 #[tonic::async_trait]
 impl JobService for Scripted {
     type WatchJobStream = BoxStream<'static, Result<v1::WatchJobResponse, Status>>;
-    type WatchSourceStream = BoxStream<'static, Result<WatchSourceResponse, Status>>;
+    type WatchSourceStream = BoxStream<'static, Result<v1::WatchSourceResponse, Status>>;
     type WatchSourcesStream = BoxStream<'static, Result<v1::WatchSourcesResponse, Status>>;
     type WatchStatusStream = BoxStream<'static, Result<v1::WatchStatusResponse, Status>>;
 
     async fn watch_source(
         &self,
-        request: Request<WatchSourceRequest>,
+        request: Request<v1::WatchSourceRequest>,
     ) -> Result<Response<Self::WatchSourceStream>, Status> {
-        let request = request.into_inner();
-        assert_eq!(
-            (request.name.as_str(), request.namespace.as_str()),
-            ("shop", "team")
-        );
-        let (states, end) = self.0.lock().unwrap().pop_front().expect("no further call");
-        let state = |chunks_embedded| WatchSourceResponse {
+        let cursor = request.into_inner().cursor;
+        self.cursors.lock().unwrap().push(cursor);
+        let next = self.script.lock().unwrap().pop_front();
+        let (states, end) = next.expect("no further call");
+        let state = |chunks_embedded: i64| v1::WatchSourceResponse {
             source: Some(v1::Source {
                 chunks_embedded,
                 ..v1::Source::default()
             }),
-            ..WatchSourceResponse::default()
+            cursor: format!("after {chunks_embedded}"),
+            ..v1::WatchSourceResponse::default()
         };
+        if let ([], Some(refused)) = (states.as_slice(), &end) {
+            return Err(refused.clone());
+        }
         let states = states.into_iter().map(move |embedded| Ok(state(embedded)));
         Ok(Response::new(
             stream::iter(states.chain(end.map(Err))).boxed(),
@@ -138,44 +144,47 @@ impl JobService for Scripted {
 }
 
 /// Watches a coordinator that answers with this script, and returns what
-/// happened, in words, with how much of the script is left.
-async fn watch_scripted(script: Vec<Answer>) -> (Vec<String>, usize) {
-    let script = Scripted(Arc::new(Mutex::new(script.into())));
+/// happened, in words, with the cursors of the calls.
+async fn watch_scripted(script: Vec<Answer>) -> (Vec<String>, Vec<String>) {
+    let service = Scripted {
+        script: Arc::new(Mutex::new(script.into())),
+        cursors: Arc::default(),
+    };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let coordinator = format!("http://{}", listener.local_addr().unwrap());
-    let service = JobServiceServer::new(script.clone());
     let server: JoinHandle<_> = tokio::spawn(
         Server::builder()
-            .add_service(service)
+            .add_service(JobServiceServer::new(service.clone()))
             .serve_with_incoming(TcpListenerStream::new(listener)),
     );
-    let session = Session::connect(&Global {
-        coordinator,
-        namespace: "team".to_owned(),
-        json: false,
-        log: "off".to_owned(),
-    })
-    .await
-    .unwrap();
-    let (sender, mut events) = mpsc::channel(1);
-    tokio::spawn(watch(session, "shop".to_owned(), false, 0, sender));
+    let settings = Settings::plain(&coordinator, "team");
+    let client = Session::connect(&settings).await.unwrap().jobs();
+    let open = move |cursor| {
+        let mut client = client.clone();
+        let request = v1::WatchSourceRequest {
+            cursor,
+            ..v1::WatchSourceRequest::default()
+        };
+        async move { client.watch_source(request).await }
+    };
+    let mut events = keep_open(open, false);
     let mut seen = Vec::new();
-    while let Some(event) = events.recv().await {
+    while let Some(event) = events.next().await {
         seen.push(match event {
-            Event::State(_, state) => format!("state {}", state.source.unwrap().chunks_embedded),
-            Event::Lost(_, reason) => format!("lost: {reason}"),
-            Event::Settled(_) => "settled".to_owned(),
-            Event::Failed(_, status) => format!("failed: {}", status.message()),
+            Event::Message(state) => format!("state {}", state.source.unwrap().chunks_embedded),
+            Event::Lost(reason) => format!("lost: {reason}"),
+            Event::Ended => "ended".to_owned(),
+            Event::Failed(status) => format!("failed: {}", status.message()),
         });
     }
     server.abort();
-    let left = script.0.lock().unwrap().len();
-    (seen, left)
+    let cursors = service.cursors.lock().unwrap().clone();
+    (seen, cursors)
 }
 
 #[tokio::test]
-async fn a_broken_stream_is_opened_again() {
-    let (seen, left) = watch_scripted(vec![
+async fn a_broken_stream_is_opened_again_where_it_was() {
+    let (seen, cursors) = watch_scripted(vec![
         (vec![1, 2], Some(Status::unavailable("going away"))),
         (vec![], Some(Status::internal("odd"))),
         (vec![5], None),
@@ -187,21 +196,34 @@ async fn a_broken_stream_is_opened_again() {
         "lost: going away",
         "lost: odd",
         "state 5",
-        "settled",
+        "ended",
     ];
-    assert_eq!(
-        (seen.as_slice(), left),
-        (expected.map(str::to_owned).as_slice(), 0)
-    );
+    assert_eq!(seen, expected);
+    assert_eq!(cursors, ["", "after 2", "after 2"]);
 }
 
 #[tokio::test]
 async fn a_refused_stream_is_not() {
-    let (seen, left) = watch_scripted(vec![
+    let (seen, cursors) = watch_scripted(vec![
         (vec![1], Some(Status::not_found("deleted"))),
         (vec![2], None),
     ])
     .await;
     assert_eq!(seen, ["state 1", "failed: deleted"]);
-    assert_eq!(left, 1);
+    assert_eq!(cursors.len(), 1);
+}
+
+#[tokio::test]
+async fn a_cursor_that_is_not_known_any_more_is_forgotten() {
+    let (seen, cursors) = watch_scripted(vec![
+        (vec![1], Some(Status::unavailable("restart"))),
+        (
+            vec![],
+            Some(Status::invalid_argument("cursor is none of a watch")),
+        ),
+        (vec![2], None),
+    ])
+    .await;
+    assert_eq!(seen, ["state 1", "lost: restart", "state 2", "ended"]);
+    assert_eq!(cursors, ["", "after 1", ""]);
 }
