@@ -1,7 +1,9 @@
 //! The gRPC contract of Weir: package `weir.v1`, generated from
 //! `proto/weir/v1/*.proto`, and the limits both sides agree on.
 
+pub mod codec;
 pub mod limits;
+pub mod parts;
 
 /// Package `weir.v1`. The `.proto` files document every message and field.
 #[expect(
