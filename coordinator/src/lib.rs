@@ -1,6 +1,8 @@
 //! The coordinator of Weir: owns the queue in Postgres and every lease.
 
+pub mod access;
 pub mod config;
+mod files;
 mod grpc;
 mod http;
 pub mod ingest;
@@ -9,5 +11,6 @@ pub mod maintenance;
 pub mod server;
 pub mod store;
 pub mod telemetry;
+mod tls;
 pub mod wakeup;
 pub mod writer;

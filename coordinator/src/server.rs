@@ -1,7 +1,7 @@
 //! The composition root: what is built from a configuration, and how it runs
 //! and stops.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
@@ -12,7 +12,7 @@ use tokio_util::{
 use tonic::{
     server::NamedService,
     service::{LayerExt as _, Routes},
-    transport::{Server as Transport, server::TcpIncoming},
+    transport::Server as Transport,
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tonic_web::GrpcWebLayer;
@@ -27,12 +27,18 @@ use weir_proto::{
 };
 
 use crate::{
-    config::{Config, ServeConfig},
-    grpc::{self, Inner, Jobs, Searches, Services, Sources, Workers},
+    access::Tokens,
+    config::{Config, SecurityConfig, ServeConfig},
+    files::Files,
+    grpc::{
+        self, Inner, Jobs, Searches, Services, Sources, Workers,
+        auth::{Gate, GateLayer},
+    },
     http,
     job::chunk::Chunker,
     maintenance::{self, reconciler::Reconciler, rescuer::Rescuer, retention, sweeper},
-    store::{self, Store, rescue::Patience},
+    store::{self, Store, quota::Quota, rescue::Patience},
+    tls::{self, Certificates},
     wakeup::Wakeup,
     writer::Writer,
 };
@@ -40,6 +46,11 @@ use crate::{
 /// How often a silent peer is asked whether it is still there, and how long it
 /// may take to answer.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(10));
+
+/// Largest headers of a call, in bytes; a token is a small part of that.
+const MAX_HEADER_BYTES: u32 = 16 << 10;
+
+const TOKENS_SETTING: &str = "--tokens-file (WEIR_TOKENS_FILE)";
 
 /// How often left-over imports, and jobs past their time, are looked for.
 const SWEEP_EVERY: Duration = Duration::from_mins(10);
@@ -55,12 +66,55 @@ pub struct Server {
     store: Store,
     listener: TcpListener,
     address: SocketAddr,
+    doors: Doors,
+}
+
+/// What decides who comes in, read from files that may change.
+#[derive(Debug)]
+struct Doors {
+    certificates: Option<Files<rustls::ServerConfig>>,
+    tokens: Option<Files<Tokens>>,
+}
+
+impl Doors {
+    fn open(config: &SecurityConfig) -> anyhow::Result<Self> {
+        let tokens = config.tokens_file.clone().map(|path| {
+            Files::open(TOKENS_SETTING, vec![path], |parts| {
+                Ok(Tokens::parse(&parts.concat())?)
+            })
+        });
+        Ok(Self {
+            certificates: tls::open(config)?,
+            tokens: tokens.transpose()?,
+        })
+    }
+
+    /// Goes on to read the files, and gives what is to stand before the
+    /// services and what connections are made with.
+    fn keep(
+        self,
+        config: &ServeConfig,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) -> (GateLayer, Option<Certificates>) {
+        let tokens = self.tokens.as_ref().map(Files::subscribe);
+        let certificates = self.certificates.as_ref().map(Files::subscribe);
+        if let Some(files) = self.tokens {
+            tasks.spawn(files.keep(shutdown.clone()));
+        }
+        if let Some(files) = self.certificates {
+            tasks.spawn(files.keep(shutdown.clone()));
+        }
+        let gate = Gate::new(tokens, &config.security, &config.limits);
+        (GateLayer(Arc::new(gate)), certificates)
+    }
 }
 
 /// Checks the configuration, brings the database up to date where it is to be,
 /// and takes the port.
 pub async fn bind(config: Config) -> anyhow::Result<Server> {
     let chunker = config.serve.validate()?;
+    let doors = Doors::open(&config.serve.security)?;
     let pool = store::connect(&config.database)?;
     let limit = config.database.database_timeout + config.database.statement_timeout;
     store::migrate(&pool, config.serve.migrate).await?;
@@ -73,12 +127,21 @@ pub async fn bind(config: Config) -> anyhow::Result<Server> {
             )
         })?;
     let address = listener.local_addr()?;
+    if let Some(warning) = config.serve.security.warning(address) {
+        tracing::warn!(%address, warning);
+    }
+    let limits = &config.serve.limits;
+    let quota = Quota {
+        max_sources: limits.max_sources_per_namespace.map(NonZeroU32::get),
+        max_pending_chunks: limits.max_pending_chunks_per_namespace.map(NonZeroU32::get),
+    };
     Ok(Server {
         config: config.serve,
         chunker: Arc::new(chunker),
-        store: Store::new(pool, limit),
+        store: Store::new(pool, limit).with_quota(quota),
         listener,
         address,
+        doors,
     })
 }
 
@@ -107,13 +170,23 @@ impl Server {
         ));
         self.start_background(&services, &background, &shutdown);
 
-        let routes = routes(services, self.store.clone(), health, &shutdown)?;
-        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
+        let routes = routes(
+            services,
+            self.store.clone(),
+            health,
+            self.config.security.reflection,
+            &shutdown,
+        )?;
+        let (gate, certificates) = self.doors.keep(&self.config, &background, &shutdown);
+        let incoming = tls::incoming(self.listener, certificates, &background);
         let (delay, timeout) = (self.config.drain_delay, self.config.drain_timeout);
         let serving = Transport::builder()
             .accept_http1(true)
             .http2_keepalive_interval(Some(KEEPALIVE.0))
             .http2_keepalive_timeout(Some(KEEPALIVE.1))
+            .http2_max_header_list_size(MAX_HEADER_BYTES)
+            .max_concurrent_streams(self.config.limits.max_calls_per_connection.get())
+            .layer(gate)
             .layer(MapResponseLayer::new(grpc::limits::relabel))
             .add_routes(routes)
             // Whoever asks about this replica's health is told before anybody is refused.
@@ -268,6 +341,7 @@ fn routes(
     + Send
     + Sync
     + 'static,
+    reflection: bool,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Routes> {
     let web = GrpcWebLayer::new();
@@ -281,14 +355,6 @@ fn routes(
     let workers = WorkerServiceServer::new(Workers(services))
         .max_decoding_message_size(MAX_WORKER_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_WORKER_MESSAGE_BYTES);
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
-    let reflection_alpha = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1alpha()?;
     // Those that `grpc::limits` relabels on the wire are relabelled here, too.
     let in_process = Routes::new(sources.clone())
         .add_service(jobs.clone())
@@ -296,14 +362,23 @@ fn routes(
         .into_axum_router()
         .layer(MapResponseLayer::new(grpc::limits::relabel));
     let pages = http::router(store, shutdown.clone()).merge(grpc::json::router(in_process)?);
-    Ok(Routes::from(pages)
+    let routes = Routes::from(pages)
         .add_service(web.named_layer(sources))
         .add_service(web.named_layer(jobs))
         .add_service(web.named_layer(searches))
         .add_service(workers)
-        .add_service(health)
-        .add_service(reflection)
-        .add_service(reflection_alpha))
+        .add_service(health);
+    if !reflection {
+        return Ok(routes);
+    }
+    let described = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    Ok(routes
+        .add_service(described().build_v1()?)
+        .add_service(described().build_v1alpha()?))
 }
 
 /// Keeps the health service true: serving while the database answers and the

@@ -1,5 +1,6 @@
 //! The settings: command line, then environment, checked once.
 
+mod credentials;
 mod model;
 
 use std::{net::SocketAddr, path::PathBuf, process, time::Duration};
@@ -9,7 +10,10 @@ use rand::distr::{Alphanumeric, SampleString as _};
 use tonic::transport::Uri;
 use weir_proto::limits;
 
-pub use self::model::{Model, ModelSettings};
+pub use self::{
+    credentials::Credentials,
+    model::{Model, ModelSettings},
+};
 use crate::telemetry::LogFormat;
 
 /// Claims embedding jobs, embeds their chunks and streams the vectors back.
@@ -20,6 +24,10 @@ pub struct Config {
     /// address; for several replicas, that of the balancer before them.
     #[arg(long, env = "WEIR_COORDINATOR", default_value = "http://127.0.0.1:7400", value_parser = coordinator)]
     pub coordinator: Uri,
+
+    /// How this worker and the coordinator know each other.
+    #[command(flatten)]
+    pub credentials: Credentials,
 
     /// The model whose jobs are claimed.
     #[arg(long, env = "WEIR_MODEL", required_unless_present = "models_file", value_parser = model)]
@@ -196,6 +204,8 @@ mod tests {
             ("--claim-wait", "soon"),
             ("--drain-timeout", "-1s"),
             ("--log-format", "xml"),
+            ("--client-cert", "without-key.pem"),
+            ("--client-key", "without-cert.pem"),
         ] {
             let error = parse(&[&format!("{name}={value}")]).unwrap_err();
             assert!(

@@ -56,7 +56,7 @@ pub async fn run(
     served: Vec<Served>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let coordinator = Coordinator::new(&config.coordinator)?;
+    let coordinator = Coordinator::new(&config.coordinator, &config.credentials)?;
     let config = Arc::new(config);
     let contexts: Vec<Arc<Context>> = served
         .into_iter()

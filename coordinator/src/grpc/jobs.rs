@@ -9,6 +9,7 @@ use weir_proto::v1::{self, job_service_server::JobService};
 
 use super::{
     Services,
+    auth::Caller,
     convert::{job_state, wire_job},
     door::Door,
     error::going_away,
@@ -16,7 +17,12 @@ use super::{
     sources::traceparent,
 };
 use crate::{
-    store::{StoreError, rows::SourceKey, status::JobFilter, steer::Retry},
+    store::{
+        StoreError,
+        rows::{Job, SourceKey},
+        status::JobFilter,
+        steer::Retry,
+    },
     wakeup::Subscription,
 };
 
@@ -41,6 +47,15 @@ struct Look<T> {
 }
 
 impl Jobs {
+    /// A job that the caller may see. To others it is not there.
+    async fn job(&self, caller: &Caller, job_id: i64) -> Result<Job, StoreError> {
+        let job = self.0.store.job(job_id).await?;
+        if !caller.may(&job.namespace) {
+            return Err(StoreError::no_job(job_id));
+        }
+        Ok(job)
+    }
+
     /// Streams what `look` sees: at first, and whenever it has changed. Looks
     /// when the source changes and, rarely, unasked.
     fn watch<T, F>(&self, mut changes: Subscription, look: F) -> Watch<T>
@@ -143,7 +158,8 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::GetJobRequest>,
     ) -> Result<Response<v1::GetJobResponse>, Status> {
-        let job = self.0.store.job(request.into_inner().job_id).await?;
+        let caller = Caller::of(&request)?;
+        let job = self.job(&caller, request.into_inner().job_id).await?;
         Ok(Response::new(v1::GetJobResponse {
             job: Some(wire_job(job, self.0.policy.max_attempts)),
         }))
@@ -153,6 +169,7 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::ListJobsRequest>,
     ) -> Result<Response<v1::ListJobsResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let source = (!request.source.is_empty()).then(|| door.name("source", request.source));
@@ -167,6 +184,7 @@ impl JobService for Jobs {
         }
         let limit = door.page_size(request.page_size);
         door.close()?;
+        let namespace = caller.narrow(namespace)?;
         let words: Vec<&str> = states.iter().map(|state| state.as_str()).collect();
         let query = ("jobs", &namespace, &source, &words);
         let before: Option<i64> = page::position(&query, &request.page_token)?;
@@ -193,9 +211,10 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::WatchJobRequest>,
     ) -> Result<Response<Self::WatchJobStream>, Status> {
+        let caller = Caller::of(&request)?;
         let job_id = request.into_inner().job_id;
         // The place in line is taken before the first look, so that no change falls between.
-        let source_id = self.0.store.job(job_id).await?.source_id;
+        let source_id = self.job(&caller, job_id).await?.source_id;
         let changes = self.0.wakeup.changes(source_id);
         Ok(Response::new(self.watch(changes, LookAtJob { job_id })))
     }
@@ -204,10 +223,12 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::WatchSourceRequest>,
     ) -> Result<Response<Self::WatchSourceStream>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let key = door.source_key(request.namespace, request.name);
         door.close()?;
+        caller.check(&key.namespace)?;
         let source_id = self.0.store.source(&key).await?.source.id;
         let changes = self.0.wakeup.changes(source_id);
         Ok(Response::new(self.watch(
@@ -223,7 +244,10 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::CancelJobRequest>,
     ) -> Result<Response<v1::CancelJobResponse>, Status> {
-        let job = self.0.store.cancel_job(request.into_inner().job_id).await?;
+        let caller = Caller::of(&request)?;
+        let job_id = request.into_inner().job_id;
+        self.job(&caller, job_id).await?;
+        let job = self.0.store.cancel_job(job_id).await?;
         tracing::info!(job_id = job.id, "A client cancelled a job.");
         Ok(Response::new(v1::CancelJobResponse {
             job: Some(wire_job(job, self.0.policy.max_attempts)),
@@ -234,7 +258,9 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::RetryJobRequest>,
     ) -> Result<Response<v1::RetryJobResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let (metadata, _, request) = request.into_parts();
+        self.job(&caller, request.job_id).await?;
         let retry = Retry {
             job_id: request.job_id,
             force: request.force,
@@ -260,11 +286,13 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::GetQueueStatsRequest>,
     ) -> Result<Response<v1::GetQueueStatsResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let namespace = (!request.namespace.is_empty()).then(|| door.namespace(request.namespace));
         let model = door.model(request.model, &self.0.models);
         door.close()?;
+        let namespace = caller.narrow(namespace)?;
         let queues = self
             .0
             .store

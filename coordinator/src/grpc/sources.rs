@@ -9,8 +9,8 @@ use weir_proto::v1::{
 };
 
 use super::{
-    Services, content, content::Content, convert::wire_job, door::Door, error::invalid_field,
-    imports::message, page,
+    Services, auth::Caller, content, content::Content, convert::wire_job, door::Door,
+    error::invalid_field, imports::message, page,
 };
 use crate::{
     ingest::check_item_id,
@@ -108,6 +108,7 @@ impl SourceService for Sources {
         &self,
         request: Request<v1::PutSourceRequest>,
     ) -> Result<Response<v1::PutSourceResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let (metadata, _, request) = request.into_parts();
         let mut door = Door::default();
         let key = door.source_key(request.namespace, request.name);
@@ -117,6 +118,7 @@ impl SourceService for Sources {
             door.refuse("content", "is missing: send a document, or items");
         }
         door.close()?;
+        caller.check(&key.namespace)?;
         let content = match request.content {
             Some(put_source_request::Content::Document(document)) => {
                 let format = content::format("document.format", document.format)?;
@@ -148,6 +150,7 @@ impl SourceService for Sources {
         &self,
         request: Request<Streaming<v1::ImportSourceRequest>>,
     ) -> Result<Response<v1::ImportSourceResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let (metadata, _, mut stream) = request.into_parts();
         let Some(v1::ImportSourceRequest {
             message: Some(Part::Open(open)),
@@ -163,6 +166,7 @@ impl SourceService for Sources {
         let model = door.model(open.model, &self.0.models);
         let priority = door.priority(open.priority);
         door.close()?;
+        caller.check(&key.namespace)?;
         let item_id = one_item_id(open.item_id, &key)?;
         let write = self.write(key, model, priority, &metadata);
         let mut warnings = Vec::new();
@@ -199,6 +203,7 @@ impl SourceService for Sources {
         &self,
         request: Request<v1::PatchSourceRequest>,
     ) -> Result<Response<v1::PatchSourceResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let (metadata, _, request) = request.into_parts();
         let mut door = Door::default();
         let key = door.source_key(request.namespace, request.name);
@@ -218,6 +223,7 @@ impl SourceService for Sources {
             }
         }
         door.close()?;
+        caller.check(&key.namespace)?;
         let items = self.0.read_items("upsert", request.upsert).await?;
         let write = self.write(key, None, priority, &metadata);
         let written = self
@@ -237,10 +243,12 @@ impl SourceService for Sources {
         &self,
         request: Request<v1::GetSourceRequest>,
     ) -> Result<Response<v1::GetSourceResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let key = door.source_key(request.namespace, request.name);
         door.close()?;
+        caller.check(&key.namespace)?;
         let state = self.0.store.source(&key).await?;
         Ok(Response::new(v1::GetSourceResponse {
             source: Some(state.source.into()),
@@ -252,11 +260,13 @@ impl SourceService for Sources {
         &self,
         request: Request<v1::ListSourcesRequest>,
     ) -> Result<Response<v1::ListSourcesResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let namespace = (!request.namespace.is_empty()).then(|| door.namespace(request.namespace));
         let limit = door.page_size(request.page_size);
         door.close()?;
+        let namespace = caller.narrow(namespace)?;
         let query = ("sources", &namespace);
         let after: Option<Position> = page::position(&query, &request.page_token)?;
         let after = after.map(|at| SourceKey {
@@ -295,10 +305,12 @@ impl SourceService for Sources {
         &self,
         request: Request<v1::DeleteSourceRequest>,
     ) -> Result<Response<v1::DeleteSourceResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let key = door.source_key(request.namespace, request.name);
         door.close()?;
+        caller.check(&key.namespace)?;
         let deleted = self.0.store.delete_source(&key).await?;
         tracing::info!(
             namespace = key.namespace,

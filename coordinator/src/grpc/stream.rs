@@ -12,7 +12,8 @@ use weir_proto::v1::{
 
 use self::handout::Handout;
 use super::{
-    Services, convert::wire_reason, error::going_away, limits::relabel_status, worker::out_of_order,
+    Services, auth::Caller, convert::wire_reason, error::going_away, limits::relabel_status,
+    worker::out_of_order,
 };
 use crate::store::StoreError;
 
@@ -24,11 +25,12 @@ type Outbox = mpsc::Sender<Result<v1::StreamBatchesResponse, Status>>;
 /// Serves the stream of a lease in a task of its own.
 pub(crate) fn serve(
     services: Services,
+    caller: Caller,
     inbox: Streaming<v1::StreamBatchesRequest>,
 ) -> ReceiverStream<Result<v1::StreamBatchesResponse, Status>> {
     let (outbox, answers) = mpsc::channel(OUTBOX);
     services.tasks.clone().spawn(async move {
-        if let Err(end) = run(&services, inbox, &outbox).await {
+        if let Err(end) = run(&services, &caller, inbox, &outbox).await {
             let last = match end {
                 End::Status(status) | End::Gone(Some(status)) => Err(status),
                 End::Message(message) => Ok(v1::StreamBatchesResponse {
@@ -80,13 +82,14 @@ fn finished(counts: impl Into<v1::JobFinished>) -> End {
 /// Serves until the job or the lease has ended, or the stream breaks.
 async fn run(
     services: &Services,
+    caller: &Caller,
     mut inbox: Streaming<v1::StreamBatchesRequest>,
     outbox: &Outbox,
 ) -> Result<(), End> {
     let FromWorker::Open(open) = next(&mut inbox).await? else {
         return Err(out_of_order("the first message of a stream must open it").into());
     };
-    let mut handout = Handout::open(services, open).await?;
+    let mut handout = Handout::open(services, caller, open).await?;
     let end = hand_out(services, &mut handout, &mut inbox, outbox).await;
     if let Err(End::Gone(_)) = &end {
         handout.orphan(services).await;

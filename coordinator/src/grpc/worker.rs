@@ -12,6 +12,7 @@ use weir_proto::{
 
 use super::{
     Services,
+    auth::Caller,
     convert::{duration, wire_duration},
     door::Door,
     error::{going_away, invalid_field},
@@ -76,6 +77,7 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::ClaimJobRequest>,
     ) -> Result<Response<v1::ClaimJobResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let visible = request.worker_id.bytes().all(|b| b.is_ascii_graphic());
@@ -130,6 +132,8 @@ impl WorkerService for Workers {
             models: &request.models,
             max_jobs: max_jobs.into(),
             max_chunks: request.max_chunks,
+            namespaces: caller.namespaces(),
+            claimed_by: caller.name(),
             lease_duration: self.0.lease_duration,
         };
         let jobs = self.claim_or_wait(&claim, wait).await?;
@@ -153,8 +157,10 @@ impl WorkerService for Workers {
         &self,
         request: Request<Streaming<v1::StreamBatchesRequest>>,
     ) -> Result<Response<Self::StreamBatchesStream>, Status> {
+        let caller = Caller::of(&request)?;
         Ok(Response::new(Box::pin(stream::serve(
             self.0.clone(),
+            caller,
             request.into_inner(),
         ))))
     }
@@ -163,6 +169,7 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::RenewLeaseRequest>,
     ) -> Result<Response<v1::RenewLeaseResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
@@ -179,6 +186,7 @@ impl WorkerService for Workers {
             }
         };
         door.close()?;
+        self.0.check_holder(&caller, lease).await?;
         match self.0.store.renew(lease, wanted).await? {
             LeaseState::Held(_) => Ok(Response::new(v1::RenewLeaseResponse {
                 lease_duration: wire_duration(wanted),
@@ -194,6 +202,7 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::GetBatchRequest>,
     ) -> Result<Response<v1::GetBatchResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
@@ -202,6 +211,7 @@ impl WorkerService for Workers {
             .number("batch_size", request.batch_size, most, 1..=i32::MAX)
             .min(most);
         door.close()?;
+        self.0.check_holder(&caller, lease).await?;
         let opened = self
             .0
             .store
@@ -230,11 +240,13 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::UpsertBatchRequest>,
     ) -> Result<Response<v1::UpsertBatchResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
         let (embedded, rejected) = door.outcome(request.embedded, request.rejected);
         door.close()?;
+        self.0.check_holder(&caller, lease).await?;
         let progress = self
             .0
             .writer
@@ -256,10 +268,12 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::CompleteJobRequest>,
     ) -> Result<Response<v1::CompleteJobResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
         door.close()?;
+        self.0.check_holder(&caller, lease).await?;
         let job = self.0.store.complete(lease).await?;
         self.0.wakeup.report_change(job.source_id);
         tracing::info!(job_id = job.id, epoch = job.epoch, "A job succeeded.");
@@ -274,11 +288,13 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::FailJobRequest>,
     ) -> Result<Response<v1::FailJobResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
         let reason = door.reason("reason".to_owned(), &request.reason);
         door.close()?;
+        self.0.check_holder(&caller, lease).await?;
         let failed = self
             .0
             .store
@@ -319,11 +335,13 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::ReleaseJobRequest>,
     ) -> Result<Response<v1::ReleaseJobResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
         let reason = door.reason("reason".to_owned(), &request.reason);
         door.close()?;
+        self.0.check_holder(&caller, lease).await?;
         let source_id = self.0.store.release(lease, &reason).await?;
         self.0.wakeup.report_change(source_id);
         tracing::info!(

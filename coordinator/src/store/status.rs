@@ -28,7 +28,7 @@ impl Store {
         .bind(job_id)
         .fetch_optional(&self.pool)
         .await?
-        .ok_or_else(|| StoreError::NotFound(format!("there is no job {job_id}")))
+        .ok_or_else(|| StoreError::no_job(job_id))
     }
 
     /// Returns up to `limit` jobs with ids below `before`, newest first.

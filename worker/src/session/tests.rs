@@ -48,7 +48,7 @@ impl Scene {
         let context = Arc::new(Context {
             config: Arc::new(config),
             model,
-            coordinator: Coordinator::new(uri).unwrap(),
+            coordinator: Coordinator::new(uri, &crate::config::Credentials::default()).unwrap(),
             endpoint,
             refusal: watch::Sender::new(None),
             shutdown: CancellationToken::new(),

@@ -10,7 +10,7 @@ use weir_proto::{
 
 use super::{End, Outbox, finished, send};
 use crate::{
-    grpc::{Services, door::Door, error::invalid_field, worker::MAX_BATCH_BYTES},
+    grpc::{Services, auth::Caller, door::Door, error::invalid_field, worker::MAX_BATCH_BYTES},
     job::{
         blame::suspected_batch,
         plan::{PendingChunk, next_batch_len},
@@ -54,7 +54,11 @@ pub(super) struct Handout {
 }
 
 impl Handout {
-    pub(super) async fn open(services: &Services, open: v1::StreamOpen) -> Result<Self, End> {
+    pub(super) async fn open(
+        services: &Services,
+        caller: &Caller,
+        open: v1::StreamOpen,
+    ) -> Result<Self, End> {
         let mut door = Door::default();
         let lease = door.lease(open.job_id, open.epoch);
         if !(1..=MAX_WINDOW).contains(&open.window) {
@@ -92,6 +96,7 @@ impl Handout {
             );
         }
         door.close()?;
+        services.check_holder(caller, lease).await?;
         let batch_size = open.batch_size.min(services.max_batch_size);
         let opened = services
             .store
