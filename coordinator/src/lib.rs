@@ -4,6 +4,8 @@ pub mod access;
 pub mod config;
 mod files;
 mod grpc;
+#[cfg(fuzzing)]
+pub use grpc::fuzzing;
 mod http;
 pub mod ingest;
 pub mod job;

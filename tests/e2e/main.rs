@@ -23,8 +23,10 @@ mod model;
 mod models;
 mod orphans;
 mod restart;
+mod security;
 mod settings;
 mod steer;
 mod story;
+mod tls;
 
 use weir_tests::{clients, world};

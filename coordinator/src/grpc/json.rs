@@ -158,7 +158,7 @@ pub(super) fn refuse(status: Status) -> Response {
     Refusal::from(status).into_response()
 }
 
-fn parse(method: &MethodDescriptor, text: &[u8]) -> Result<DynamicMessage, Status> {
+pub(super) fn parse(method: &MethodDescriptor, text: &[u8]) -> Result<DynamicMessage, Status> {
     if parts_of(text) > MAX_MESSAGE_PARTS {
         return Err(Status::resource_exhausted(format!(
             "the request has more than {MAX_MESSAGE_PARTS} values; send its items in several"
@@ -258,7 +258,7 @@ fn event(answer: &DynamicMessage) -> Result<Event, Status> {
 
 /// Every field is there, so that who reads it need not know what it is when it
 /// is missing; 64-bit numbers are strings, as proto3 has it.
-fn json(message: &DynamicMessage) -> Result<serde_json::Value, Status> {
+pub(super) fn json(message: &DynamicMessage) -> Result<serde_json::Value, Status> {
     let options = SerializeOptions::new().skip_default_fields(false);
     let json = message.serialize_with_options(serde_json::value::Serializer, &options);
     json.map_err(|error| Status::internal(format!("the answer has no JSON: {error}")))

@@ -6,6 +6,8 @@ mod content;
 mod convert;
 mod door;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod imports;
 mod jobs;
 pub(crate) mod json;

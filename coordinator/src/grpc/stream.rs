@@ -11,6 +11,8 @@ use weir_proto::v1::{
 };
 
 use self::handout::Handout;
+#[cfg(fuzzing)]
+pub(super) use self::handout::check_open;
 use super::{
     Services, auth::Caller, convert::wire_reason, error::going_away, limits::relabel_status,
     worker::out_of_order,
