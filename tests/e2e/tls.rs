@@ -143,7 +143,8 @@ async fn tls_on_a_plaintext_port_ends_at_once() {
         "{}",
         all_of(&error)
     );
-    let worker = Worker::spawn(&coordinator.tls_url(), "http://127.0.0.1:9", &[]);
+    let embedder = FakeEmbedder::start().await;
+    let worker = Worker::spawn(&coordinator.tls_url(), &embedder.url(), &[]);
     worker
         .process
         .wait_for_line(|line| {
