@@ -61,7 +61,7 @@ impl<T: Send + Sync + 'static> Files<T> {
         if contents == self.seen {
             return;
         }
-        self.seen = contents.clone();
+        self.seen.clone_from(&contents);
         let value = contents.map_err(anyhow::Error::msg);
         match value.and_then(|contents| (self.read)(&contents)) {
             Ok(value) => {

@@ -294,17 +294,18 @@ fn sort(status: &Status) -> CallError {
     let message = format!("{} ({:?})", status.message(), status.code());
     match status.code() {
         Code::Aborted => CallError::LeaseLost(status.message().to_owned()),
-        // A token or a certificate that is being replaced, and too many calls for now.
-        Code::Unauthenticated => CallError::Unavailable(message),
+        // Too many calls for now.
         Code::ResourceExhausted if status.get_details_retry_info().is_some() => {
             CallError::Unavailable(message)
         }
-        // A cut connection and a timeout come as any of these.
+        // A cut connection and a timeout come as any of these; a token or a certificate that is
+        // being replaced, as the last.
         Code::Unavailable
         | Code::Cancelled
         | Code::DeadlineExceeded
         | Code::Unknown
-        | Code::Internal => CallError::Unavailable(message),
+        | Code::Internal
+        | Code::Unauthenticated => CallError::Unavailable(message),
         _ => CallError::Refused(message),
     }
 }

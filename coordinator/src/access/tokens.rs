@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use hex::FromHex as _;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
@@ -86,14 +87,15 @@ impl Tokens {
         let grant = Arc::new(Grant {
             name: name.to_owned(),
             role: table.role,
-            namespaces: namespaces(table.namespaces.into_vec())?,
+            namespaces: namespaces(&table.namespaces.into_vec())?,
         });
         let hashes = table.sha256.into_vec();
         if hashes.is_empty() {
             return Err("sha256 is empty: give the SHA-256 of the token in hex".to_owned());
         }
         for hash in hashes {
-            let digest = from_hex(&hash)
+            let digest = Digest::from_hex(&hash)
+                .ok()
                 .ok_or("sha256 must be the token's SHA-256 in hex, 64 digits long")?;
             if self.grant(&digest).is_some() {
                 return Err("one of its tokens is there twice".to_owned());
@@ -122,8 +124,8 @@ impl Tokens {
     }
 }
 
-fn namespaces(names: Vec<String>) -> Result<Namespaces, String> {
-    match names.as_slice() {
+fn namespaces(names: &[String]) -> Result<Namespaces, String> {
+    match names {
         [] => Err("namespaces is empty: name those it may use, or \"*\"".to_owned()),
         [all] if all == "*" => Ok(Namespaces::All),
         names => match names.iter().find(|name| !is_namespace(name)) {
@@ -175,29 +177,12 @@ impl NewToken {
             "[{name:?}]\nrole = \"{}\"\nnamespaces = [{}]\nsha256 = \"{}\"\n",
             role.as_str(),
             quoted.join(", "),
-            to_hex(&Sha256::digest(&token).into())
+            hex::encode(Sha256::digest(&token))
         );
         // What is handed out is what is read.
         Tokens::parse(table.as_bytes())?;
         Ok(Self { token, table })
     }
-}
-
-fn to_hex(digest: &Digest) -> String {
-    digest.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn from_hex(text: &str) -> Option<Digest> {
-    let mut digest = Digest::default();
-    if text.len() != 2 * digest.len() || !text.is_ascii() {
-        return None;
-    }
-    for (byte, at) in digest.iter_mut().zip((0..text.len()).step_by(2)) {
-        let digits = text.get(at..at + 2)?;
-        let hex = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-        *byte = hex.then(|| u8::from_str_radix(digits, 16).ok())??;
-    }
-    Some(digest)
 }
 
 #[cfg(test)]

@@ -41,7 +41,8 @@ impl Rate {
     /// Counts a call; `RESOURCE_EXHAUSTED`, with when to call again, where it
     /// is one too many.
     pub(super) fn count(&self, key: &Key) -> Result<(), Status> {
-        if self.calls.fetch_add(1, Ordering::Relaxed) % FORGET_EVERY == 0 {
+        let calls = self.calls.fetch_add(1, Ordering::Relaxed);
+        if calls.is_multiple_of(FORGET_EVERY) {
             self.limiter.retain_recent();
             self.limiter.shrink_to_fit();
         }
