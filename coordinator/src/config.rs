@@ -6,6 +6,7 @@ mod security;
 use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use weir_telemetry::TraceConfig;
 
 pub use self::{limits::LimitsConfig, security::SecurityConfig};
 use crate::{
@@ -33,6 +34,9 @@ pub struct Config {
     /// What is logged, and how.
     #[command(flatten)]
     pub log: LogConfig,
+    /// Which traces are sent, and where.
+    #[command(flatten)]
+    pub trace: TraceConfig,
 }
 
 /// What the program is to do.
@@ -122,6 +126,10 @@ pub struct ServeConfig {
     /// How long jobs that are over and done with are kept.
     #[arg(long, env = "WEIR_JOB_RETENTION", default_value = "14days", value_parser = positive_duration)]
     pub job_retention: Duration,
+    /// Where traces can be looked at: a URL with `{trace_id}` in it, which clients
+    /// of the status API and the page are given.
+    #[arg(long, env = "WEIR_TRACE_URL", value_name = "URL", value_parser = trace_url)]
+    pub trace_url: Option<String>,
     /// Longest chunk, in characters; longer texts are split.
     #[arg(long, env = "WEIR_CHUNK_SIZE", default_value = "1000")]
     pub chunk_size: usize,
@@ -134,6 +142,10 @@ pub struct ServeConfig {
     /// Most chunks in one batch, whatever a worker asks for.
     #[arg(long, env = "WEIR_MAX_BATCH_SIZE", default_value = "256", value_parser = clap::value_parser!(i32).range(1..=10_000))]
     pub max_batch_size: i32,
+    /// Most namespaces that /metrics names one by one, those with most pending chunks; the others
+    /// are summed up as `other`.
+    #[arg(long, env = "WEIR_METRICS_NAMESPACES", default_value = "20", value_parser = clap::value_parser!(u16).range(..=1_000))]
+    pub metrics_namespaces: u16,
     /// How often the database is asked for due and expired jobs, should a wake-up be missed.
     #[arg(long, env = "WEIR_POLL_INTERVAL", default_value = "1s", value_parser = positive_duration)]
     pub poll_interval: Duration,
@@ -269,6 +281,20 @@ impl ServeConfig {
 }
 
 /// Reads a duration such as "10m" or "1h 30m" that is more than nothing.
+fn trace_url(text: &str) -> Result<String, String> {
+    let url: http::Uri = text
+        .replace("{trace_id}", "0")
+        .parse()
+        .map_err(|error| format!("it is not a URL: {error}"))?;
+    if !matches!(url.scheme_str(), Some("http" | "https")) {
+        return Err("it must begin with http:// or https://".to_owned());
+    }
+    if !text.contains("{trace_id}") {
+        return Err("it must have {trace_id} where the id of a trace goes".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
 fn positive_duration(text: &str) -> Result<Duration, String> {
     let duration = any_duration(text)?;
     if duration.is_zero() {
@@ -315,6 +341,7 @@ mod tests {
             (&["--max-attempts", "0"], "--max-attempts"),
             (&["--max-batch-size", "0"], "--max-batch-size"),
             (&["--listen", "here"], "--listen"),
+            (&["--metrics-namespaces", "1001"], "--metrics-namespaces"),
             (&["--log-format", "xml"], "--log-format"),
             (&["--database-connections", "0"], "--database-connections"),
             (&["--tls-cert", "c"], "--tls-key"),

@@ -10,6 +10,7 @@ mod http;
 pub mod ingest;
 pub mod job;
 pub mod maintenance;
+pub mod metrics;
 pub mod server;
 pub mod store;
 pub mod telemetry;

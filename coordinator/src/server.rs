@@ -1,10 +1,12 @@
 //! The composition root: what is built from a configuration, and how it runs
 //! and stops.
 
+mod doors;
+
 use std::{net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Mutex};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -25,20 +27,22 @@ use weir_proto::{
         worker_service_server::WorkerServiceServer,
     },
 };
+use weir_telemetry::Tracer;
 
+use self::doors::Doors;
 use crate::{
-    access::Tokens,
-    config::{Config, SecurityConfig, ServeConfig},
-    files::Files,
+    config::{Config, ServeConfig},
     grpc::{
-        self, Inner, Jobs, Searches, Services, Sources, Workers,
-        auth::{Gate, GateLayer},
+        self, Hubs, Inner, Jobs, Searches, Services, Sources, SpanLayer, Workers, measured::Measure,
     },
-    http,
+    http::{self, Scrape},
     job::chunk::Chunker,
-    maintenance::{self, reconciler::Reconciler, rescuer::Rescuer, retention, sweeper},
-    store::{self, Store, quota::Quota, rescue::Patience},
-    tls::{self, Certificates},
+    maintenance::{
+        self, database, reconciler::Reconciler, rescuer::Rescuer, retention, sampler, sweeper,
+    },
+    metrics::Metrics,
+    store::{self, Store, activity::SAMPLE_SECONDS, quota::Quota, rescue::Patience},
+    tls,
     wakeup::Wakeup,
     writer::Writer,
 };
@@ -50,10 +54,11 @@ const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from
 /// Largest headers of a call, in bytes; a token is a small part of that.
 const MAX_HEADER_BYTES: u32 = 16 << 10;
 
-const TOKENS_SETTING: &str = "--tokens-file (WEIR_TOKENS_FILE)";
-
 /// How often left-over imports, and jobs past their time, are looked for.
 const SWEEP_EVERY: Duration = Duration::from_mins(10);
+
+/// How often the pool of connections is looked at.
+const POOL_EVERY: Duration = Duration::from_secs(1);
 
 /// How often the database is asked for the health service.
 const HEALTH_EVERY: Duration = Duration::from_secs(5);
@@ -67,47 +72,7 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     doors: Doors,
-}
-
-/// What decides who comes in, read from files that may change.
-#[derive(Debug)]
-struct Doors {
-    certificates: Option<Files<rustls::ServerConfig>>,
-    tokens: Option<Files<Tokens>>,
-}
-
-impl Doors {
-    fn open(config: &SecurityConfig) -> anyhow::Result<Self> {
-        let tokens = config.tokens_file.clone().map(|path| {
-            Files::open(TOKENS_SETTING, vec![path], |parts| {
-                Ok(Tokens::parse(&parts.concat())?)
-            })
-        });
-        Ok(Self {
-            certificates: tls::open(config)?,
-            tokens: tokens.transpose()?,
-        })
-    }
-
-    /// Goes on to read the files, and gives what is to stand before the
-    /// services and what connections are made with.
-    fn keep(
-        self,
-        config: &ServeConfig,
-        tasks: &TaskTracker,
-        shutdown: &CancellationToken,
-    ) -> (GateLayer, Option<Certificates>) {
-        let tokens = self.tokens.as_ref().map(Files::subscribe);
-        let certificates = self.certificates.as_ref().map(Files::subscribe);
-        if let Some(files) = self.tokens {
-            tasks.spawn(files.keep(shutdown.clone()));
-        }
-        if let Some(files) = self.certificates {
-            tasks.spawn(files.keep(shutdown.clone()));
-        }
-        let gate = Gate::new(tokens, &config.security, &config.limits);
-        (GateLayer(Arc::new(gate)), certificates)
-    }
+    tracer: Tracer,
 }
 
 /// Checks the configuration, brings the database up to date where it is to be,
@@ -127,6 +92,7 @@ pub async fn bind(config: Config) -> anyhow::Result<Server> {
             )
         })?;
     let address = listener.local_addr()?;
+    let tracer = Tracer::start("weir-coordinator", &address.to_string(), &config.trace)?;
     if let Some(warning) = config.serve.security.warning(address) {
         tracing::warn!(%address, warning);
     }
@@ -142,6 +108,7 @@ pub async fn bind(config: Config) -> anyhow::Result<Server> {
         listener,
         address,
         doors,
+        tracer,
     })
 }
 
@@ -158,7 +125,8 @@ impl Server {
         let tasks = TaskTracker::new();
         let wakeup = Wakeup::default();
         let writer_tasks = TaskTracker::new();
-        let services = self.services(&wakeup, &shutdown, &tasks, &writer_tasks);
+        let metrics = Arc::new(Metrics::new(&self.config.models));
+        let services = self.services(&wakeup, &shutdown, &tasks, &writer_tasks, &metrics);
         let (reporter, health) = tonic_health::server::health_reporter();
         let background = TaskTracker::new();
         let unready = CancellationToken::new();
@@ -170,12 +138,14 @@ impl Server {
         ));
         self.start_background(&services, &background, &shutdown);
 
+        let spans = SpanLayer::new(self.tracer.clone());
         let routes = routes(
             services,
-            self.store.clone(),
+            self.scrape(&metrics),
             health,
             self.config.security.reflection,
             &shutdown,
+            &spans,
         )?;
         let (gate, certificates) = self.doors.keep(&self.config, &background, &shutdown);
         let incoming = tls::incoming(self.listener, certificates, &background);
@@ -188,6 +158,7 @@ impl Server {
             .max_concurrent_streams(self.config.limits.max_calls_per_connection.get())
             .layer(gate)
             .layer(MapResponseLayer::new(grpc::limits::relabel))
+            .layer(spans)
             .add_routes(routes)
             // Whoever asks about this replica's health is told before anybody is refused.
             .serve_with_incoming_shutdown(incoming, unready.cancelled_owned());
@@ -211,6 +182,7 @@ impl Server {
                 "Calls were still under way after the drain timeout; they are cut off."
             ),
         }
+        self.tracer.shutdown().await;
         tracing::info!("stopped");
         Ok(())
     }
@@ -221,14 +193,25 @@ impl Server {
         shutdown: &CancellationToken,
         tasks: &TaskTracker,
         writer_tasks: &TaskTracker,
+        metrics: &Arc<Metrics>,
     ) -> Services {
         Services {
             inner: Arc::new(Inner {
-                writer: Writer::start(&self.store, self.config.lease_duration, writer_tasks),
+                writer: Writer::start(
+                    &self.store,
+                    self.config.lease_duration,
+                    writer_tasks,
+                    metrics.clone(),
+                    &self.tracer,
+                ),
+                tracer: self.tracer.clone(),
+                metrics: metrics.clone(),
                 store: self.store.clone(),
                 wakeup: wakeup.clone(),
                 chunker: self.chunker.clone(),
                 models: self.config.models.clone(),
+                trace_url: self.config.trace_url.clone(),
+                hubs: Hubs::default(),
                 policy: self.config.retry_policy(),
                 lease_duration: self.config.lease_duration,
                 orphan_grace: self.config.orphan_grace,
@@ -238,6 +221,17 @@ impl Server {
                 shutdown: shutdown.clone(),
                 tasks: tasks.clone(),
             }),
+        }
+    }
+
+    /// What `/metrics` shows.
+    fn scrape(&self, metrics: &Arc<Metrics>) -> Scrape {
+        Scrape {
+            store: self.store.clone(),
+            metrics: metrics.clone(),
+            models: self.config.models.clone(),
+            namespaces: self.config.metrics_namespaces.into(),
+            queue: Mutex::default(),
         }
     }
 
@@ -260,6 +254,8 @@ impl Server {
             shutdown.clone(),
         );
         tasks.spawn(async move { wakeup.announce(&store, &stop).await });
+        let (metrics, stop) = (services.metrics.clone(), shutdown.clone());
+        tasks.spawn(async move { stop.run_until_cancelled(metrics.page().keep()).await });
         self.start_maintenance(services, tasks, shutdown);
     }
 
@@ -274,7 +270,9 @@ impl Server {
         let mut rescuer = Rescuer {
             store: self.store.clone(),
             wakeup: services.wakeup.clone(),
+            metrics: services.metrics.clone(),
             policy: services.policy,
+            tracer: self.tracer.clone(),
             patience: Patience {
                 orphan_grace: self.config.orphan_grace,
                 progress_deadline: self.config.progress_deadline,
@@ -313,16 +311,44 @@ impl Server {
             shutdown.clone(),
             async move || retention::tick(&store, keep).await,
         ));
+        let (store, writer) = (self.store.clone(), services.writer.clone());
+        let replica = format!("{:016x}", rand::random::<u64>());
+        tasks.spawn(maintenance::every(
+            "sampler",
+            Duration::from_secs(SAMPLE_SECONDS.unsigned_abs().into()),
+            shutdown.clone(),
+            async move || sampler::tick(&store, &writer, &replica).await,
+        ));
         let reconciler = Reconciler {
             store: self.store.clone(),
             interval: self.config.reconcile_interval,
+            tracer: self.tracer.clone(),
             max_chunks_per_job: self.config.max_chunks_per_job,
         };
+        let metrics = services.metrics.clone();
         tasks.spawn(maintenance::every(
             "reconciler",
             poll,
             shutdown.clone(),
-            async move || Ok(reconciler.tick().await?.more),
+            async move || {
+                let step = reconciler.tick().await?;
+                metrics
+                    .retries
+                    .parked
+                    .increment(step.unparked.queued as u64);
+                metrics.sources_repaired.increment(step.repaired as u64);
+                Ok(step.more)
+            },
+        ));
+        let (store, metrics) = (self.store.clone(), services.metrics.clone());
+        tasks.spawn(maintenance::every(
+            "pool",
+            POOL_EVERY,
+            shutdown.clone(),
+            async move || {
+                database::tick(&store, &metrics).await;
+                Ok(false)
+            },
         ));
     }
 }
@@ -330,7 +356,7 @@ impl Server {
 /// Everything that is served on the port.
 fn routes(
     services: Services,
-    store: Store,
+    scrape: Scrape,
     health: impl tonic::codegen::Service<
         ::http::Request<tonic::body::Body>,
         Response = ::http::Response<tonic::body::Body>,
@@ -343,25 +369,32 @@ fn routes(
     + 'static,
     reflection: bool,
     shutdown: &CancellationToken,
+    spans: &SpanLayer,
 ) -> anyhow::Result<Routes> {
     let web = GrpcWebLayer::new();
+    let measure = Measure::new(&services.metrics)?;
     let sources = SourceServiceServer::new(Sources(services.clone()))
         .max_decoding_message_size(MAX_CLIENT_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_CLIENT_MESSAGE_BYTES);
+    let sources = measure.named_layer(sources);
     let jobs = JobServiceServer::new(Jobs(services.clone()))
         .max_encoding_message_size(MAX_CLIENT_MESSAGE_BYTES);
+    let jobs = measure.named_layer(jobs);
     let searches = SearchServiceServer::new(Searches(services.clone()))
         .max_encoding_message_size(MAX_CLIENT_MESSAGE_BYTES);
+    let searches = measure.named_layer(searches);
     let workers = WorkerServiceServer::new(Workers(services))
         .max_decoding_message_size(MAX_WORKER_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_WORKER_MESSAGE_BYTES);
-    // Those that `grpc::limits` relabels on the wire are relabelled here, too.
+    let workers = measure.named_layer(workers);
+    // What is done to a call on the wire is done here, too.
     let in_process = Routes::new(sources.clone())
         .add_service(jobs.clone())
         .add_service(searches.clone())
         .into_axum_router()
-        .layer(MapResponseLayer::new(grpc::limits::relabel));
-    let pages = http::router(store, shutdown.clone()).merge(grpc::json::router(in_process)?);
+        .layer(MapResponseLayer::new(grpc::limits::relabel))
+        .layer(spans.clone());
+    let pages = http::router(scrape, shutdown.clone()).merge(grpc::json::router(in_process)?);
     let routes = Routes::from(pages)
         .add_service(web.named_layer(sources))
         .add_service(web.named_layer(jobs))

@@ -19,14 +19,18 @@ mod drain;
 mod heartbeat;
 mod json;
 mod lease;
+mod metrics;
 mod model;
 mod models;
 mod orphans;
 mod restart;
 mod security;
 mod settings;
+mod status;
 mod steer;
 mod story;
 mod tls;
+mod tracing;
 
 use weir_tests::{clients, world};
+mod watch;

@@ -9,6 +9,7 @@ use clap::Parser;
 use rand::distr::{Alphanumeric, SampleString as _};
 use tonic::transport::Uri;
 use weir_proto::limits;
+use weir_telemetry::TraceConfig;
 
 pub use self::{
     credentials::Credentials,
@@ -68,8 +69,8 @@ pub struct Config {
     #[arg(long, env = "WEIR_CLAIM_WAIT", default_value = "20s", value_parser = claim_wait)]
     pub claim_wait: Duration,
 
-    /// Address to serve `/livez` and `/readyz` on, for probes; not served by
-    /// default. Port 0 takes any free one.
+    /// Address to serve `/livez` and `/readyz` on, for probes, and `/metrics`;
+    /// not served by default. Port 0 takes any free one.
     #[arg(long, env = "WEIR_HTTP_LISTEN", value_name = "ADDRESS")]
     pub http_listen: Option<SocketAddr>,
 
@@ -84,6 +85,10 @@ pub struct Config {
     /// What is logged: `info`, or by target, `info,weir_worker=debug`.
     #[arg(long, env = "WEIR_LOG", default_value = "info")]
     pub log: String,
+
+    /// Which traces are sent, and where.
+    #[command(flatten)]
+    pub trace: TraceConfig,
 }
 
 fn coordinator(text: &str) -> Result<Uri, String> {

@@ -95,8 +95,7 @@ impl Tokens {
         }
         for hash in hashes {
             let digest = Digest::from_hex(&hash)
-                .ok()
-                .ok_or("sha256 must be the token's SHA-256 in hex, 64 digits long")?;
+                .map_err(|_| "sha256 must be the token's SHA-256 in hex, 64 digits long")?;
             if self.grant(&digest).is_some() {
                 return Err("one of its tokens is there twice".to_owned());
             }

@@ -1,10 +1,14 @@
-//! Plain HTTP, on the same port: health for probes that speak no gRPC.
+//! Plain HTTP, on the same port: health for probes that speak no gRPC, and
+//! metrics.
 
-use std::time::Duration;
+mod metrics;
+
+use std::{sync::Arc, time::Duration};
 
 use axum::{Router, extract::State, http::StatusCode, routing::get};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::metrics::Scrape;
 use crate::store::Store;
 
 /// How long the database may take to answer a probe.
@@ -17,12 +21,15 @@ struct Health {
 }
 
 /// The pages: `/livez` answers while the process lives, `/readyz` while it can
-/// serve.
-pub(crate) fn router(store: Store, shutdown: CancellationToken) -> Router {
+/// serve, `/metrics` as soon as it knows how large the queue is.
+pub(crate) fn router(scrape: Scrape, shutdown: CancellationToken) -> Router {
+    let store = scrape.store.clone();
+    let metrics = get(metrics::show).with_state(Arc::new(scrape));
     Router::new()
         .route("/livez", get(async || "ok"))
         .route("/readyz", get(ready))
         .with_state(Health { store, shutdown })
+        .route("/metrics", metrics)
 }
 
 async fn ready(State(health): State<Health>) -> (StatusCode, &'static str) {

@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use super::{
     QUEUE_CHANNEL, REVOKE_CHANNEL, Store, StoreError,
+    attempts::{Ended, record_attempt},
     batches::{Locked, Outcome, upsert_one},
     database::Transaction,
+    failures::count_failures,
     lease::interval,
     pending::{pending_in, texts_in},
     rows::{LeaseKey, Rejected},
@@ -14,7 +16,7 @@ use super::{
 use crate::job::{
     blame::{EndedLease, Verdict},
     retry::RetryPolicy,
-    state::RevokeReason,
+    state::{AttemptOutcome, RevokeReason},
 };
 
 /// How long workers are waited for.
@@ -42,6 +44,7 @@ struct Expired {
     batch_size: Option<i32>,
     suspects: i32,
     pending: i32,
+    traceparent: Option<String>,
 }
 
 /// What a step of the rescuer did.
@@ -53,8 +56,27 @@ pub struct Rescued {
     pub failed: usize,
     /// Texts rejected because workers went silent over them.
     pub rejected: usize,
+    /// Of all these jobs, those whose worker was never heard of after its claim.
+    pub unheard: usize,
+    /// Those whose worker fell silent.
+    pub silent: usize,
+    /// Those whose worker persisted nothing for the progress deadline.
+    pub stalled: usize,
     /// The sources these belong to.
     pub source_ids: Vec<i64>,
+    /// The leases that were taken away.
+    pub leases: Vec<RescuedLease>,
+}
+
+/// A lease that was taken away from its worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RescuedLease {
+    /// The lease.
+    pub lease: LeaseKey,
+    /// Why, for a person.
+    pub why: &'static str,
+    /// W3C trace context of the job.
+    pub traceparent: Option<String>,
 }
 
 impl Expired {
@@ -78,6 +100,14 @@ impl Expired {
             batch_size: self.batch_size,
             suspects: self.suspects,
             pending: self.pending,
+        }
+    }
+
+    fn outcome(&self) -> AttemptOutcome {
+        if self.stalled() {
+            AttemptOutcome::NoProgress
+        } else {
+            AttemptOutcome::Expired
         }
     }
 
@@ -114,7 +144,7 @@ impl Store {
             "-- store::rescue::rescue
              SELECT id, epoch, source_id, attempt, parkings, heard, progressed_at IS NOT NULL AS progressed,
                     lease_expires_at <= now() AS lease_over, batch_size, suspects,
-                    chunks_total - chunks_done - chunks_rejected AS pending
+                    chunks_total - chunks_done - chunks_rejected AS pending, traceparent
              FROM weir.jobs
              WHERE state = 'running'
                AND (lease_expires_at <= now()
@@ -128,9 +158,26 @@ impl Store {
         .fetch_all(&mut *tx)
         .await?;
         let mut rescued = Rescued::default();
+        let mut failures = Vec::new();
         for job in &expired {
             let (_, why) = job.reason();
-            match job.ended().judge(policy, random()) {
+            match (job.heard, job.stalled()) {
+                (false, _) => rescued.unheard += 1,
+                (true, true) => rescued.stalled += 1,
+                (true, false) => rescued.silent += 1,
+            }
+            let verdict = job.ended().judge(policy, random());
+            let ended = Ended {
+                outcome: job.outcome(),
+                error: why,
+                charged: verdict.is_charged(job.attempt),
+            };
+            record_attempt(&mut tx, job.id, &ended).await?;
+            // One that was never heard of did not fail.
+            if job.heard {
+                failures.push((job.id, why));
+            }
+            match verdict {
                 Verdict::Again {
                     attempt,
                     delay,
@@ -157,7 +204,13 @@ impl Store {
             }
             notify(&mut tx, REVOKE_CHANNEL, job.source_id).await?;
             rescued.source_ids.push(job.source_id);
+            rescued.leases.push(RescuedLease {
+                lease: job.lease(),
+                why,
+                traceparent: job.traceparent.clone(),
+            });
         }
+        count_failures(&mut tx, &failures).await?;
         tx.commit().await?;
         Ok(rescued)
     }

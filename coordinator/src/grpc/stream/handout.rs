@@ -1,6 +1,9 @@
 //! What a stream hands out, and what comes back for it.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    time::{Instant, SystemTime},
+};
 
 use chrono::{DateTime, Utc};
 use tonic::Status;
@@ -8,15 +11,24 @@ use weir_proto::{
     limits::{MAX_BATCH_SIZE, MAX_WINDOW},
     v1::{self, stream_batches_response::Message as ToWorker},
 };
+use weir_telemetry::{KeyValue, SpanKind, TraceContext};
 
 use super::{End, Outbox, finished, send};
 use crate::{
-    grpc::{Services, auth::Caller, door::Door, error::invalid_field, worker::MAX_BATCH_BYTES},
+    grpc::{
+        Services,
+        auth::Caller,
+        door::Door,
+        error::invalid_field,
+        spans::{self, trace_id},
+        worker::MAX_BATCH_BYTES,
+    },
     job::{
         blame::suspected_batch,
         plan::{PendingChunk, next_batch_len},
     },
     store::{
+        StoreError,
         batches::{Outcome, Progress},
         lease::LeaseState,
         rows::{ChunkText, Job, LeaseKey},
@@ -35,6 +47,8 @@ const READ_AHEAD: usize = 4;
 pub(super) struct Handout {
     lease: LeaseKey,
     pub(super) source_id: i64,
+    /// What the spans of this attempt hang on.
+    trace: Option<TraceContext>,
     window: usize,
     batch_size: i32,
     /// How many of the next chunks may hold a text that kills its worker.
@@ -45,6 +59,8 @@ pub(super) struct Handout {
     renewed_until: DateTime<Utc>,
     /// Batches that the worker holds, by number.
     outstanding: HashMap<i64, Vec<(String, i32)>>,
+    /// When this stream sent those of them that it sent.
+    sent: HashMap<i64, Instant>,
     next_seq: i64,
     /// Pending chunks not handed out yet, shortest first.
     listed: VecDeque<PendingChunk>,
@@ -55,10 +71,13 @@ pub(super) struct Handout {
 }
 
 impl Handout {
+    /// `trace` is what the worker says that the attempt belongs to; without it,
+    /// it belongs to the trace of the job.
     pub(super) async fn open(
         services: &Services,
         caller: &Caller,
         open: v1::StreamOpen,
+        trace: Option<TraceContext>,
     ) -> Result<Self, End> {
         let lease = check_open(&open)?;
         services.check_holder(caller, lease).await?;
@@ -68,6 +87,7 @@ impl Handout {
             .open(lease, services.lease_duration, batch_size)
             .await?;
         let job = held(opened)?;
+        services.metrics.renewals.open.increment(1);
         let outstanding: HashMap<_, _> = open
             .held
             .into_iter()
@@ -81,6 +101,7 @@ impl Handout {
             .collect();
         Ok(Self {
             lease,
+            trace: trace.or_else(|| spans::trace_of(&job)),
             window: open.window as usize,
             batch_size,
             suspects: job.suspects,
@@ -93,6 +114,7 @@ impl Handout {
                 .unwrap_or(0)
                 .saturating_add(1),
             outstanding,
+            sent: HashMap::new(),
             listed: VecDeque::new(),
             ready: VecDeque::new(),
             listed_all: false,
@@ -123,8 +145,11 @@ impl Handout {
             }
             if self.ready.is_empty() {
                 if self.outstanding.is_empty() {
+                    let began = SystemTime::now();
                     let job = services.store.complete(self.lease).await?;
                     services.wakeup.report_change(job.source_id);
+                    services.metrics.jobs_ended.succeeded.increment(1);
+                    self.succeeded(services, began);
                     return Err(finished(&job));
                 }
                 return Ok(());
@@ -134,6 +159,7 @@ impl Handout {
             let chunks: Vec<ChunkText> = self.ready.drain(..len).collect();
             let seq = self.next_seq;
             self.next_seq += 1;
+            self.sent.insert(seq, Instant::now());
             self.outstanding.insert(
                 seq,
                 chunks
@@ -191,20 +217,23 @@ impl Handout {
             )
             .into());
         };
+        if let Some(sent) = self.sent.remove(&result.seq) {
+            let round_trip = sent.elapsed().as_secs_f64();
+            services.metrics.round_trip.record(round_trip);
+        }
         let whole = result.embedded.len() + result.rejected.len() >= batch.len();
         let mut door = Door::default();
         let (embedded, rejected) = door.outcome(result.embedded, result.rejected);
         door.close()?;
-        let progress = services
-            .writer
-            .upsert(Outcome {
-                lease: self.lease,
-                embedded,
-                rejected,
-                complete: true,
-            })
-            .await?;
+        let outcome = Outcome {
+            lease: self.lease,
+            embedded,
+            rejected,
+            complete: true,
+        };
+        let progress = self.persist(services, result.seq, outcome).await?;
         services.wakeup.report_change(progress.source_id);
+        services.metrics.renewals.result.increment(1);
         self.outstanding.remove(&result.seq);
         if !whole {
             // What the result leaves out is pending again.
@@ -228,14 +257,54 @@ impl Handout {
         };
         send(outbox, ToWorker::Ack(ack)).await?;
         if progress.finished {
-            tracing::info!(
-                job_id = self.lease.job_id,
-                epoch = self.lease.epoch,
-                "A job succeeded."
-            );
+            services.metrics.jobs_ended.succeeded.increment(1);
+            self.succeeded(services, SystemTime::now());
             return Err(finished(&progress));
         }
         Ok(())
+    }
+
+    /// Has an outcome written, together with others that wait.
+    async fn persist(
+        &self,
+        services: &Services,
+        seq: i64,
+        outcome: Outcome,
+    ) -> Result<Progress, StoreError> {
+        let trace = self.trace.as_ref();
+        let span = services
+            .tracer
+            .child(trace, "persist", SpanKind::Internal, || {
+                [
+                    KeyValue::new("weir.batch.seq", seq),
+                    KeyValue::new("weir.chunks.embedded", outcome.embedded.len() as i64),
+                    KeyValue::new("weir.chunks.rejected", outcome.rejected.len() as i64),
+                ]
+            });
+        let progress = services.writer.upsert(outcome, self.trace).await;
+        if let Err(error) = &progress {
+            span.fail(error.to_string());
+        }
+        progress
+    }
+
+    /// Tells that the job has succeeded, by a statement that began at `began`.
+    fn succeeded(&self, services: &Services, began: SystemTime) {
+        spans::completed(&services.tracer, self.trace, self.lease, began);
+        tracing::info!(
+            job_id = self.lease.job_id,
+            epoch = self.lease.epoch,
+            trace_id = trace_id(self.trace),
+            "A job succeeded."
+        );
+    }
+
+    /// Tells that the lease is gone.
+    pub(super) fn revoked(&self, services: &Services, reason: v1::RevokeReason) {
+        let (tracer, lease) = (&services.tracer, self.lease);
+        spans::happened(tracer, self.trace, "revoke", lease, || {
+            reason.as_str_name().to_owned()
+        });
     }
 
     pub(super) async fn renew(&mut self, services: &Services) -> Result<(), End> {
@@ -243,6 +312,7 @@ impl Handout {
             .store
             .renew(self.lease, services.lease_duration)
             .await?;
+        services.metrics.renewals.heartbeat.increment(1);
         self.renewed_until = held(renewed)?.lease_expires_at.unwrap_or_default();
         Ok(())
     }
@@ -265,12 +335,20 @@ impl Handout {
             )
             .await;
         match orphaned {
-            Ok(true) => tracing::info!(
-                job_id = self.lease.job_id,
-                epoch = self.lease.epoch,
-                grace_ms = services.orphan_grace.as_millis() as u64,
-                "A worker's stream broke; its lease ends early unless it comes back."
-            ),
+            Ok(true) => {
+                services.metrics.streams_broken.increment(1);
+                let (tracer, lease, grace) = (&services.tracer, self.lease, services.orphan_grace);
+                spans::happened(tracer, self.trace, "orphan", lease, || {
+                    format!("the worker's stream broke; it is waited for {grace:?}")
+                });
+                tracing::info!(
+                    job_id = lease.job_id,
+                    epoch = lease.epoch,
+                    grace_ms = grace.as_millis() as u64,
+                    trace_id = trace_id(self.trace),
+                    "A worker's stream broke; its lease ends early unless it comes back."
+                );
+            }
             // It is back already, or the lease has ended anyway.
             Ok(false) => {}
             // The lease runs out by itself.
