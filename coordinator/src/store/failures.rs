@@ -1,5 +1,7 @@
 //! What goes wrong, by cause: one row for all jobs that it befalls.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 
 use super::{Store, StoreError, database::Transaction};
@@ -58,18 +60,18 @@ macro_rules! failure_columns {
 /// Where a page of failures ended: when that failure was last seen, and its id.
 pub type FailurePosition = (DateTime<Utc>, i64);
 
-/// Counts what befell these jobs, whose rows are locked. After all other locks,
-/// and in one order, so that nothing deadlocks.
+/// Counts what befell these jobs, whose rows are locked, in one order, so that
+/// nothing deadlocks. Returns the failure of each job.
 pub(super) async fn count_failures(
     tx: &mut Transaction,
     befell: &[(i64, &str)],
-) -> Result<(), StoreError> {
+) -> Result<HashMap<i64, i64>, StoreError> {
     if befell.is_empty() {
-        return Ok(());
+        return Ok(HashMap::new());
     }
     let (jobs, errors): (Vec<i64>, Vec<&str>) = befell.iter().copied().unzip();
     let causes: Vec<String> = errors.iter().map(|error| cause(error)).collect();
-    sqlx::query(
+    let counted: Vec<(i64, i64)> = sqlx::query_as(
         "-- store::failures::count_failures
          WITH befell AS MATERIALIZED (
              SELECT j.id, j.namespace, j.model, j.source, n.cause, n.error
@@ -87,15 +89,14 @@ pub(super) async fn count_failures(
                  last_source = EXCLUDED.last_source
              RETURNING f.id, f.namespace, f.model, f.cause
          )
-         UPDATE weir.jobs j SET failure_id = c.id
-         FROM befell b JOIN counted c USING (namespace, model, cause) WHERE j.id = b.id",
+         SELECT b.id, c.id FROM befell b JOIN counted c USING (namespace, model, cause)",
     )
     .bind(&jobs)
     .bind(&causes)
     .bind(&errors)
-    .execute(&mut **tx)
+    .fetch_all(&mut **tx)
     .await?;
-    Ok(())
+    Ok(counted.into_iter().collect())
 }
 
 impl Store {

@@ -233,10 +233,11 @@ impl Store {
             charged: true,
         };
         record_attempt(&mut tx, lease.job_id, &ended).await?;
+        let failures = count_failures(&mut tx, &[(lease.job_id, reason)]).await?;
         sqlx::query(
             "-- store::lease::fail
              UPDATE weir.jobs
-             SET state = $2, attempt = $3, last_error = $4, worker_id = NULL, lease_expires_at = NULL,
+             SET state = $2, attempt = $3, last_error = $4, failure_id = $6, worker_id = NULL, lease_expires_at = NULL,
                  claimed_at = NULL, run_at = now() + $5,
                  finished_at = CASE WHEN $2 = 'failed' THEN now() END
              WHERE id = $1",
@@ -246,9 +247,9 @@ impl Store {
         .bind(attempt)
         .bind(reason)
         .bind(interval(delay))
+        .bind(failures.get(&lease.job_id))
         .execute(&mut *tx)
         .await?;
-        count_failures(&mut tx, &[(lease.job_id, reason)]).await?;
         tx.commit().await?;
         Ok(Failed {
             source_id,
@@ -296,21 +297,22 @@ impl Store {
             charged: false,
         };
         record_attempt(&mut tx, lease.job_id, &ended).await?;
+        let befell = [(lease.job_id, reason)];
+        let befell = if embedder_down { &befell[..] } else { &[] };
+        let failures = count_failures(&mut tx, befell).await?;
         sqlx::query(
             "-- store::lease::release
              UPDATE weir.jobs
-             SET state = 'queued', last_error = $2, embedder_down = $3, run_at = now(), worker_id = NULL,
-                 lease_expires_at = NULL, claimed_at = NULL
+             SET state = 'queued', last_error = $2, embedder_down = $3, failure_id = coalesce($4, failure_id),
+                 run_at = now(), worker_id = NULL, lease_expires_at = NULL, claimed_at = NULL
              WHERE id = $1",
         )
         .bind(lease.job_id)
         .bind(reason)
         .bind(embedder_down)
+        .bind(failures.get(&lease.job_id))
         .execute(&mut *tx)
         .await?;
-        if embedder_down {
-            count_failures(&mut tx, &[(lease.job_id, reason)]).await?;
-        }
         notify(&mut tx, QUEUE_CHANNEL, source_id).await?;
         tx.commit().await?;
         Ok(source_id)

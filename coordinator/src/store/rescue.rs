@@ -44,6 +44,9 @@ struct Expired {
     batch_size: Option<i32>,
     suspects: i32,
     pending: i32,
+    /// What the end of its lease was counted under.
+    #[sqlx(default)]
+    failure_id: Option<i64>,
     traceparent: Option<String>,
 }
 
@@ -140,7 +143,7 @@ impl Store {
         mut random: impl FnMut() -> f64 + Send,
     ) -> Result<Rescued, StoreError> {
         let mut tx = self.pool.begin().await?;
-        let expired: Vec<Expired> = sqlx::query_as(
+        let mut expired: Vec<Expired> = sqlx::query_as(
             "-- store::rescue::rescue
              SELECT id, epoch, source_id, attempt, parkings, heard, progressed_at IS NOT NULL AS progressed,
                     lease_expires_at <= now() AS lease_over, batch_size, suspects,
@@ -157,8 +160,14 @@ impl Store {
         .bind(limit)
         .fetch_all(&mut *tx)
         .await?;
+        // One that was never heard of did not fail.
+        let failed = expired.iter().filter(|job| job.heard);
+        let failed: Vec<_> = failed.map(|job| (job.id, job.reason().1)).collect();
+        let failures = count_failures(&mut tx, &failed).await?;
+        for job in &mut expired {
+            job.failure_id = failures.get(&job.id).copied();
+        }
         let mut rescued = Rescued::default();
-        let mut failures = Vec::new();
         for job in &expired {
             let (_, why) = job.reason();
             match (job.heard, job.stalled()) {
@@ -173,10 +182,6 @@ impl Store {
                 charged: verdict.is_charged(job.attempt),
             };
             record_attempt(&mut tx, job.id, &ended).await?;
-            // One that was never heard of did not fail.
-            if job.heard {
-                failures.push((job.id, why));
-            }
             match verdict {
                 Verdict::Again {
                     attempt,
@@ -210,7 +215,6 @@ impl Store {
                 traceparent: job.traceparent.clone(),
             });
         }
-        count_failures(&mut tx, &failures).await?;
         tx.commit().await?;
         Ok(rescued)
     }
@@ -228,7 +232,8 @@ async fn requeue(
         "-- store::rescue::requeue
          UPDATE weir.jobs
          SET state = 'queued', epoch = epoch + 1, attempt = $2, run_at = now() + $3, suspects = $4,
-             revoke_reason = $5, last_error = $6, worker_id = NULL, lease_expires_at = NULL, claimed_at = NULL
+             revoke_reason = $5, last_error = $6, failure_id = coalesce($7, failure_id), worker_id = NULL,
+             lease_expires_at = NULL, claimed_at = NULL
          WHERE id = $1",
     )
     .bind(job.id)
@@ -237,6 +242,7 @@ async fn requeue(
     .bind(suspects)
     .bind(job.reason().0.as_str())
     .bind(why)
+    .bind(job.failure_id)
     .execute(&mut **tx)
     .await?;
     notify(tx, QUEUE_CHANNEL, job.source_id).await
@@ -253,7 +259,8 @@ async fn fail(
         "-- store::rescue::fail
          UPDATE weir.jobs
          SET state = 'failed', epoch = epoch + 1, attempt = $2, finished_at = now(), run_at = now() + $3,
-             revoke_reason = $4, last_error = $5, worker_id = NULL, lease_expires_at = NULL, claimed_at = NULL
+             revoke_reason = $4, last_error = $5, failure_id = coalesce($6, failure_id), worker_id = NULL,
+             lease_expires_at = NULL, claimed_at = NULL
          WHERE id = $1",
     )
     .bind(job.id)
@@ -261,6 +268,7 @@ async fn fail(
     .bind(interval(parked_for))
     .bind(job.reason().0.as_str())
     .bind(why)
+    .bind(job.failure_id)
     .execute(&mut **tx)
     .await?;
     Ok(())
