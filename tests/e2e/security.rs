@@ -4,6 +4,7 @@ use std::{fs, path::PathBuf, process::Command};
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
+use tokio::time;
 use tonic::{
     Code, Request, Status, metadata::AsciiMetadataValue, service::interceptor::InterceptedService,
     transport::Channel,
@@ -18,6 +19,7 @@ use weir_proto::{
     },
 };
 use weir_tests::{
+    PATIENCE,
     certificates::text_of,
     clients::{Weir, claim_request, http, item, put_items, put_texts},
     cluster::{Process, Worker, binary},
@@ -64,6 +66,22 @@ impl Tokens {
         self.write("tokens.toml", &format!("{file}{table}"));
         token
     }
+}
+
+/// Waits for what is to come about.
+pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
+    time::timeout(PATIENCE, what)
+        .await
+        .expect("what the test waits for comes about")
+}
+
+/// A job as it is last seen by who watches it to its end.
+pub(crate) async fn last_of(watch: &mut Streaming<v1::WatchJobResponse>) -> v1::Job {
+    let mut last = None;
+    while let Some(state) = watch.message().await.unwrap() {
+        last = state.job;
+    }
+    last.unwrap()
 }
 
 type WithToken = Box<dyn FnMut(Request<()>) -> Result<Request<()>, Status> + Send + Sync>;
@@ -251,7 +269,10 @@ async fn a_client_sees_and_changes_its_own_namespaces_alone() {
     let not_there = Code::NotFound;
     let get = v1::GetJobRequest { job_id: theirs };
     assert_eq!(code(one.jobs.get_job(get).await), not_there);
-    let watch = v1::WatchJobRequest { job_id: theirs };
+    let watch = v1::WatchJobRequest {
+        job_id: theirs,
+        ..v1::WatchJobRequest::default()
+    };
     assert_eq!(code(one.jobs.watch_job(watch).await), not_there);
     let cancel = v1::CancelJobRequest { job_id: theirs };
     assert_eq!(code(one.jobs.cancel_job(cancel).await), not_there);
@@ -264,6 +285,57 @@ async fn a_client_sees_and_changes_its_own_namespaces_alone() {
         .get_job(v1::GetJobRequest { job_id: own })
         .await
         .unwrap();
+
+    let list = v1::ListChunksRequest {
+        namespace: "b".to_owned(),
+        name: "s".to_owned(),
+        state: v1::ChunkState::Pending.into(),
+        ..v1::ListChunksRequest::default()
+    };
+    let chunks = one.sources.list_chunks(list).await;
+    assert_eq!(code(chunks), Code::PermissionDenied);
+    let status = v1::WatchStatusRequest {
+        namespace: "b".to_owned(),
+    };
+    assert_eq!(
+        code(one.jobs.watch_status(status).await),
+        Code::PermissionDenied
+    );
+    let activity = v1::GetActivityRequest::default();
+    assert_eq!(
+        code(one.jobs.get_activity(activity).await),
+        Code::PermissionDenied
+    );
+    let failures = v1::ListFailuresRequest {
+        namespace: "b".to_owned(),
+        ..v1::ListFailuresRequest::default()
+    };
+    let failures = one.jobs.list_failures(failures).await;
+    assert_eq!(code(failures), Code::PermissionDenied);
+    sqlx::query(
+        "INSERT INTO weir.failures (namespace, model, cause, last_error, last_job_id, last_source, occurrences)
+         VALUES ('b', 'fake', 'c', 'e', 1, 's', 1)",
+    )
+    .execute(weir.database.pool())
+    .await
+    .unwrap();
+    let all_failures = v1::ListFailuresRequest::default();
+    let all_failures = all.jobs.list_failures(all_failures).await.unwrap();
+    let failure_id = all_failures.into_inner().failures[0].failure_id;
+    let dismiss = v1::DismissFailureRequest { failure_id };
+    assert_eq!(
+        code(one.jobs.dismiss_failure(dismiss).await),
+        Code::NotFound
+    );
+    two.jobs.dismiss_failure(dismiss).await.unwrap();
+    let watch = v1::WatchSourcesRequest::default();
+    let watch = one.jobs.watch_sources(watch).await.unwrap();
+    let page = watch.into_inner().message().await.unwrap().unwrap();
+    let namespaces = page
+        .sources
+        .iter()
+        .map(|one| one.source.as_ref().unwrap().namespace.as_str());
+    assert_eq!(namespaces.collect::<Vec<_>>(), ["a"]);
 
     // Lists: of the one namespace, of the one that is named, of all.
     let ids =
@@ -349,6 +421,7 @@ async fn a_worker_claims_in_its_namespaces_and_uses_no_lease_of_another_token() 
         job_id,
         epoch,
         reason,
+        ..v1::ReleaseJobRequest::default()
     };
     assert_eq!(
         code(both.workers.release_job(release).await),
@@ -382,7 +455,10 @@ async fn a_token_that_is_taken_back_ends_its_streams_and_a_new_one_is_good() {
     let weir = guarded(&tokens).await;
     let mut client = clients(&weir, Some(&old));
     let job_id = client.put("a", "s").await.unwrap().jobs[0].job_id;
-    let watch = v1::WatchJobRequest { job_id };
+    let watch = v1::WatchJobRequest {
+        job_id,
+        ..v1::WatchJobRequest::default()
+    };
     let mut watch = client.jobs.watch_job(watch).await.unwrap().into_inner();
     assert!(watch.message().await.unwrap().is_some());
 
@@ -397,14 +473,13 @@ async fn a_token_that_is_taken_back_ends_its_streams_and_a_new_one_is_good() {
     tokens.write("tokens.toml", &whole);
     let new = tokens.add("other", "client", &["*"]);
     let mut other = clients(&weir, Some(&new));
-    while other.list("").await.is_err() {
-        tokio::task::yield_now().await;
-    }
+    let let_in = async { while other.list("").await.is_err() {} };
+    soon(let_in).await;
     client.list("").await.unwrap();
 
     let file = fs::read_to_string(tokens.path()).unwrap();
     tokens.write("tokens.toml", file.strip_prefix(&whole).unwrap());
-    let ended = watch.message().await.unwrap_err();
+    let ended = soon(watch.message()).await.unwrap_err();
     assert_eq!(ended.code(), Code::Unauthenticated, "{ended:?}");
     assert_eq!(code(client.list("").await), Code::Unauthenticated);
     other.list("").await.unwrap();
@@ -425,13 +500,13 @@ async fn a_worker_goes_on_with_the_token_that_its_file_has_now() {
     tokens.write("gpu.token", &format!("{good}\n"));
     let mut client = clients(&weir, Some(&client));
     let job_id = client.put("a", "s").await.unwrap().jobs[0].job_id;
-    let watch = v1::WatchJobRequest { job_id };
+    let watch = v1::WatchJobRequest {
+        job_id,
+        ..v1::WatchJobRequest::default()
+    };
     let mut watch = client.jobs.watch_job(watch).await.unwrap().into_inner();
-    let mut last = None;
-    while let Some(state) = watch.message().await.unwrap() {
-        last = state.job;
-    }
-    assert_eq!(last.unwrap().state(), v1::JobState::Succeeded);
+    let last = soon(last_of(&mut watch)).await;
+    assert_eq!(last.state(), v1::JobState::Succeeded);
 }
 
 async fn post(weir: &Weir, token: Option<&str>, call: &str, request: &Value) -> reqwest::Response {
@@ -492,11 +567,11 @@ async fn a_caller_that_calls_too_often_is_told_when_to_come_back() {
     ])
     .await;
     let mut client = clients(&weir, Some(&one));
-    let refused = loop {
-        if let Err(status) = client.list("").await {
-            break status;
-        }
-    };
+    let mut refused = None;
+    for _ in 0..1_000 {
+        refused = refused.or(client.list("").await.err());
+    }
+    let refused = refused.unwrap();
     assert_eq!(refused.code(), Code::ResourceExhausted);
     let retry = refused
         .get_details_retry_info()
@@ -505,13 +580,14 @@ async fn a_caller_that_calls_too_often_is_told_when_to_come_back() {
         .unwrap();
     assert!(retry.as_millis() <= 1_000, "{retry:?}");
     clients(&weir, Some(&other)).list("").await.unwrap();
-    loop {
+    for _ in 0..1_000 {
         let answer = post(&weir, Some(&one), "JobService/ListJobs", &json!({})).await;
         if answer.status() == StatusCode::TOO_MANY_REQUESTS {
             assert_eq!(answer.headers()["retry-after"], "1");
-            break;
+            return;
         }
     }
+    panic!("it could call as often as it liked");
 }
 
 #[tokio::test]
