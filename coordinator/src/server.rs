@@ -1,7 +1,9 @@
 //! The composition root: what is built from a configuration, and how it runs
 //! and stops.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+mod doors;
+
+use std::{net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use tokio::{net::TcpListener, sync::Mutex};
@@ -12,7 +14,7 @@ use tokio_util::{
 use tonic::{
     server::NamedService,
     service::{LayerExt as _, Routes},
-    transport::{Server as Transport, server::TcpIncoming},
+    transport::Server as Transport,
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tonic_web::GrpcWebLayer;
@@ -27,6 +29,7 @@ use weir_proto::{
 };
 use weir_telemetry::Tracer;
 
+use self::doors::Doors;
 use crate::{
     config::{Config, ServeConfig},
     grpc::{
@@ -38,7 +41,8 @@ use crate::{
         self, database, reconciler::Reconciler, rescuer::Rescuer, retention, sampler, sweeper,
     },
     metrics::Metrics,
-    store::{self, Store, activity::SAMPLE_SECONDS, rescue::Patience},
+    store::{self, Store, activity::SAMPLE_SECONDS, quota::Quota, rescue::Patience},
+    tls,
     wakeup::Wakeup,
     writer::Writer,
 };
@@ -46,6 +50,9 @@ use crate::{
 /// How often a silent peer is asked whether it is still there, and how long it
 /// may take to answer.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(10));
+
+/// Largest headers of a call, in bytes; a token is a small part of that.
+const MAX_HEADER_BYTES: u32 = 16 << 10;
 
 /// How often left-over imports, and jobs past their time, are looked for.
 const SWEEP_EVERY: Duration = Duration::from_mins(10);
@@ -64,6 +71,7 @@ pub struct Server {
     store: Store,
     listener: TcpListener,
     address: SocketAddr,
+    doors: Doors,
     tracer: Tracer,
 }
 
@@ -71,6 +79,7 @@ pub struct Server {
 /// and takes the port.
 pub async fn bind(config: Config) -> anyhow::Result<Server> {
     let chunker = config.serve.validate()?;
+    let doors = Doors::open(&config.serve.security)?;
     let pool = store::connect(&config.database)?;
     let limit = config.database.database_timeout + config.database.statement_timeout;
     store::migrate(&pool, config.serve.migrate).await?;
@@ -84,12 +93,21 @@ pub async fn bind(config: Config) -> anyhow::Result<Server> {
         })?;
     let address = listener.local_addr()?;
     let tracer = Tracer::start("weir-coordinator", &address.to_string(), &config.trace)?;
+    if let Some(warning) = config.serve.security.warning(address) {
+        tracing::warn!(%address, warning);
+    }
+    let limits = &config.serve.limits;
+    let quota = Quota {
+        max_sources: limits.max_sources_per_namespace.map(NonZeroU32::get),
+        max_pending_chunks: limits.max_pending_chunks_per_namespace.map(NonZeroU32::get),
+    };
     Ok(Server {
         config: config.serve,
         chunker: Arc::new(chunker),
-        store: Store::new(pool, limit),
+        store: Store::new(pool, limit).with_quota(quota),
         listener,
         address,
+        doors,
         tracer,
     })
 }
@@ -126,13 +144,23 @@ impl Server {
             self.config.dashboard,
             shutdown.clone(),
         );
-        let routes = routes(services, pages, health, &spans)?;
-        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
+        let routes = routes(
+            services,
+            pages,
+            health,
+            self.config.security.reflection,
+            &spans,
+        )?;
+        let (gate, certificates) = self.doors.keep(&self.config, &background, &shutdown);
+        let incoming = tls::incoming(self.listener, certificates, &background);
         let (delay, timeout) = (self.config.drain_delay, self.config.drain_timeout);
         let serving = Transport::builder()
             .accept_http1(true)
             .http2_keepalive_interval(Some(KEEPALIVE.0))
             .http2_keepalive_timeout(Some(KEEPALIVE.1))
+            .http2_max_header_list_size(MAX_HEADER_BYTES)
+            .max_concurrent_streams(self.config.limits.max_calls_per_connection.get())
+            .layer(gate)
             .layer(MapResponseLayer::new(grpc::limits::relabel))
             .layer(spans)
             .add_routes(routes)
@@ -343,6 +371,7 @@ fn routes(
     + Send
     + Sync
     + 'static,
+    reflection: bool,
     spans: &SpanLayer,
 ) -> anyhow::Result<Routes> {
     let web = GrpcWebLayer::new();
@@ -361,14 +390,6 @@ fn routes(
         .max_decoding_message_size(MAX_WORKER_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_WORKER_MESSAGE_BYTES);
     let workers = measure.named_layer(workers);
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
-    let reflection_alpha = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1alpha()?;
     // What is done to a call on the wire is done here, too.
     let in_process = Routes::new(sources.clone())
         .add_service(jobs.clone())
@@ -377,14 +398,23 @@ fn routes(
         .layer(MapResponseLayer::new(grpc::limits::relabel))
         .layer(spans.clone());
     let pages = pages.merge(grpc::json::router(in_process)?);
-    Ok(Routes::from(pages)
+    let routes = Routes::from(pages)
         .add_service(web.named_layer(sources))
         .add_service(web.named_layer(jobs))
         .add_service(web.named_layer(searches))
         .add_service(workers)
-        .add_service(health)
-        .add_service(reflection)
-        .add_service(reflection_alpha))
+        .add_service(health);
+    if !reflection {
+        return Ok(routes);
+    }
+    let described = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    Ok(routes
+        .add_service(described().build_v1()?)
+        .add_service(described().build_v1alpha()?))
 }
 
 /// Keeps the health service true: serving while the database answers and the

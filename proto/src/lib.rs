@@ -2,7 +2,9 @@
 //! `proto/weir/v1/*.proto`, the limits both sides agree on, and the trace
 //! context that calls carry.
 
+pub mod codec;
 pub mod limits;
+pub mod parts;
 pub mod trace;
 
 /// Package `weir.v1`. The `.proto` files document every message and field.

@@ -24,10 +24,12 @@ mod model;
 mod models;
 mod orphans;
 mod restart;
+mod security;
 mod settings;
 mod status;
 mod steer;
 mod story;
+mod tls;
 mod tracing;
 
 use weir_tests::{clients, world};

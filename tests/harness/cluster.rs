@@ -235,6 +235,11 @@ impl Coordinator {
         Self { process, address }
     }
 
+    /// Its URL where it serves in TLS.
+    pub fn tls_url(&self) -> String {
+        format!("https://{}", self.address)
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address

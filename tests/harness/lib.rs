@@ -13,6 +13,7 @@
     reason = "a harness fails the test that uses it, and tells what its processes said"
 )]
 
+pub mod certificates;
 pub mod clients;
 pub mod cluster;
 pub mod collector;

@@ -88,6 +88,8 @@ impl Faulty {
             max_jobs: 1,
             max_chunks: 0,
             lease_duration: LEASE,
+            namespaces: None,
+            claimed_by: None,
         };
         self.store.claim(&claim).await
     }

@@ -289,7 +289,11 @@ async fn failures_are_counted_by_cause_and_dismissed_until_they_are_seen_again()
     let ids: Vec<i64> = befallen.iter().map(|job| job.id).collect();
     assert_eq!(ids, [jobs[1].id, jobs[0].id]);
 
-    let dismissed = weir.store.dismiss_failure(of_batches.id).await.unwrap();
+    let dismissed = weir
+        .store
+        .dismiss_failure(of_batches.id, None)
+        .await
+        .unwrap();
     assert!(dismissed.dismissed_at.is_some());
     assert_eq!(weir.affected().await, [(five_hundred.clone(), 1, 1)]);
     assert_eq!(
@@ -305,7 +309,7 @@ async fn failures_are_counted_by_cause_and_dismissed_until_they_are_seen_again()
     weir.fail(&job, "batch 8 is \"odd\"").await;
     assert_eq!(weir.affected().await, [(batch, 3, 2), (five_hundred, 1, 1)]);
     assert!(matches!(
-        weir.store.dismiss_failure(1_000).await,
+        weir.store.dismiss_failure(1_000, None).await,
         Err(StoreError::NotFound(_))
     ));
 

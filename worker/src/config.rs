@@ -1,5 +1,6 @@
 //! The settings: command line, then environment, checked once.
 
+mod credentials;
 mod model;
 
 use std::{net::SocketAddr, path::PathBuf, process, time::Duration};
@@ -10,7 +11,10 @@ use tonic::transport::Uri;
 use weir_proto::limits;
 use weir_telemetry::TraceConfig;
 
-pub use self::model::{Model, ModelSettings};
+pub use self::{
+    credentials::Credentials,
+    model::{Model, ModelSettings},
+};
 use crate::telemetry::LogFormat;
 
 /// Claims embedding jobs, embeds their chunks and streams the vectors back.
@@ -21,6 +25,10 @@ pub struct Config {
     /// address; for several replicas, that of the balancer before them.
     #[arg(long, env = "WEIR_COORDINATOR", default_value = "http://127.0.0.1:7400", value_parser = coordinator)]
     pub coordinator: Uri,
+
+    /// How this worker and the coordinator know each other.
+    #[command(flatten)]
+    pub credentials: Credentials,
 
     /// The model whose jobs are claimed.
     #[arg(long, env = "WEIR_MODEL", required_unless_present = "models_file", value_parser = model)]
@@ -201,6 +209,8 @@ mod tests {
             ("--claim-wait", "soon"),
             ("--drain-timeout", "-1s"),
             ("--log-format", "xml"),
+            ("--client-cert", "without-key.pem"),
+            ("--client-key", "without-cert.pem"),
         ] {
             let error = parse(&[&format!("{name}={value}")]).unwrap_err();
             assert!(

@@ -4,18 +4,21 @@
 mod convert;
 #[cfg(test)]
 pub(crate) mod fake;
+mod tls;
+mod token;
 
 use std::{error::Error, future::Future, time::Duration};
 
-use anyhow::Context as _;
 use futures::{StreamExt as _, stream};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Code, Request, Response, Status, Streaming,
     metadata::MetadataValue,
-    transport::{Channel, ClientTlsConfig, Endpoint, Uri},
+    service::interceptor::InterceptedService,
+    transport::{Channel, Endpoint, Uri},
 };
+use tonic_types::StatusExt as _;
 use tracing::debug;
 use weir_proto::{
     limits::{MAX_REASON_CHARS, MAX_WORKER_MESSAGE_BYTES},
@@ -23,7 +26,11 @@ use weir_proto::{
     v1::{self, worker_service_client::WorkerServiceClient},
 };
 
-use crate::plan::{Batch, BatchResult, ChunkKey};
+use self::token::Token;
+use crate::{
+    config::Credentials,
+    plan::{Batch, BatchResult, ChunkKey},
+};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A peer that is gone without a word is noticed after interval plus timeout:
@@ -104,25 +111,27 @@ pub(crate) enum HandBack {
 /// again whenever the connection is gone.
 #[derive(Debug, Clone)]
 pub(crate) struct Coordinator {
-    client: WorkerServiceClient<Channel>,
+    client: WorkerServiceClient<InterceptedService<Channel, Token>>,
 }
 
 impl Coordinator {
-    /// Fails when TLS cannot be set up for an `https` address.
-    pub(crate) fn new(uri: &Uri) -> anyhow::Result<Self> {
-        let mut endpoint = Endpoint::from(uri.clone())
+    /// Fails when a file of the credentials cannot be used.
+    pub(crate) fn new(uri: &Uri, credentials: &Credentials) -> anyhow::Result<Self> {
+        let token = Token::open(credentials.token_file.as_deref())?;
+        let endpoint = Endpoint::from(tls::plain(uri))
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .keep_alive_while_idle(true);
-        if uri.scheme_str() == Some("https") {
-            endpoint = endpoint
-                .tls_config(ClientTlsConfig::new().with_native_roots())
-                .with_context(|| {
-                    format!("--coordinator (WEIR_COORDINATOR): TLS to {uri} cannot be set up")
-                })?;
-        }
-        let client = WorkerServiceClient::new(endpoint.connect_lazy())
+        let channel = if uri.scheme_str() == Some("https") {
+            let connector = tls::connector(uri, credentials)?;
+            endpoint
+                .origin(uri.clone())
+                .connect_with_connector_lazy(connector)
+        } else {
+            endpoint.connect_lazy()
+        };
+        let client = WorkerServiceClient::with_interceptor(channel, token)
             .max_decoding_message_size(MAX_WORKER_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_WORKER_MESSAGE_BYTES);
         Ok(Self { client })
@@ -307,12 +316,18 @@ fn sort(status: &Status) -> CallError {
     let message = format!("{} ({:?})", status.message(), status.code());
     match status.code() {
         Code::Aborted => CallError::LeaseLost(status.message().to_owned()),
-        // A cut connection and a timeout come as any of these.
+        // Too many calls for now.
+        Code::ResourceExhausted if status.get_details_retry_info().is_some() => {
+            CallError::Unavailable(message)
+        }
+        // A cut connection and a timeout come as any of these; a token or a certificate that is
+        // being replaced, as the last.
         Code::Unavailable
         | Code::Cancelled
         | Code::DeadlineExceeded
         | Code::Unknown
-        | Code::Internal => CallError::Unavailable(message),
+        | Code::Internal
+        | Code::Unauthenticated => CallError::Unavailable(message),
         _ => CallError::Refused(message),
     }
 }

@@ -58,7 +58,7 @@ pub async fn run(
     served: Vec<Served>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let coordinator = Coordinator::new(&config.coordinator)?;
+    let coordinator = Coordinator::new(&config.coordinator, &config.credentials)?;
     let tracer = Tracer::start("weir-worker", &config.worker_id, &config.trace)?;
     let config = Arc::new(config);
     let page = metrics::page(config.http_listen.is_some());

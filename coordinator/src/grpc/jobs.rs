@@ -5,6 +5,7 @@ use weir_proto::v1::{self, job_service_server::JobService};
 
 use super::{
     Services,
+    auth::Caller,
     convert::{job_state, job_trigger, wire_job},
     door::Door,
     mask::Mask,
@@ -13,6 +14,7 @@ use super::{
     watch::{self, Cursor, PageKey, Watch},
 };
 use crate::store::{
+    StoreError,
     rows::{Job, SourceKey},
     sources::SourceFilter,
     status::{JobFilter, Paging},
@@ -27,6 +29,15 @@ const MAX_ATTEMPTS_TOLD: i64 = 100;
 pub(crate) struct Jobs(pub(crate) Services);
 
 impl Jobs {
+    /// A job that the caller may see. To others it is not there.
+    async fn job(&self, caller: &Caller, job_id: i64) -> Result<Job, StoreError> {
+        let job = self.0.store.job(job_id).await?;
+        if !caller.may(&job.namespace) {
+            return Err(StoreError::no_job(job_id));
+        }
+        Ok(job)
+    }
+
     fn wire(&self, jobs: Vec<Job>) -> Vec<v1::Job> {
         let jobs = jobs.into_iter();
         jobs.map(|job| wire_job(job, self.0.policy.max_attempts))
@@ -87,8 +98,9 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::GetJobRequest>,
     ) -> Result<Response<v1::GetJobResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let job_id = request.into_inner().job_id;
-        let job = self.0.store.job(job_id).await?;
+        let job = self.job(&caller, job_id).await?;
         let attempts = self.0.store.attempts(job_id, MAX_ATTEMPTS_TOLD).await?;
         Ok(Response::new(v1::GetJobResponse {
             job: Some(wire_job(job, self.0.policy.max_attempts)),
@@ -100,12 +112,14 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::ListJobsRequest>,
     ) -> Result<Response<v1::ListJobsResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let mut request = request.into_inner();
         let mut door = Door::default();
-        let filter = job_filter(&mut door, &self.0, &mut request);
+        let mut filter = job_filter(&mut door, &self.0, &mut request);
         let mask = Mask::read(&mut door, request.read_mask, "weir.v1.Job");
         let limit = door.page_size(request.page_size);
         door.close()?;
+        filter.namespace = caller.narrow(filter.namespace)?;
         let query = ("jobs", &filter);
         let paging: Option<Paging<i64>> = page::position(&query, &request.page_token)?;
         let found = self.0.store.jobs(&filter, paging.as_ref(), limit).await?;
@@ -125,9 +139,10 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::WatchJobRequest>,
     ) -> Result<Response<Self::WatchJobStream>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let cursor = Cursor::read(&request.cursor)?;
-        let job = self.0.store.job(request.job_id).await?;
+        let job = self.job(&caller, request.job_id).await?;
         Ok(Response::new(watch::watch_job(&self.0, &job, cursor)))
     }
 
@@ -135,10 +150,12 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::WatchSourceRequest>,
     ) -> Result<Response<Self::WatchSourceStream>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let key = door.source_key(request.namespace, request.name);
         door.close()?;
+        caller.check(&key.namespace)?;
         let cursor = Cursor::read(&request.cursor)?;
         let source_id = self.0.store.source_id(&key).await?;
         Ok(Response::new(watch::watch_source(
@@ -154,9 +171,10 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::WatchSourcesRequest>,
     ) -> Result<Response<Self::WatchSourcesStream>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
-        let filter = SourceFilter {
+        let mut filter = SourceFilter {
             namespace: (!request.namespace.is_empty()).then(|| door.namespace(request.namespace)),
             name_prefix: door.prefix("name_prefix", request.name_prefix),
             model: door.model(request.model, &self.0.models),
@@ -164,6 +182,7 @@ impl JobService for Jobs {
         };
         let limit = door.page_size(request.page_size);
         door.close()?;
+        filter.namespace = caller.narrow(filter.namespace)?;
         let query = ("sources", &filter);
         let paging: Option<Paging<SourceKey>> = page::position(&query, &request.page_token)?;
         let page = PageKey {
@@ -178,7 +197,8 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
-        let namespace = one_namespace(request.into_inner().namespace)?;
+        let caller = Caller::of(&request)?;
+        let namespace = caller.narrow(one_namespace(request.into_inner().namespace)?)?;
         let status = overview::status(&self.0, namespace.as_deref()).await?;
         Ok(Response::new(status))
     }
@@ -187,7 +207,8 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::WatchStatusRequest>,
     ) -> Result<Response<Self::WatchStatusStream>, Status> {
-        let namespace = one_namespace(request.into_inner().namespace)?;
+        let caller = Caller::of(&request)?;
+        let namespace = caller.narrow(one_namespace(request.into_inner().namespace)?)?;
         Ok(Response::new(watch::watch_status(&self.0, namespace)))
     }
 
@@ -195,7 +216,8 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::ListFailuresRequest>,
     ) -> Result<Response<v1::ListFailuresResponse>, Status> {
-        let failures = overview::failures(&self.0, request.into_inner()).await?;
+        let caller = Caller::of(&request)?;
+        let failures = overview::failures(&self.0, &caller, request.into_inner()).await?;
         Ok(Response::new(failures))
     }
 
@@ -203,8 +225,10 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::DismissFailureRequest>,
     ) -> Result<Response<v1::DismissFailureResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let failure_id = request.into_inner().failure_id;
-        let failure = self.0.store.dismiss_failure(failure_id).await?;
+        let namespaces = caller.namespaces();
+        let failure = self.0.store.dismiss_failure(failure_id, namespaces).await?;
         tracing::info!(failure_id, "A client dismissed a failure.");
         Ok(Response::new(v1::DismissFailureResponse {
             failure: Some(failure.into()),
@@ -215,6 +239,8 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::GetActivityRequest>,
     ) -> Result<Response<v1::GetActivityResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        caller.check_all()?;
         let activity = overview::activity(&self.0, request.into_inner()).await?;
         Ok(Response::new(activity))
     }
@@ -223,7 +249,10 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::CancelJobRequest>,
     ) -> Result<Response<v1::CancelJobResponse>, Status> {
-        let job = self.0.store.cancel_job(request.into_inner().job_id).await?;
+        let caller = Caller::of(&request)?;
+        let job_id = request.into_inner().job_id;
+        self.job(&caller, job_id).await?;
+        let job = self.0.store.cancel_job(job_id).await?;
         tracing::info!(
             job_id = job.id,
             trace_id = trace_id(spans::trace_of(&job)),
@@ -238,7 +267,9 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::RetryJobRequest>,
     ) -> Result<Response<v1::RetryJobResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let (metadata, _, request) = request.into_parts();
+        self.job(&caller, request.job_id).await?;
         let trace = spans::caller(metadata.as_ref());
         let retry = Retry {
             job_id: request.job_id,
@@ -263,11 +294,13 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::GetQueueStatsRequest>,
     ) -> Result<Response<v1::GetQueueStatsResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let namespace = (!request.namespace.is_empty()).then(|| door.namespace(request.namespace));
         let model = door.model(request.model, &self.0.models);
         door.close()?;
+        let namespace = caller.narrow(namespace)?;
         let queues = self
             .0
             .store

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tonic::Status;
 use weir_proto::v1;
 
-use super::{Services, door::Door, page};
+use super::{Services, auth::Caller, door::Door, page};
 use crate::store::{StoreError, activity::SAMPLE_SECONDS, failures::FailurePosition};
 
 /// Reads how a namespace, or all of them, stands.
@@ -30,12 +30,14 @@ pub(super) async fn status(
 /// Lists failures.
 pub(super) async fn failures(
     services: &Services,
+    caller: &Caller,
     request: v1::ListFailuresRequest,
 ) -> Result<v1::ListFailuresResponse, Status> {
     let mut door = Door::default();
     let namespace = (!request.namespace.is_empty()).then(|| door.namespace(request.namespace));
     let limit = door.page_size(request.page_size);
     door.close()?;
+    let namespace = caller.narrow(namespace)?;
     let query = ("failures", &namespace, request.include_dismissed);
     let after: Option<FailurePosition> = page::position(&query, &request.page_token)?;
     let failures = services

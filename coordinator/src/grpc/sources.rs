@@ -7,7 +7,9 @@ use weir_proto::v1::{
 };
 
 use super::{
-    Services, content,
+    Services,
+    auth::Caller,
+    content,
     content::Content,
     convert::{wire_chunk, wire_job},
     door::Door,
@@ -115,6 +117,7 @@ impl SourceService for Sources {
         &self,
         request: Request<v1::PutSourceRequest>,
     ) -> Result<Response<v1::PutSourceResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let (metadata, _, request) = request.into_parts();
         let mut door = Door::default();
         let key = door.source_key(request.namespace, request.name);
@@ -124,6 +127,7 @@ impl SourceService for Sources {
             door.refuse("content", "is missing: send a document, or items");
         }
         door.close()?;
+        caller.check(&key.namespace)?;
         let content = match request.content {
             Some(put_source_request::Content::Document(document)) => {
                 let format = content::format("document.format", document.format)?;
@@ -155,6 +159,7 @@ impl SourceService for Sources {
         &self,
         request: Request<Streaming<v1::ImportSourceRequest>>,
     ) -> Result<Response<v1::ImportSourceResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let (metadata, _, mut stream) = request.into_parts();
         let Some(v1::ImportSourceRequest {
             message: Some(Part::Open(open)),
@@ -170,6 +175,7 @@ impl SourceService for Sources {
         let model = door.model(open.model, &self.0.models);
         let priority = door.priority(open.priority);
         door.close()?;
+        caller.check(&key.namespace)?;
         let item_id = one_item_id(open.item_id, &key)?;
         let write = self.write(key, model, priority, &metadata);
         let mut warnings = Vec::new();
@@ -206,6 +212,7 @@ impl SourceService for Sources {
         &self,
         request: Request<v1::PatchSourceRequest>,
     ) -> Result<Response<v1::PatchSourceResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let (metadata, _, request) = request.into_parts();
         let mut door = Door::default();
         let key = door.source_key(request.namespace, request.name);
@@ -225,6 +232,7 @@ impl SourceService for Sources {
             }
         }
         door.close()?;
+        caller.check(&key.namespace)?;
         let items = self.0.read_items("upsert", request.upsert).await?;
         let write = self.write(key, None, priority, &metadata);
         let plan = spans::plan(&self.0.tracer, &write);
@@ -246,10 +254,12 @@ impl SourceService for Sources {
         &self,
         request: Request<v1::GetSourceRequest>,
     ) -> Result<Response<v1::GetSourceResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let key = door.source_key(request.namespace, request.name);
         door.close()?;
+        caller.check(&key.namespace)?;
         let state = self.0.store.source(&key).await?;
         Ok(Response::new(v1::GetSourceResponse {
             source: Some(state.source.into()),
@@ -261,9 +271,10 @@ impl SourceService for Sources {
         &self,
         request: Request<v1::ListSourcesRequest>,
     ) -> Result<Response<v1::ListSourcesResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
-        let filter = SourceFilter {
+        let mut filter = SourceFilter {
             namespace: (!request.namespace.is_empty()).then(|| door.namespace(request.namespace)),
             name_prefix: door.prefix("name_prefix", request.name_prefix),
             model: door.model(request.model, &self.0.models),
@@ -272,6 +283,7 @@ impl SourceService for Sources {
         let mask = Mask::read(&mut door, request.read_mask, "weir.v1.SourceSummary");
         let limit = door.page_size(request.page_size);
         door.close()?;
+        filter.namespace = caller.narrow(filter.namespace)?;
         let query = ("sources", &filter);
         let paging: Option<Paging<SourceKey>> = page::position(&query, &request.page_token)?;
         let found = self
@@ -299,6 +311,7 @@ impl SourceService for Sources {
         &self,
         request: Request<v1::ListChunksRequest>,
     ) -> Result<Response<v1::ListChunksResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let state = match request.state() {
@@ -315,6 +328,7 @@ impl SourceService for Sources {
         let key = door.source_key(request.namespace, request.name);
         let limit = door.page_size(request.page_size);
         door.close()?;
+        caller.check(&key.namespace)?;
         let state = state.unwrap_or(ChunkState::Pending);
         let query = ("chunks", &key, i32::from(wire_state));
         let after: Option<(String, i32)> = page::position(&query, &request.page_token)?;
@@ -339,10 +353,12 @@ impl SourceService for Sources {
         &self,
         request: Request<v1::DeleteSourceRequest>,
     ) -> Result<Response<v1::DeleteSourceResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let key = door.source_key(request.namespace, request.name);
         door.close()?;
+        caller.check(&key.namespace)?;
         let deleted = self.0.store.delete_source(&key).await?;
         tracing::info!(
             namespace = key.namespace,

@@ -12,8 +12,11 @@ use weir_proto::v1::{
 use weir_telemetry::TraceContext;
 
 use self::handout::Handout;
+#[cfg(fuzzing)]
+pub(super) use self::handout::check_open;
 use super::{
-    Services, convert::wire_reason, error::going_away, limits::relabel_status, worker::out_of_order,
+    Services, auth::Caller, convert::wire_reason, error::going_away, limits::relabel_status,
+    worker::out_of_order,
 };
 use crate::{job::state::RevokeReason, store::StoreError};
 
@@ -25,12 +28,13 @@ type Outbox = mpsc::Sender<Result<v1::StreamBatchesResponse, Status>>;
 /// Serves the stream of a lease in a task of its own.
 pub(crate) fn serve(
     services: Services,
+    caller: Caller,
     inbox: Streaming<v1::StreamBatchesRequest>,
     trace: Option<TraceContext>,
 ) -> ReceiverStream<Result<v1::StreamBatchesResponse, Status>> {
     let (outbox, answers) = mpsc::channel(OUTBOX);
     services.tasks.clone().spawn(async move {
-        if let Err(end) = run(&services, inbox, &outbox, trace).await {
+        if let Err(end) = run(&services, &caller, inbox, &outbox, trace).await {
             let last = match end {
                 End::Status(status) | End::Gone(Some(status)) => Err(status),
                 End::Message(message) => Ok(response(message)),
@@ -91,6 +95,7 @@ fn finished(counts: impl Into<v1::JobFinished>) -> End {
 /// Serves until the job or the lease has ended, or the stream breaks.
 async fn run(
     services: &Services,
+    caller: &Caller,
     mut inbox: Streaming<v1::StreamBatchesRequest>,
     outbox: &Outbox,
     trace: Option<TraceContext>,
@@ -98,7 +103,7 @@ async fn run(
     let FromWorker::Open(open) = next(&mut inbox).await? else {
         return Err(out_of_order("the first message of a stream must open it").into());
     };
-    let mut handout = Handout::open(services, open, trace).await?;
+    let mut handout = Handout::open(services, caller, open, trace).await?;
     let end = hand_out(services, &mut handout, &mut inbox, outbox).await;
     match &end {
         Err(End::Gone(_)) => handout.orphan(services).await,

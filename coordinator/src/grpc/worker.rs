@@ -16,6 +16,7 @@ use weir_telemetry::TraceContext;
 
 use super::{
     Services,
+    auth::Caller,
     convert::{duration, wire_duration},
     door::Door,
     error::{going_away, invalid_field},
@@ -98,6 +99,7 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::ClaimJobRequest>,
     ) -> Result<Response<v1::ClaimJobResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let visible = request.worker_id.bytes().all(|b| b.is_ascii_graphic());
@@ -152,6 +154,8 @@ impl WorkerService for Workers {
             models: &request.models,
             max_jobs: max_jobs.into(),
             max_chunks: request.max_chunks,
+            namespaces: caller.namespaces(),
+            claimed_by: caller.name(),
             lease_duration: self.0.lease_duration,
         };
         let (jobs, began) = self.claim_or_wait(&claim, wait).await?;
@@ -179,9 +183,11 @@ impl WorkerService for Workers {
         &self,
         request: Request<Streaming<v1::StreamBatchesRequest>>,
     ) -> Result<Response<Self::StreamBatchesStream>, Status> {
+        let caller = Caller::of(&request)?;
         let trace = spans::caller(request.metadata().as_ref());
         Ok(Response::new(Box::pin(stream::serve(
             self.0.clone(),
+            caller,
             request.into_inner(),
             trace,
         ))))
@@ -191,6 +197,7 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::RenewLeaseRequest>,
     ) -> Result<Response<v1::RenewLeaseResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
@@ -207,6 +214,7 @@ impl WorkerService for Workers {
             }
         };
         door.close()?;
+        self.0.check_holder(&caller, lease).await?;
         let renewed = self.0.store.renew(lease, wanted).await;
         match renewed.map_err(|error| self.refusal(error))? {
             LeaseState::Held(_) => {
@@ -226,6 +234,7 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::GetBatchRequest>,
     ) -> Result<Response<v1::GetBatchResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
@@ -234,6 +243,7 @@ impl WorkerService for Workers {
             .number("batch_size", request.batch_size, most, 1..=i32::MAX)
             .min(most);
         door.close()?;
+        self.0.check_holder(&caller, lease).await?;
         let opened = self
             .0
             .store
@@ -267,11 +277,13 @@ impl WorkerService for Workers {
         request: Request<v1::UpsertBatchRequest>,
     ) -> Result<Response<v1::UpsertBatchResponse>, Status> {
         let trace = spans::caller(request.metadata().as_ref());
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
         let (embedded, rejected) = door.outcome(request.embedded, request.rejected);
         door.close()?;
+        self.0.check_holder(&caller, lease).await?;
         let progress = self
             .0
             .writer
@@ -299,10 +311,12 @@ impl WorkerService for Workers {
         request: Request<v1::CompleteJobRequest>,
     ) -> Result<Response<v1::CompleteJobResponse>, Status> {
         let trace = spans::caller(request.metadata().as_ref());
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
         door.close()?;
+        self.0.check_holder(&caller, lease).await?;
         let began = SystemTime::now();
         let completed = self.0.store.complete(lease).await;
         let job = completed.map_err(|error| self.refusal(error))?;
@@ -327,11 +341,13 @@ impl WorkerService for Workers {
         request: Request<v1::FailJobRequest>,
     ) -> Result<Response<v1::FailJobResponse>, Status> {
         let trace = spans::caller(request.metadata().as_ref());
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
         let reason = door.reason("reason".to_owned(), &request.reason);
         door.close()?;
+        self.0.check_holder(&caller, lease).await?;
         let failed = self
             .0
             .store
@@ -379,6 +395,7 @@ impl WorkerService for Workers {
         request: Request<v1::ReleaseJobRequest>,
     ) -> Result<Response<v1::ReleaseJobResponse>, Status> {
         let trace = spans::caller(request.metadata().as_ref());
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
@@ -392,6 +409,7 @@ impl WorkerService for Workers {
             }
         };
         door.close()?;
+        self.0.check_holder(&caller, lease).await?;
         let store = &self.0.store;
         let released = if embedder_down {
             store.release_embedder_down(lease, &reason).await

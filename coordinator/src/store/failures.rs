@@ -128,15 +128,22 @@ impl Store {
         .await?)
     }
 
-    /// Takes a failure off the list until it is seen again, and returns it.
-    pub async fn dismiss_failure(&self, id: i64) -> Result<Failure, StoreError> {
+    /// Takes a failure off the list until it is seen again, and returns it. One
+    /// that is in none of `namespaces`, where some are named, is not there.
+    pub async fn dismiss_failure(
+        &self,
+        id: i64,
+        namespaces: Option<&[String]>,
+    ) -> Result<Failure, StoreError> {
         sqlx::query_as(concat!(
             "-- store::failures::dismiss_failure
-             UPDATE weir.failures f SET dismissed_at = coalesce(f.dismissed_at, now()) WHERE f.id = $2 RETURNING ",
+             UPDATE weir.failures f SET dismissed_at = coalesce(f.dismissed_at, now()) 
+             WHERE f.id = $2 AND ($3::text[] IS NULL OR f.namespace = ANY($3)) RETURNING ",
             failure_columns!()
         ))
         .bind(LOOKED_BACK)
         .bind(id)
+        .bind(namespaces)
         .fetch_optional(&self.pool)
         .await?
         .ok_or_else(|| StoreError::NotFound(format!("there is no failure {id}")))

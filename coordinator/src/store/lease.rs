@@ -27,6 +27,17 @@ pub enum LeaseState {
     Finished(Box<Job>),
 }
 
+/// Who took a lease.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct Holder {
+    /// The job's namespace.
+    pub namespace: String,
+    /// The job's present epoch.
+    pub epoch: i64,
+    /// The name of the token with which the job was last claimed, if with one.
+    pub claimed_by: Option<String>,
+}
+
 /// What a charged try led to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Failed {
@@ -131,6 +142,18 @@ impl Store {
             return Ok(LeaseState::Held(Box::new(job)));
         }
         Ok(LeaseState::Finished(Box::new(self.not_held(lease).await?)))
+    }
+
+    /// Who took the present lease of a job, or its last one. `None` where there
+    /// is no such job.
+    pub async fn holder(&self, job_id: i64) -> Result<Option<Holder>, StoreError> {
+        Ok(sqlx::query_as(
+            "-- store::lease::holder
+             SELECT namespace, epoch, claimed_by FROM weir.jobs WHERE id = $1",
+        )
+        .bind(job_id)
+        .fetch_optional(&self.pool)
+        .await?)
     }
 
     /// Ends a job as succeeded when nothing of it is pending.

@@ -169,7 +169,7 @@ impl Store {
         .bind(job_id)
         .fetch_optional(&self.pool)
         .await?
-        .ok_or_else(|| StoreError::NotFound(format!("there is no job {job_id}")))
+        .ok_or_else(|| StoreError::no_job(job_id))
     }
 
     /// Returns those of these jobs that there are of a source, newest first.

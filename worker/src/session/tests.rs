@@ -51,7 +51,7 @@ impl Scene {
             tracer: Tracer::OFF,
             config: Arc::new(config),
             model,
-            coordinator: Coordinator::new(uri).unwrap(),
+            coordinator: Coordinator::new(uri, &crate::config::Credentials::default()).unwrap(),
             endpoint,
             refusal: watch::Sender::new(None),
             shutdown: CancellationToken::new(),

@@ -6,6 +6,7 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
+use tonic::Status;
 use weir_proto::{
     limits::{MAX_BATCH_SIZE, MAX_WINDOW},
     v1::{self, stream_batches_response::Message as ToWorker},
@@ -16,6 +17,7 @@ use super::{End, Outbox, finished, send};
 use crate::{
     grpc::{
         Services,
+        auth::Caller,
         door::Door,
         error::invalid_field,
         spans::{self, trace_id},
@@ -73,46 +75,12 @@ impl Handout {
     /// it belongs to the trace of the job.
     pub(super) async fn open(
         services: &Services,
+        caller: &Caller,
         open: v1::StreamOpen,
         trace: Option<TraceContext>,
     ) -> Result<Self, End> {
-        let mut door = Door::default();
-        let lease = door.lease(open.job_id, open.epoch);
-        if !(1..=MAX_WINDOW).contains(&open.window) {
-            door.refuse(
-                "open.window",
-                format!("must be 1 to {MAX_WINDOW}, not {}", open.window),
-            );
-        }
-        if !(1..=MAX_BATCH_SIZE).contains(&open.batch_size) {
-            door.refuse(
-                "open.batch_size",
-                format!("must be 1 to {MAX_BATCH_SIZE}, not {}", open.batch_size),
-            );
-        }
-        if open.held.len() > MAX_WINDOW as usize
-            || open
-                .held
-                .iter()
-                .any(|held| held.chunks.len() > MAX_BATCH_SIZE as usize)
-        {
-            door.refuse("open.held", "names more than a window of batches");
-        }
-        let mut seqs = HashSet::new();
-        if let Some(held) = open
-            .held
-            .iter()
-            .find(|held| !(1..i64::MAX / 2).contains(&held.seq) || !seqs.insert(held.seq))
-        {
-            door.refuse(
-                "open.held",
-                format!(
-                    "seq {} is not the number of one batch that was sent",
-                    held.seq
-                ),
-            );
-        }
-        door.close()?;
+        let lease = check_open(&open)?;
+        services.check_holder(caller, lease).await?;
         let batch_size = open.batch_size.min(services.max_batch_size);
         let opened = services
             .store
@@ -389,6 +357,48 @@ impl Handout {
             }
         }
     }
+}
+
+/// Checks how a worker opens a stream.
+pub(in crate::grpc) fn check_open(open: &v1::StreamOpen) -> Result<LeaseKey, Status> {
+    let mut door = Door::default();
+    let lease = door.lease(open.job_id, open.epoch);
+    if !(1..=MAX_WINDOW).contains(&open.window) {
+        door.refuse(
+            "open.window",
+            format!("must be 1 to {MAX_WINDOW}, not {}", open.window),
+        );
+    }
+    if !(1..=MAX_BATCH_SIZE).contains(&open.batch_size) {
+        door.refuse(
+            "open.batch_size",
+            format!("must be 1 to {MAX_BATCH_SIZE}, not {}", open.batch_size),
+        );
+    }
+    if open.held.len() > MAX_WINDOW as usize
+        || open
+            .held
+            .iter()
+            .any(|held| held.chunks.len() > MAX_BATCH_SIZE as usize)
+    {
+        door.refuse("open.held", "names more than a window of batches");
+    }
+    let mut seqs = HashSet::new();
+    if let Some(held) = open
+        .held
+        .iter()
+        .find(|held| !(1..i64::MAX / 2).contains(&held.seq) || !seqs.insert(held.seq))
+    {
+        door.refuse(
+            "open.held",
+            format!(
+                "seq {} is not the number of one batch that was sent",
+                held.seq
+            ),
+        );
+    }
+    door.close()?;
+    Ok(lease)
 }
 
 /// The job of a lease that is held; the end of the stream, when it succeeded.
