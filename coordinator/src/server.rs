@@ -18,6 +18,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use tonic_web::GrpcWebLayer;
 use tower::util::MapResponseLayer;
 use weir_proto::{
+    externalscaler::external_scaler_server::ExternalScalerServer,
     limits::{MAX_CLIENT_MESSAGE_BYTES, MAX_WORKER_MESSAGE_BYTES},
     v1::{
         FILE_DESCRIPTOR_SET, job_service_server::JobServiceServer,
@@ -28,7 +29,7 @@ use weir_proto::{
 
 use crate::{
     config::{Config, ServeConfig},
-    grpc::{self, Inner, Jobs, Searches, Services, Sources, Workers, measured::Measure},
+    grpc::{self, Inner, Jobs, Scaler, Searches, Services, Sources, Workers, measured::Measure},
     http::{self, Scrape},
     job::chunk::Chunker,
     maintenance::{self, database, reconciler::Reconciler, rescuer::Rescuer, retention, sweeper},
@@ -327,6 +328,7 @@ fn routes(
     let searches = SearchServiceServer::new(Searches(services.clone()))
         .max_encoding_message_size(MAX_CLIENT_MESSAGE_BYTES);
     let searches = measure.named_layer(searches);
+    let scaler = measure.named_layer(ExternalScalerServer::new(Scaler(services.clone())));
     let workers = WorkerServiceServer::new(Workers(services))
         .max_decoding_message_size(MAX_WORKER_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_WORKER_MESSAGE_BYTES);
@@ -351,6 +353,7 @@ fn routes(
         .add_service(web.named_layer(jobs))
         .add_service(web.named_layer(searches))
         .add_service(workers)
+        .add_service(scaler)
         .add_service(health)
         .add_service(reflection)
         .add_service(reflection_alpha))

@@ -11,6 +11,7 @@ pub(crate) mod json;
 pub(crate) mod limits;
 pub(crate) mod measured;
 mod page;
+mod scaler;
 mod search;
 mod sources;
 mod stream;
@@ -29,6 +30,7 @@ use crate::{
 };
 
 pub(crate) use jobs::Jobs;
+pub(crate) use scaler::Scaler;
 pub(crate) use search::Searches;
 pub(crate) use sources::Sources;
 pub(crate) use worker::Workers;

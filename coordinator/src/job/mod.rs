@@ -5,5 +5,7 @@ pub mod blame;
 pub mod chunk;
 pub mod parking;
 pub mod plan;
+pub mod pool;
+pub mod pool;
 pub mod retry;
 pub mod state;
