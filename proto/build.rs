@@ -5,12 +5,13 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "externalscaler.proto",
     "weir/v1/job.proto",
     "weir/v1/job_service.proto",
     "weir/v1/search.proto",
     "weir/v1/source.proto",
+    "weir/v1/status.proto",
     "weir/v1/worker.proto",
 ];
 

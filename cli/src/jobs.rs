@@ -79,6 +79,7 @@ pub(crate) async fn jobs(session: &Session, args: JobsArgs) -> Result<(), Failur
                 .collect(),
             page_size: wanted.min(1_000) as i32,
             page_token,
+            ..v1::ListJobsRequest::default()
         };
         let page = client.list_jobs(request).await?.into_inner();
         jobs.extend(page.jobs.into_iter().take(wanted));

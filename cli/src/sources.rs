@@ -149,6 +149,7 @@ pub(crate) async fn list(
             namespace: namespace.to_owned(),
             page_size: 1_000,
             page_token,
+            ..v1::ListSourcesRequest::default()
         };
         let page = client.list_sources(request).await?.into_inner();
         sources.extend(page.sources);

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use weir_telemetry::TraceConfig;
 
 use crate::job::{
     chunk::{Chunker, ChunkerError},
@@ -26,6 +27,9 @@ pub struct Config {
     /// What is logged, and how.
     #[command(flatten)]
     pub log: LogConfig,
+    /// Which traces are sent, and where.
+    #[command(flatten)]
+    pub trace: TraceConfig,
 }
 
 /// What the program is to do.
@@ -105,6 +109,10 @@ pub struct ServeConfig {
     /// How long jobs that are over and done with are kept.
     #[arg(long, env = "WEIR_JOB_RETENTION", default_value = "14days", value_parser = positive_duration)]
     pub job_retention: Duration,
+    /// Where traces can be looked at: a URL with `{trace_id}` in it, which clients
+    /// of the status API and the page are given.
+    #[arg(long, env = "WEIR_TRACE_URL", value_name = "URL", value_parser = trace_url)]
+    pub trace_url: Option<String>,
     /// Longest chunk, in characters; longer texts are split.
     #[arg(long, env = "WEIR_CHUNK_SIZE", default_value = "1000")]
     pub chunk_size: usize,
@@ -239,6 +247,20 @@ impl ServeConfig {
 }
 
 /// Reads a duration such as "10m" or "1h 30m" that is more than nothing.
+fn trace_url(text: &str) -> Result<String, String> {
+    let url: http::Uri = text
+        .replace("{trace_id}", "0")
+        .parse()
+        .map_err(|error| format!("it is not a URL: {error}"))?;
+    if !matches!(url.scheme_str(), Some("http" | "https")) {
+        return Err("it must begin with http:// or https://".to_owned());
+    }
+    if !text.contains("{trace_id}") {
+        return Err("it must have {trace_id} where the id of a trace goes".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
 fn positive_duration(text: &str) -> Result<Duration, String> {
     let duration = any_duration(text)?;
     if duration.is_zero() {

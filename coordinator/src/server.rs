@@ -26,15 +26,21 @@ use weir_proto::{
         worker_service_server::WorkerServiceServer,
     },
 };
+use weir_telemetry::Tracer;
 
 use crate::{
     config::{Config, ServeConfig},
-    grpc::{self, Inner, Jobs, Scaler, Searches, Services, Sources, Workers, measured::Measure},
+    grpc::{
+        self, Hubs, Inner, Jobs, Scaler, Searches, Services, Sources, SpanLayer, Workers,
+        measured::Measure,
+    },
     http::{self, Scrape},
     job::chunk::Chunker,
-    maintenance::{self, database, reconciler::Reconciler, rescuer::Rescuer, retention, sweeper},
+    maintenance::{
+        self, database, reconciler::Reconciler, rescuer::Rescuer, retention, sampler, sweeper,
+    },
     metrics::Metrics,
-    store::{self, Store, rescue::Patience},
+    store::{self, Store, activity::SAMPLE_SECONDS, rescue::Patience},
     wakeup::Wakeup,
     writer::Writer,
 };
@@ -60,6 +66,7 @@ pub struct Server {
     store: Store,
     listener: TcpListener,
     address: SocketAddr,
+    tracer: Tracer,
 }
 
 /// Checks the configuration, brings the database up to date where it is to be,
@@ -78,12 +85,14 @@ pub async fn bind(config: Config) -> anyhow::Result<Server> {
             )
         })?;
     let address = listener.local_addr()?;
+    let tracer = Tracer::start("weir-coordinator", &address.to_string(), &config.trace)?;
     Ok(Server {
         config: config.serve,
         chunker: Arc::new(chunker),
         store: Store::new(pool, limit),
         listener,
         address,
+        tracer,
     })
 }
 
@@ -113,7 +122,8 @@ impl Server {
         ));
         self.start_background(&services, &background, &shutdown);
 
-        let routes = routes(services, self.scrape(&metrics), health, &shutdown)?;
+        let spans = SpanLayer::new(self.tracer.clone());
+        let routes = routes(services, self.scrape(&metrics), health, &shutdown, &spans)?;
         let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
         let (delay, timeout) = (self.config.drain_delay, self.config.drain_timeout);
         let serving = Transport::builder()
@@ -121,6 +131,7 @@ impl Server {
             .http2_keepalive_interval(Some(KEEPALIVE.0))
             .http2_keepalive_timeout(Some(KEEPALIVE.1))
             .layer(MapResponseLayer::new(grpc::limits::relabel))
+            .layer(spans)
             .add_routes(routes)
             // Whoever asks about this replica's health is told before anybody is refused.
             .serve_with_incoming_shutdown(incoming, unready.cancelled_owned());
@@ -144,6 +155,7 @@ impl Server {
                 "Calls were still under way after the drain timeout; they are cut off."
             ),
         }
+        self.tracer.shutdown().await;
         tracing::info!("stopped");
         Ok(())
     }
@@ -163,12 +175,16 @@ impl Server {
                     self.config.lease_duration,
                     writer_tasks,
                     metrics.clone(),
+                    &self.tracer,
                 ),
+                tracer: self.tracer.clone(),
                 metrics: metrics.clone(),
                 store: self.store.clone(),
                 wakeup: wakeup.clone(),
                 chunker: self.chunker.clone(),
                 models: self.config.models.clone(),
+                trace_url: self.config.trace_url.clone(),
+                hubs: Hubs::default(),
                 policy: self.config.retry_policy(),
                 lease_duration: self.config.lease_duration,
                 orphan_grace: self.config.orphan_grace,
@@ -229,6 +245,7 @@ impl Server {
             wakeup: services.wakeup.clone(),
             metrics: services.metrics.clone(),
             policy: services.policy,
+            tracer: self.tracer.clone(),
             patience: Patience {
                 orphan_grace: self.config.orphan_grace,
                 progress_deadline: self.config.progress_deadline,
@@ -267,9 +284,18 @@ impl Server {
             shutdown.clone(),
             async move || retention::tick(&store, keep).await,
         ));
+        let (store, writer) = (self.store.clone(), services.writer.clone());
+        let replica = format!("{:016x}", rand::random::<u64>());
+        tasks.spawn(maintenance::every(
+            "sampler",
+            Duration::from_secs(SAMPLE_SECONDS.unsigned_abs().into()),
+            shutdown.clone(),
+            async move || sampler::tick(&store, &writer, &replica).await,
+        ));
         let reconciler = Reconciler {
             store: self.store.clone(),
             interval: self.config.reconcile_interval,
+            tracer: self.tracer.clone(),
             max_chunks_per_job: self.config.max_chunks_per_job,
         };
         let metrics = services.metrics.clone();
@@ -315,6 +341,7 @@ fn routes(
     + Sync
     + 'static,
     shutdown: &CancellationToken,
+    spans: &SpanLayer,
 ) -> anyhow::Result<Routes> {
     let web = GrpcWebLayer::new();
     let measure = Measure::new(&services.metrics)?;
@@ -341,12 +368,13 @@ fn routes(
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1alpha()?;
-    // Those that `grpc::limits` relabels on the wire are relabelled here, too.
+    // What is done to a call on the wire is done here, too.
     let in_process = Routes::new(sources.clone())
         .add_service(jobs.clone())
         .add_service(searches.clone())
         .into_axum_router()
-        .layer(MapResponseLayer::new(grpc::limits::relabel));
+        .layer(MapResponseLayer::new(grpc::limits::relabel))
+        .layer(spans.clone());
     let pages = http::router(scrape, shutdown.clone()).merge(grpc::json::router(in_process)?);
     Ok(Routes::from(pages)
         .add_service(web.named_layer(sources))

@@ -27,7 +27,10 @@ mod restart;
 mod rolling;
 mod scaler;
 mod settings;
+mod status;
 mod steer;
 mod story;
+mod tracing;
 
 use weir_tests::{clients, world};
+mod watch;

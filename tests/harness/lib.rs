@@ -15,11 +15,13 @@
 
 pub mod clients;
 pub mod cluster;
+pub mod collector;
 pub mod embedder;
 pub mod invariants;
 pub mod pgproxy;
 pub mod postgres;
 pub mod proxy;
+pub mod traces;
 pub mod world;
 
 use std::time::Duration;

@@ -29,6 +29,7 @@ use weir_coordinator::{
     },
     writer::Writer,
 };
+use weir_telemetry::Tracer;
 use weir_tests::{PATIENCE, pgproxy::PgProxy, postgres::TestDatabase};
 
 use crate::fixture::{
@@ -216,7 +217,13 @@ async fn a_group_of_batches_of_the_writer() {
     faulty.weir.put("web", &items(&[("a", "other")])).await;
     let jobs = faulty.weir.claim_many(2, LEASE).await;
     let tasks = TaskTracker::new();
-    let writer = Writer::start(&faulty.store, LEASE, &tasks, Arc::new(Metrics::new(&[])));
+    let writer = Writer::start(
+        &faulty.store,
+        LEASE,
+        &tasks,
+        Arc::new(Metrics::new(&[])),
+        &Tracer::OFF,
+    );
     // Batches of a new model do not go in a group.
     faulty
         .weir
@@ -228,7 +235,7 @@ async fn a_group_of_batches_of_the_writer() {
     for job in &jobs {
         batches.push(outcome(job, &faulty.weir.texts(job).await));
     }
-    let written = batches.into_iter().map(|batch| writer.upsert(batch));
+    let written = batches.into_iter().map(|batch| writer.upsert(batch, None));
     for progress in futures::future::join_all(written).await {
         let progress = progress.unwrap();
         assert_eq!(progress.done, progress.total, "{progress:?}");
@@ -384,7 +391,7 @@ async fn a_repair() {
         .execute(faulty.weir.pool())
         .await
         .unwrap();
-    let repair = || faulty.store.repair_source(job.source_id, 1_000);
+    let repair = || faulty.store.repair_source(job.source_id, 1_000, None);
     faulty.cut(repair()).await;
     let again = repair().await.unwrap().unwrap();
     assert_eq!((again.queued, again.superseded), (0, 0), "queued once");

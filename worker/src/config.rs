@@ -8,6 +8,7 @@ use clap::Parser;
 use rand::distr::{Alphanumeric, SampleString as _};
 use tonic::transport::Uri;
 use weir_proto::limits;
+use weir_telemetry::TraceConfig;
 
 pub use self::model::{Model, ModelSettings};
 use crate::telemetry::LogFormat;
@@ -76,6 +77,10 @@ pub struct Config {
     /// What is logged: `info`, or by target, `info,weir_worker=debug`.
     #[arg(long, env = "WEIR_LOG", default_value = "info")]
     pub log: String,
+
+    /// Which traces are sent, and where.
+    #[command(flatten)]
+    pub trace: TraceConfig,
 }
 
 fn coordinator(text: &str) -> Result<Uri, String> {

@@ -12,12 +12,14 @@ use futures::{StreamExt as _, stream};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
-    Code, Response, Status, Streaming,
+    Code, Request, Response, Status, Streaming,
+    metadata::MetadataValue,
     transport::{Channel, ClientTlsConfig, Endpoint, Uri},
 };
 use tracing::debug;
 use weir_proto::{
     limits::{MAX_REASON_CHARS, MAX_WORKER_MESSAGE_BYTES},
+    trace::{TRACEPARENT, TraceContext},
     v1::{self, worker_service_client::WorkerServiceClient},
 };
 
@@ -47,6 +49,8 @@ pub(crate) struct Lease {
     pub(crate) chunks_pending: i64,
     /// Tries charged so far.
     pub(crate) attempt: i32,
+    /// What the spans of this attempt hang on.
+    pub(crate) trace: Option<TraceContext>,
 }
 
 /// The answer to a claim.
@@ -90,8 +94,10 @@ pub(crate) enum CallError {
 pub(crate) enum HandBack {
     /// Charged.
     Fail,
-    /// Uncharged.
-    Release,
+    /// Uncharged, because the worker stops.
+    Drain,
+    /// Uncharged, because the embedder is down.
+    EmbedderDown,
 }
 
 /// Calls the coordinator; cheap to clone. Connects when it is first needed and
@@ -163,7 +169,8 @@ impl Coordinator {
             message: Some(opening),
         }]);
         let rest = ReceiverStream::new(receiver);
-        let events = call(CALL_TIMEOUT, client.stream_batches(first.chain(rest))).await?;
+        let request = within(lease, first.chain(rest));
+        let events = call(CALL_TIMEOUT, client.stream_batches(request)).await?;
         Ok(BatchStream { requests, events })
     }
 
@@ -173,7 +180,7 @@ impl Coordinator {
         lease: &Lease,
         result: &BatchResult,
     ) -> Result<(), CallError> {
-        let request = convert::upsert(lease, result);
+        let request = within(lease, convert::upsert(lease, result));
         call(CALL_TIMEOUT, self.client.clone().upsert_batch(request)).await?;
         Ok(())
     }
@@ -195,15 +202,20 @@ impl Coordinator {
                     epoch,
                     reason,
                 };
-                call(CALL_TIMEOUT, client.fail_job(request)).await?;
+                call(CALL_TIMEOUT, client.fail_job(within(lease, request))).await?;
             }
-            HandBack::Release => {
+            HandBack::Drain | HandBack::EmbedderDown => {
+                let cause = match how {
+                    HandBack::EmbedderDown => v1::ReleaseCause::EmbedderDown,
+                    _ => v1::ReleaseCause::Drain,
+                };
                 let request = v1::ReleaseJobRequest {
                     job_id,
                     epoch,
                     reason,
+                    cause: cause.into(),
                 };
-                call(CALL_TIMEOUT, client.release_job(request)).await?;
+                call(CALL_TIMEOUT, client.release_job(within(lease, request))).await?;
             }
         }
         Ok(())
@@ -257,6 +269,16 @@ impl BatchStream {
         }
         Ok(None)
     }
+}
+
+/// A request that belongs to the trace of a lease.
+fn within<T>(lease: &Lease, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let header = lease.trace.map(|trace| trace.to_string());
+    if let Some(Ok(header)) = header.map(MetadataValue::try_from) {
+        request.metadata_mut().insert(TRACEPARENT, header);
+    }
+    request
 }
 
 async fn call<T>(

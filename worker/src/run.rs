@@ -7,13 +7,14 @@ use anyhow::Context as _;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{Instrument as _, info, info_span};
+use weir_telemetry::Tracer;
 
 use crate::{
     claimer::claim_and_drain,
     config::{Config, Model},
     coordinator::Coordinator,
     embedder::{self, Embedder},
-    endpoint::Endpoint,
+    endpoint::{CallSpans, Endpoint},
     http,
     metrics::{self, Metrics},
     session::Context,
@@ -58,17 +59,21 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let coordinator = Coordinator::new(&config.coordinator)?;
+    let tracer = Tracer::start("weir-worker", &config.worker_id, &config.trace)?;
     let config = Arc::new(config);
     let page = metrics::page(config.http_listen.is_some());
     let contexts: Vec<Arc<Context>> = served
         .into_iter()
         .map(|Served { model, embedder }| {
-            let metrics = Metrics::new(&page, &model.name, model.settings.embedder.embedder);
+            let kind = model.settings.embedder.embedder;
+            let metrics = Metrics::new(&page, &model.name, kind);
+            let spans = CallSpans::new(tracer.clone(), kind, &model.name);
             let endpoint = Endpoint::new(embedder, model.settings.endpoint(), metrics);
             Arc::new(Context {
                 config: Arc::clone(&config),
                 coordinator: coordinator.clone(),
-                endpoint: Arc::new(endpoint),
+                endpoint: Arc::new(endpoint.traced(spans)),
+                tracer: tracer.clone(),
                 model,
                 refusal: watch::Sender::new(None),
                 shutdown: shutdown.clone(),
@@ -88,6 +93,7 @@ pub async fn run(
     while let Some(ended) = models.join_next().await {
         ended.context("the worker failed")?;
     }
+    tracer.shutdown().await;
     info!("The worker has drained.");
     Ok(())
 }

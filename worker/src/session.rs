@@ -3,6 +3,7 @@
 
 mod hand_back;
 mod link;
+mod spans;
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,6 +14,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, instrument, warn};
+use weir_telemetry::{TraceContext, Tracer};
 
 use crate::{
     config::{Config, Model},
@@ -34,6 +36,7 @@ pub(crate) struct Context {
     pub(crate) model: Model,
     pub(crate) coordinator: Coordinator,
     pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) tracer: Tracer,
     /// Why the last claim failed, if it did.
     pub(crate) refusal: watch::Sender<Option<String>>,
     /// Cancelled when the worker is to drain.
@@ -68,9 +71,13 @@ pub(crate) enum End {
 
 /// Works on a lease until it ends. `dimension` is that of the embedder's
 /// vectors.
-#[instrument(name = "lease", skip_all, fields(job_id = lease.job_id, epoch = lease.epoch, source = lease.source))]
-pub(crate) async fn work(context: Arc<Context>, lease: Lease, dimension: usize) -> End {
+#[instrument(name = "lease", skip_all, fields(
+    job_id = lease.job_id, epoch = lease.epoch, source = lease.source,
+    trace_id = lease.trace.map(|trace| tracing::field::display(trace.trace_id())),
+))]
+pub(crate) async fn work(context: Arc<Context>, mut lease: Lease, dimension: usize) -> End {
     let started = Instant::now();
+    let span = spans::session(&context, &mut lease);
     let metrics = &context.endpoint.metrics;
     let _open = metrics.lease_began();
     info!(
@@ -89,6 +96,7 @@ pub(crate) async fn work(context: Arc<Context>, lease: Lease, dimension: usize) 
     if let End::HandBack { how, reason } = &end {
         hand_back(&context.coordinator, &lease, &unacknowledged, *how, reason).await;
     }
+    spans::ended(&span, &end, chunks);
     let elapsed_ms = started.elapsed().as_millis();
     count(&end, &metrics.leases_ended);
     match &end {
@@ -99,7 +107,9 @@ pub(crate) async fn work(context: Arc<Context>, lease: Lease, dimension: usize) 
                 chunks,
                 elapsed_ms, reason, "The job failed and was handed back."
             ),
-            HandBack::Release => info!(chunks, elapsed_ms, reason, "The job was released."),
+            HandBack::Drain | HandBack::EmbedderDown => {
+                info!(chunks, elapsed_ms, reason, "The job was released.");
+            }
         },
         End::Unreachable(error) => warn!(
             chunks,
@@ -114,7 +124,7 @@ fn count(end: &End, ended: &LeasesEnded) {
         End::Finished => &ended.finished,
         End::Lost(_) => &ended.lost,
         End::HandBack { how, .. } => match how {
-            HandBack::Release => &ended.released,
+            HandBack::Drain | HandBack::EmbedderDown => &ended.released,
             HandBack::Fail => &ended.failed,
         },
         End::Unreachable(_) => &ended.unreachable,
@@ -124,6 +134,7 @@ fn count(end: &End, ended: &LeasesEnded) {
 
 struct Session<'a> {
     context: &'a Context,
+    trace: Option<TraceContext>,
     held: Held,
     link: Link,
     /// The batches at the embedder.
@@ -162,6 +173,7 @@ impl<'a> Session<'a> {
         let left = usize::try_from(lease.chunks_pending).unwrap_or_default();
         Self {
             context,
+            trace: lease.trace,
             held: Held::new(config.window),
             link: Link::new(
                 context.coordinator.clone(),
@@ -195,7 +207,7 @@ impl<'a> Session<'a> {
                 biased;
                 () = context.shutdown.cancelled(), if may_drain => self.drain(),
                 reason = context.endpoint.governor.down(), if may_pause => {
-                    self.stop(HandBack::Release, reason);
+                    self.stop(HandBack::EmbedderDown, reason);
                 }
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                     if let Some(end) = self.handed_back() {
@@ -220,8 +232,14 @@ impl<'a> Session<'a> {
     }
     fn embed_next(&mut self) {
         while let Some(batch) = self.held.start_next() {
-            self.embedding
-                .push(self.context.endpoint.embed(batch).boxed());
+            let span = spans::batch(&self.context.tracer, self.trace, &batch);
+            let (endpoint, trace) = (&self.context.endpoint, self.trace);
+            let embedding = async move {
+                let outcome = endpoint.embed(batch, trace).await;
+                spans::embedded(&span, &outcome);
+                outcome
+            };
+            self.embedding.push(embedding.boxed());
         }
     }
 
@@ -236,7 +254,9 @@ impl<'a> Session<'a> {
         }
         match outcome.failure {
             None => {}
-            Some(Failure::Embedder { reason }) => self.stop(HandBack::Release, reason),
+            Some(Failure::Embedder { reason }) => {
+                self.stop(HandBack::EmbedderDown, reason);
+            }
             Some(Failure::Job { reason }) => self.stop(HandBack::Fail, reason),
         }
     }
@@ -274,7 +294,7 @@ impl<'a> Session<'a> {
     /// Finishes the batches that are here and takes no further ones.
     fn drain(&mut self) {
         self.ending = Some(Ending {
-            how: HandBack::Release,
+            how: HandBack::Drain,
             reason: "the worker is draining".to_owned(),
             deadline: Instant::now() + self.context.config.drain_timeout,
             draining: true,

@@ -127,6 +127,13 @@ impl SourceService for Importer {
     ) -> Result<Response<v1::DeleteSourceResponse>, Status> {
         Err(Status::unimplemented(""))
     }
+
+    async fn list_chunks(
+        &self,
+        _: Request<v1::ListChunksRequest>,
+    ) -> Result<Response<v1::ListChunksResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
 }
 
 /// Imports what `content` makes of the news that its first part has arrived, and

@@ -187,6 +187,7 @@ mod tests {
         v1::WatchSourceResponse {
             source: Some(source),
             jobs,
+            ..v1::WatchSourceResponse::default()
         }
     }
 

@@ -44,6 +44,7 @@ pub(super) async fn watch(
             namespace: session.namespace.clone(),
             name: name.clone(),
             until_idle: !follow,
+            ..WatchSourceRequest::default()
         };
         let broken = match client.watch_source(request).await {
             Ok(answer) => {

@@ -77,6 +77,11 @@ impl Door {
         name
     }
 
+    /// The beginning of sources' names; `None` when it is left empty.
+    pub(crate) fn prefix(&mut self, field: &'static str, prefix: String) -> Option<String> {
+        (!prefix.is_empty()).then(|| self.name(field, prefix))
+    }
+
     /// A source's namespace and name.
     pub(crate) fn source_key(&mut self, namespace: String, name: String) -> SourceKey {
         SourceKey {

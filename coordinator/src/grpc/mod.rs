@@ -9,17 +9,22 @@ mod imports;
 mod jobs;
 pub(crate) mod json;
 pub(crate) mod limits;
+mod mask;
 pub(crate) mod measured;
+mod overview;
 mod page;
 mod scaler;
 mod search;
 mod sources;
+mod spans;
 mod stream;
+mod watch;
 mod worker;
 
 use std::{sync::Arc, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use weir_telemetry::Tracer;
 
 use crate::{
     job::{chunk::Chunker, retry::RetryPolicy},
@@ -33,6 +38,8 @@ pub(crate) use jobs::Jobs;
 pub(crate) use scaler::Scaler;
 pub(crate) use search::Searches;
 pub(crate) use sources::Sources;
+pub(crate) use spans::SpanLayer;
+pub(crate) use watch::Hubs;
 pub(crate) use worker::Workers;
 
 /// What every service works with.
@@ -48,8 +55,13 @@ pub(crate) struct Inner {
     pub(crate) writer: Writer,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) wakeup: Wakeup,
+    pub(crate) tracer: Tracer,
     pub(crate) chunker: Arc<Chunker>,
     pub(crate) models: Vec<String>,
+    /// Where a trace can be looked at.
+    pub(crate) trace_url: Option<String>,
+    /// What clients watch.
+    pub(crate) hubs: Hubs,
     pub(crate) policy: RetryPolicy,
     pub(crate) lease_duration: Duration,
     /// How long a worker whose stream broke may take to come back.

@@ -9,6 +9,7 @@ use weir_proto::v1::{
     self, stream_batches_request::Message as FromWorker,
     stream_batches_response::Message as ToWorker,
 };
+use weir_telemetry::TraceContext;
 
 use self::handout::Handout;
 use super::{
@@ -25,10 +26,11 @@ type Outbox = mpsc::Sender<Result<v1::StreamBatchesResponse, Status>>;
 pub(crate) fn serve(
     services: Services,
     inbox: Streaming<v1::StreamBatchesRequest>,
+    trace: Option<TraceContext>,
 ) -> ReceiverStream<Result<v1::StreamBatchesResponse, Status>> {
     let (outbox, answers) = mpsc::channel(OUTBOX);
     services.tasks.clone().spawn(async move {
-        if let Err(end) = run(&services, inbox, &outbox).await {
+        if let Err(end) = run(&services, inbox, &outbox, trace).await {
             let last = match end {
                 End::Status(status) | End::Gone(Some(status)) => Err(status),
                 End::Message(message) => Ok(response(message)),
@@ -91,14 +93,19 @@ async fn run(
     services: &Services,
     mut inbox: Streaming<v1::StreamBatchesRequest>,
     outbox: &Outbox,
+    trace: Option<TraceContext>,
 ) -> Result<(), End> {
     let FromWorker::Open(open) = next(&mut inbox).await? else {
         return Err(out_of_order("the first message of a stream must open it").into());
     };
-    let mut handout = Handout::open(services, open).await?;
+    let mut handout = Handout::open(services, open, trace).await?;
     let end = hand_out(services, &mut handout, &mut inbox, outbox).await;
-    if let Err(End::Gone(_)) = &end {
-        handout.orphan(services).await;
+    match &end {
+        Err(End::Gone(_)) => handout.orphan(services).await,
+        Err(End::Message(ToWorker::Revoked(revoked))) => {
+            handout.revoked(services, revoked.reason());
+        }
+        _ => {}
     }
     end
 }

@@ -1,6 +1,9 @@
 //! `WorkerService`: claims, and the unary twins of the stream.
 
-use std::{pin::Pin, time::Duration};
+use std::{
+    pin::Pin,
+    time::{Duration, SystemTime},
+};
 
 use tokio::time::Instant;
 use tokio_stream::Stream;
@@ -9,12 +12,14 @@ use weir_proto::{
     limits::{MAX_CLAIM_MODELS, MAX_CLAIM_WAIT_SECONDS, MAX_WORKER_ID_CHARS},
     v1::{self, worker_service_server::WorkerService},
 };
+use weir_telemetry::TraceContext;
 
 use super::{
     Services,
     convert::{duration, wire_duration},
     door::Door,
     error::{going_away, invalid_field},
+    spans::{self, trace_id},
     stream,
 };
 use crate::{
@@ -31,7 +36,7 @@ pub(crate) const MAX_BATCH_BYTES: usize = 8 << 20;
 pub(crate) struct Workers(pub(crate) Services);
 
 impl Workers {
-    fn lease(&self, job: Job) -> v1::Lease {
+    fn lease(&self, job: Job, trace: Option<TraceContext>) -> v1::Lease {
         v1::Lease {
             chunks_pending: job.chunks_pending().into(),
             job_id: job.id,
@@ -42,7 +47,10 @@ impl Workers {
             lease_duration: wire_duration(self.0.lease_duration),
             max_batch_size: self.0.max_batch_size,
             attempt: job.attempt.into(),
-            traceparent: job.traceparent.unwrap_or_default(),
+            traceparent: trace
+                .as_ref()
+                .map(TraceContext::to_string)
+                .unwrap_or_default(),
         }
     }
 
@@ -54,21 +62,27 @@ impl Workers {
         error.into()
     }
 
-    /// Claims, or waits until there is something to claim.
-    async fn claim_or_wait(&self, claim: &Claim<'_>, wait: Duration) -> Result<Vec<Job>, Status> {
+    /// Claims, or waits until there is something to claim. Returns when the
+    /// claim began, too.
+    async fn claim_or_wait(
+        &self,
+        claim: &Claim<'_>,
+        wait: Duration,
+    ) -> Result<(Vec<Job>, SystemTime), Status> {
         let until = Instant::now() + wait;
         // The place in line is taken before the first look, so that no job falls between.
         let mut queue = self.0.wakeup.queue();
         loop {
             queue.mark_unchanged();
+            let began = SystemTime::now();
             let jobs = self.0.store.claim(claim).await?;
             if !jobs.is_empty() {
-                return Ok(jobs);
+                return Ok((jobs, began));
             }
             tokio::select! {
                 // A long poll must not hold up the stop.
                 () = self.0.shutdown.cancelled() => return Err(going_away()),
-                () = tokio::time::sleep_until(until) => return Ok(Vec::new()),
+                () = tokio::time::sleep_until(until) => return Ok((Vec::new(), began)),
                 _ = queue.changed() => {}
             }
         }
@@ -140,20 +154,23 @@ impl WorkerService for Workers {
             max_chunks: request.max_chunks,
             lease_duration: self.0.lease_duration,
         };
-        let jobs = self.claim_or_wait(&claim, wait).await?;
-        for job in &jobs {
+        let (jobs, began) = self.claim_or_wait(&claim, wait).await?;
+        let leases = jobs.into_iter().map(|job| {
+            let trace = spans::claimed(&self.0.tracer, &job, self.0.lease_duration, began);
             tracing::info!(
                 job_id = job.id,
                 epoch = job.epoch,
                 worker_id = request.worker_id,
                 attempt = job.attempt,
+                trace_id = trace_id(trace),
                 "A job was claimed."
             );
             self.0.wakeup.report_change(job.source_id);
             self.0.metrics.claimed(&job.model);
-        }
+            self.lease(job, trace)
+        });
         Ok(Response::new(v1::ClaimJobResponse {
-            leases: jobs.into_iter().map(|job| self.lease(job)).collect(),
+            leases: leases.collect(),
             lease_duration: wire_duration(self.0.lease_duration),
         }))
     }
@@ -162,9 +179,11 @@ impl WorkerService for Workers {
         &self,
         request: Request<Streaming<v1::StreamBatchesRequest>>,
     ) -> Result<Response<Self::StreamBatchesStream>, Status> {
+        let trace = spans::caller(request.metadata().as_ref());
         Ok(Response::new(Box::pin(stream::serve(
             self.0.clone(),
             request.into_inner(),
+            trace,
         ))))
     }
 
@@ -247,6 +266,7 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::UpsertBatchRequest>,
     ) -> Result<Response<v1::UpsertBatchResponse>, Status> {
+        let trace = spans::caller(request.metadata().as_ref());
         let request = request.into_inner();
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
@@ -255,12 +275,15 @@ impl WorkerService for Workers {
         let progress = self
             .0
             .writer
-            .upsert(Outcome {
-                lease,
-                embedded,
-                rejected,
-                complete: false,
-            })
+            .upsert(
+                Outcome {
+                    lease,
+                    embedded,
+                    rejected,
+                    complete: false,
+                },
+                trace,
+            )
             .await
             .map_err(|error| self.refusal(error))?;
         self.0.metrics.renewals.result.increment(1);
@@ -275,15 +298,23 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::CompleteJobRequest>,
     ) -> Result<Response<v1::CompleteJobResponse>, Status> {
+        let trace = spans::caller(request.metadata().as_ref());
         let request = request.into_inner();
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
         door.close()?;
+        let began = SystemTime::now();
         let completed = self.0.store.complete(lease).await;
         let job = completed.map_err(|error| self.refusal(error))?;
         self.0.metrics.jobs_ended.succeeded.increment(1);
         self.0.wakeup.report_change(job.source_id);
-        tracing::info!(job_id = job.id, epoch = job.epoch, "A job succeeded.");
+        spans::completed(&self.0.tracer, trace, lease, began);
+        tracing::info!(
+            job_id = job.id,
+            epoch = job.epoch,
+            trace_id = trace_id(spans::trace_of(&job)),
+            "A job succeeded."
+        );
         Ok(Response::new(v1::CompleteJobResponse {
             chunks_done: job.chunks_done.into(),
             chunks_rejected: job.chunks_rejected.into(),
@@ -295,6 +326,7 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::FailJobRequest>,
     ) -> Result<Response<v1::FailJobResponse>, Status> {
+        let trace = spans::caller(request.metadata().as_ref());
         let request = request.into_inner();
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
@@ -307,6 +339,7 @@ impl WorkerService for Workers {
             .await
             .map_err(|error| self.refusal(error))?;
         self.0.wakeup.report_change(failed.source_id);
+        spans::handed_back(lease, &reason, Some(failed.decision));
         let response = match failed.decision {
             Decision::Retry { attempt, delay } => {
                 self.0.metrics.retries.failed.increment(1);
@@ -315,6 +348,7 @@ impl WorkerService for Workers {
                     attempt,
                     delay_ms = delay.as_millis() as u64,
                     reason,
+                    trace_id = trace_id(trace),
                     "A job failed and will be tried again."
                 );
                 v1::FailJobResponse {
@@ -328,6 +362,7 @@ impl WorkerService for Workers {
                     job_id = lease.job_id,
                     attempt,
                     reason,
+                    trace_id = trace_id(trace),
                     "A job failed for good: its attempts are used up."
                 );
                 v1::FailJobResponse {
@@ -343,19 +378,35 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::ReleaseJobRequest>,
     ) -> Result<Response<v1::ReleaseJobResponse>, Status> {
+        let trace = spans::caller(request.metadata().as_ref());
         let request = request.into_inner();
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
         let reason = door.reason("reason".to_owned(), &request.reason);
+        let embedder_down = match v1::ReleaseCause::try_from(request.cause) {
+            Ok(v1::ReleaseCause::EmbedderDown) => true,
+            Ok(v1::ReleaseCause::Unspecified | v1::ReleaseCause::Drain) => false,
+            Err(_) => {
+                door.refuse("cause", "is not a cause to release a job for");
+                false
+            }
+        };
         door.close()?;
-        let released = self.0.store.release(lease, &reason).await;
+        let store = &self.0.store;
+        let released = if embedder_down {
+            store.release_embedder_down(lease, &reason).await
+        } else {
+            store.release(lease, &reason).await
+        };
         let source_id = released.map_err(|error| self.refusal(error))?;
         self.0.metrics.retries.released.increment(1);
         self.0.wakeup.report_change(source_id);
+        spans::handed_back(lease, &reason, None);
         tracing::info!(
             job_id = lease.job_id,
             epoch = lease.epoch,
             reason,
+            trace_id = trace_id(trace),
             "A job was handed back."
         );
         Ok(Response::new(v1::ReleaseJobResponse {}))

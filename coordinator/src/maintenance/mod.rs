@@ -5,6 +5,7 @@ pub(crate) mod database;
 pub mod reconciler;
 pub mod rescuer;
 pub mod retention;
+pub mod sampler;
 pub mod sweeper;
 
 use std::time::Duration;

@@ -65,7 +65,8 @@ impl Store {
              )
              UPDATE weir.jobs j
              SET state = 'running', epoch = j.epoch + 1, worker_id = $1, claimed_at = now(), progressed_at = NULL,
-                 heard = false, batch_size = NULL, lease_expires_at = now() + $4, started_at = coalesce(j.started_at, now())
+                 heard = false, batch_size = NULL, embedder_down = false,
+                 claimed_done = j.chunks_done + j.chunks_rejected, lease_expires_at = now() + $4, started_at = coalesce(j.started_at, now())
              FROM due WHERE j.id = due.id
              RETURNING ",
             job_columns!()

@@ -1,15 +1,20 @@
 //! The only SQL. One public method is one transaction; each statement begins
 //! with a comment that names its method, so that Postgres' logs point home.
 
+pub mod activity;
+pub mod attempts;
 pub mod batches;
+pub mod chunks;
 pub mod claim;
 pub mod content;
 mod database;
 pub mod error;
+pub mod failures;
 pub mod imports;
 pub mod lease;
 mod locks;
 mod migrate;
+pub mod overview;
 pub mod pending;
 mod planning;
 pub mod queue;

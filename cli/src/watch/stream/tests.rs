@@ -26,6 +26,8 @@ struct Scripted(Arc<Mutex<VecDeque<Answer>>>);
 impl JobService for Scripted {
     type WatchJobStream = BoxStream<'static, Result<v1::WatchJobResponse, Status>>;
     type WatchSourceStream = BoxStream<'static, Result<WatchSourceResponse, Status>>;
+    type WatchSourcesStream = BoxStream<'static, Result<v1::WatchSourcesResponse, Status>>;
+    type WatchStatusStream = BoxStream<'static, Result<v1::WatchStatusResponse, Status>>;
 
     async fn watch_source(
         &self,
@@ -42,7 +44,7 @@ impl JobService for Scripted {
                 chunks_embedded,
                 ..v1::Source::default()
             }),
-            jobs: Vec::new(),
+            ..WatchSourceResponse::default()
         };
         let states = states.into_iter().map(move |embedded| Ok(state(embedded)));
         Ok(Response::new(
@@ -89,6 +91,48 @@ impl JobService for Scripted {
         &self,
         _: Request<v1::GetQueueStatsRequest>,
     ) -> Result<Response<v1::GetQueueStatsResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn watch_sources(
+        &self,
+        _: Request<v1::WatchSourcesRequest>,
+    ) -> Result<Response<Self::WatchSourcesStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn get_status(
+        &self,
+        _: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn watch_status(
+        &self,
+        _: Request<v1::WatchStatusRequest>,
+    ) -> Result<Response<Self::WatchStatusStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn list_failures(
+        &self,
+        _: Request<v1::ListFailuresRequest>,
+    ) -> Result<Response<v1::ListFailuresResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn dismiss_failure(
+        &self,
+        _: Request<v1::DismissFailureRequest>,
+    ) -> Result<Response<v1::DismissFailureResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn get_activity(
+        &self,
+        _: Request<v1::GetActivityRequest>,
+    ) -> Result<Response<v1::GetActivityResponse>, Status> {
         Err(Status::unimplemented(""))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    time::Instant,
+    time::{Instant, SystemTime},
 };
 
 use chrono::{DateTime, Utc};
@@ -10,15 +10,23 @@ use weir_proto::{
     limits::{MAX_BATCH_SIZE, MAX_WINDOW},
     v1::{self, stream_batches_response::Message as ToWorker},
 };
+use weir_telemetry::{KeyValue, SpanKind, TraceContext};
 
 use super::{End, Outbox, finished, send};
 use crate::{
-    grpc::{Services, door::Door, error::invalid_field, worker::MAX_BATCH_BYTES},
+    grpc::{
+        Services,
+        door::Door,
+        error::invalid_field,
+        spans::{self, trace_id},
+        worker::MAX_BATCH_BYTES,
+    },
     job::{
         blame::suspected_batch,
         plan::{PendingChunk, next_batch_len},
     },
     store::{
+        StoreError,
         batches::{Outcome, Progress},
         lease::LeaseState,
         rows::{ChunkText, Job, LeaseKey},
@@ -37,6 +45,8 @@ const READ_AHEAD: usize = 4;
 pub(super) struct Handout {
     lease: LeaseKey,
     pub(super) source_id: i64,
+    /// What the spans of this attempt hang on.
+    trace: Option<TraceContext>,
     window: usize,
     batch_size: i32,
     /// How many of the next chunks may hold a text that kills its worker.
@@ -59,7 +69,13 @@ pub(super) struct Handout {
 }
 
 impl Handout {
-    pub(super) async fn open(services: &Services, open: v1::StreamOpen) -> Result<Self, End> {
+    /// `trace` is what the worker says that the attempt belongs to; without it,
+    /// it belongs to the trace of the job.
+    pub(super) async fn open(
+        services: &Services,
+        open: v1::StreamOpen,
+        trace: Option<TraceContext>,
+    ) -> Result<Self, End> {
         let mut door = Door::default();
         let lease = door.lease(open.job_id, open.epoch);
         if !(1..=MAX_WINDOW).contains(&open.window) {
@@ -117,6 +133,7 @@ impl Handout {
             .collect();
         Ok(Self {
             lease,
+            trace: trace.or_else(|| spans::trace_of(&job)),
             window: open.window as usize,
             batch_size,
             suspects: job.suspects,
@@ -160,9 +177,11 @@ impl Handout {
             }
             if self.ready.is_empty() {
                 if self.outstanding.is_empty() {
+                    let began = SystemTime::now();
                     let job = services.store.complete(self.lease).await?;
                     services.wakeup.report_change(job.source_id);
                     services.metrics.jobs_ended.succeeded.increment(1);
+                    self.succeeded(services, began);
                     return Err(finished(&job));
                 }
                 return Ok(());
@@ -238,15 +257,13 @@ impl Handout {
         let mut door = Door::default();
         let (embedded, rejected) = door.outcome(result.embedded, result.rejected);
         door.close()?;
-        let progress = services
-            .writer
-            .upsert(Outcome {
-                lease: self.lease,
-                embedded,
-                rejected,
-                complete: true,
-            })
-            .await?;
+        let outcome = Outcome {
+            lease: self.lease,
+            embedded,
+            rejected,
+            complete: true,
+        };
+        let progress = self.persist(services, result.seq, outcome).await?;
         services.wakeup.report_change(progress.source_id);
         services.metrics.renewals.result.increment(1);
         self.outstanding.remove(&result.seq);
@@ -273,14 +290,53 @@ impl Handout {
         send(outbox, ToWorker::Ack(ack)).await?;
         if progress.finished {
             services.metrics.jobs_ended.succeeded.increment(1);
-            tracing::info!(
-                job_id = self.lease.job_id,
-                epoch = self.lease.epoch,
-                "A job succeeded."
-            );
+            self.succeeded(services, SystemTime::now());
             return Err(finished(&progress));
         }
         Ok(())
+    }
+
+    /// Has an outcome written, together with others that wait.
+    async fn persist(
+        &self,
+        services: &Services,
+        seq: i64,
+        outcome: Outcome,
+    ) -> Result<Progress, StoreError> {
+        let trace = self.trace.as_ref();
+        let span = services
+            .tracer
+            .child(trace, "persist", SpanKind::Internal, || {
+                [
+                    KeyValue::new("weir.batch.seq", seq),
+                    KeyValue::new("weir.chunks.embedded", outcome.embedded.len() as i64),
+                    KeyValue::new("weir.chunks.rejected", outcome.rejected.len() as i64),
+                ]
+            });
+        let progress = services.writer.upsert(outcome, self.trace).await;
+        if let Err(error) = &progress {
+            span.fail(error.to_string());
+        }
+        progress
+    }
+
+    /// Tells that the job has succeeded, by a statement that began at `began`.
+    fn succeeded(&self, services: &Services, began: SystemTime) {
+        spans::completed(&services.tracer, self.trace, self.lease, began);
+        tracing::info!(
+            job_id = self.lease.job_id,
+            epoch = self.lease.epoch,
+            trace_id = trace_id(self.trace),
+            "A job succeeded."
+        );
+    }
+
+    /// Tells that the lease is gone.
+    pub(super) fn revoked(&self, services: &Services, reason: v1::RevokeReason) {
+        let (tracer, lease) = (&services.tracer, self.lease);
+        spans::happened(tracer, self.trace, "revoke", lease, || {
+            reason.as_str_name().to_owned()
+        });
     }
 
     pub(super) async fn renew(&mut self, services: &Services) -> Result<(), End> {
@@ -313,10 +369,15 @@ impl Handout {
         match orphaned {
             Ok(true) => {
                 services.metrics.streams_broken.increment(1);
+                let (tracer, lease, grace) = (&services.tracer, self.lease, services.orphan_grace);
+                spans::happened(tracer, self.trace, "orphan", lease, || {
+                    format!("the worker's stream broke; it is waited for {grace:?}")
+                });
                 tracing::info!(
-                    job_id = self.lease.job_id,
-                    epoch = self.lease.epoch,
-                    grace_ms = services.orphan_grace.as_millis() as u64,
+                    job_id = lease.job_id,
+                    epoch = lease.epoch,
+                    grace_ms = grace.as_millis() as u64,
+                    trace_id = trace_id(self.trace),
                     "A worker's stream broke; its lease ends early unless it comes back."
                 );
             }
