@@ -19,6 +19,7 @@ help:
 	@echo 'make chart                       check the Helm chart (gets its tools, with Go and pip)'
 	@echo 'make bench-embedders             count calls and time where texts are bad, calls rationed, sources small'
 	@echo 'make test-tracing                check the traces in a real Jaeger (needs Go)'
+	@echo 'make bench-autoscaling           simulate a day of workers that follow demand'
 	@echo 'make bench-tracing               measure what tracing costs'
 	@echo 'make deny                        check licences, advisories and sources (needs cargo-deny)'
 	@echo 'make runtime                     get that Postgres and the local model (what runs Weir does this)'
@@ -64,6 +65,10 @@ chart:
 # The same, after writing what is made: settings in the schema, README, what is rendered.
 chart-write:
 	@tests/chart/run --write
+
+# Days of bursty puts in virtual time, beside an oracle.
+bench-autoscaling:
+	$(CARGO) test --package weir-tests --test autoscaling -- --nocapture a_table_of_a_day
 
 # A cluster of real processes under faults drawn from SEED, checked at the end.
 chaos: runtime build
