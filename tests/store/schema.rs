@@ -234,7 +234,7 @@ async fn the_tables_refuse_nonsense_by_name() {
         ),
         (
             "jobs_lease_exactly_while_running",
-            "UPDATE weir.jobs SET state = 'queued' WHERE source = 'run'",
+            "UPDATE weir.jobs SET state = 'queued', worker_id = NULL, claimed_at = NULL WHERE source = 'run'",
         ),
         (
             "jobs_finished_exactly_in_a_final_state",
