@@ -1,5 +1,9 @@
 //! KEDA asks how many workers there should be.
 
+use std::{collections::HashMap, fs, path::Path};
+
+use serde_json::Value;
+use sqlx::AssertSqlSafe;
 use tokio::time::timeout;
 use tonic::{Code, Status, Streaming, transport::Channel};
 use weir_proto::{
@@ -199,4 +203,43 @@ async fn a_pool_whose_work_is_done_goes_to_sleep() {
     let lease = weir.claim().await;
     embed_one(&weir, &lease).await;
     assert_eq!(next(&mut told).await.ok(), Some(false));
+}
+
+/// The metadata of the first trigger that the chart renders of these values.
+fn rendered(values: &str) -> HashMap<String, String> {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../helm/weir/ci/golden");
+    let file = golden.join(env!("CARGO_PKG_VERSION")).join(values);
+    let text = fs::read_to_string(file).expect("`make chart-write` wrote it");
+    let manifests: Vec<Value> = serde_saphyr::from_multiple(&text).unwrap();
+    let scaled = |one: &&Value| one["kind"] == "ScaledObject";
+    let scaled = manifests.iter().find(scaled).expect("something is scaled");
+    serde_json::from_value(scaled["spec"]["triggers"][0]["metadata"].clone()).unwrap()
+}
+
+#[tokio::test]
+async fn what_the_chart_tells_keda_is_understood() {
+    let weir = Weir::with(&[("WEIR_MODELS", "bge-m3")]).await;
+    let mut scaled = scaled(&[]);
+    scaled.scaler_metadata = rendered("all.yaml");
+    let spec = scaler(&weir).get_metric_spec(scaled.clone()).await.unwrap();
+    assert_eq!(spec.into_inner().metric_specs[0].target_size, 20_000);
+    put_in(&weir, "depot", &["a"]).await;
+    let active = scaler(&weir).is_active(scaled).await.unwrap();
+    assert!(active.into_inner().result);
+}
+
+#[tokio::test]
+async fn the_database_answers_the_charts_question_as_the_coordinator_does() {
+    let model = "o'brien/e5";
+    let weir = Weir::with(&[("WEIR_MODELS", model)]).await;
+    put_in(&weir, "default", &["a", "b", "c"]).await;
+    put_in(&weir, "depot", &["d"]).await;
+    let query = rendered("keda-postgres.yaml").remove("query").unwrap();
+    let answer: f64 = sqlx::query_scalar(AssertSqlSafe(query))
+        .fetch_one(weir.database.pool())
+        .await
+        .unwrap();
+    let own = [("models", model), ("namespaces", "default")];
+    assert_eq!(pending(&weir, &own).await, 3);
+    assert!((answer - 3.0).abs() < f64::EPSILON, "{answer}");
 }
