@@ -41,10 +41,10 @@ test-embedders: runtime
 	$(CARGO) test -p weir-tests --test embedders
 
 # The programs as they are shipped, and an embedder that is scripted.
-bench-embedders: export BENCH_TEXTS ?= 5000
+bench-embedders: export BENCH_TEXTS ?= 10000
 bench-embedders: runtime
 	$(CARGO) build --release --workspace --bins
-	$(CARGO) test --release -p weir-tests --test bench_embedders -- --nocapture
+	$(CARGO) test --release -p weir-tests --test bench_embedders -- --nocapture --test-threads=1
 
 # A real Jaeger, built by Go once, or what WEIR_JAEGER names.
 test-tracing: runtime build

@@ -1,6 +1,7 @@
 //! Watches: the present first, then every change, and after a broken
 //! connection what has changed since.
 
+use futures::FutureExt as _;
 use tonic::{Code, Streaming};
 use weir_proto::v1::{self, JobState, job_service_client::JobServiceClient};
 use weir_tests::{
@@ -144,6 +145,13 @@ async fn a_page_of_sources_ticks() {
     let weir = Weir::start().await;
     weir.put("a", &["one"]).await;
     weir.put("b", &["two"]).await;
+    let nowhere = v1::WatchSourcesRequest {
+        namespace: "nowhere".to_owned(),
+        ..v1::WatchSourcesRequest::default()
+    };
+    let empty = weir.jobs().watch_sources(nowhere).await;
+    let mut empty = empty.unwrap().into_inner();
+    assert_eq!(next(&mut empty).await, v1::WatchSourcesResponse::default());
     let request = v1::WatchSourcesRequest::default();
     let mut watch = weir
         .jobs()
@@ -176,6 +184,11 @@ async fn a_page_of_sources_ticks() {
     let state = next(&mut watch).await;
     let gone: Vec<&str> = state.gone.iter().map(|key| key.name.as_str()).collect();
     assert_eq!((state.sources.len(), gone), (0, vec!["b"]));
+    let said_again = empty.message().now_or_never();
+    assert!(
+        said_again.is_none(),
+        "an empty page is told once: {said_again:?}"
+    );
 }
 
 #[tokio::test]

@@ -22,20 +22,29 @@ use std::env;
 /// Enough to see each of the three work.
 const FEW: usize = 200;
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_embedding_costs() {
-    let texts = match env::var("BENCH_TEXTS") {
+fn texts() -> usize {
+    match env::var("BENCH_TEXTS") {
         Ok(texts) if !texts.is_empty() => texts.parse().expect("BENCH_TEXTS is a number"),
         _ => FEW,
-    };
-    let mut lines = poison::compare(texts).await;
-    lines.push(quota::drain(texts).await);
-    lines.extend(small::compare(texts).await);
-    println!(
-        "\n{texts} texts, {} of them bad where some are:\n",
-        poison::bad(texts)
-    );
-    for line in lines {
-        println!("{line}");
     }
+}
+
+/// Prints a table, so that none stands in another.
+fn print(lines: &[String]) {
+    println!("\n\n{}\n", lines.join("\n"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_where_texts_are_bad() {
+    print(&poison::compare(texts()).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn time_where_calls_are_rationed() {
+    print(&[quota::drain(texts()).await]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn time_where_sources_are_small() {
+    print(&small::compare(texts()).await);
 }

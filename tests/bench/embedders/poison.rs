@@ -83,7 +83,7 @@ const STYLES: [Style; 6] = [
 ];
 
 /// How many of so many texts are bad.
-pub(crate) fn bad(texts: usize) -> usize {
+fn bad(texts: usize) -> usize {
     texts / ONE_IN
 }
 
@@ -142,10 +142,11 @@ fn bound(batch_size: usize, named: bool) -> f64 {
 /// A line for each style and batch size.
 pub(crate) async fn compare(count: usize) -> Vec<String> {
     let bad = bad(count);
-    let mut lines = vec![format!(
+    let mut lines = vec![format!("{count} texts, of which {bad} are bad")];
+    lines.push(format!(
         "{:<26} {:>5} {:>6} {:>8} {:>6} {:>6}",
         "refusal", "batch", "clean", "with bad", "ratio", "bound"
-    )];
+    ));
     for style in &STYLES {
         for batch_size in [8, 32] {
             let clean = calls(style, batch_size, count, 0).await;

@@ -32,7 +32,7 @@ pub(crate) async fn drain(texts: usize) -> String {
     let allowed = Duration::from_secs((granted.len().saturating_sub(1) / CALLS) as u64);
     let allowed = allowed.as_secs_f64();
     format!(
-        "\nquota of {CALLS} calls a second: {} calls in {took:.1} s, allowed {allowed:.1} s: {:.2}; \
+        "quota of {CALLS} calls a second: {} calls in {took:.1} s, allowed {allowed:.1} s: {:.2}; \
          {} refused, nobody charged",
         granted.len(),
         took / allowed,

@@ -39,6 +39,7 @@ pub(in crate::grpc) fn watch_sources(
                 (key, summary(&services, found))
             });
             let now: BTreeMap<_, _> = keyed.collect();
+            let first = seen.is_none();
             let before = seen.take().unwrap_or_default();
             let new = now
                 .iter()
@@ -51,7 +52,6 @@ pub(in crate::grpc) fn watch_sources(
                     name: name.clone(),
                 })
                 .collect();
-            let first = before.is_empty();
             if first || !new.is_empty() || !gone_keys.is_empty() {
                 let answer = v1::WatchSourcesResponse {
                     sources: new,
