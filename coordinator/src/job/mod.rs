@@ -8,6 +8,5 @@ pub mod chunk;
 pub mod parking;
 pub mod plan;
 pub mod pool;
-pub mod pool;
 pub mod retry;
 pub mod state;
