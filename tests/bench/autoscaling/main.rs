@@ -67,14 +67,14 @@ fn workers_follow_demand_without_flapping() {
         let late = lateness(&outcome, &best);
         assert_eq!(outcome.embedded, chunks(&puts), "scale-in costs no work");
         assert!(
-            share(&late, 50) <= 60 && share(&late, 95) <= 15 * 60,
+            share(&late, 50) <= 60 && share(&late, 95) <= 180,
             "seed {seed}: late by {} s in half of the cases, by {} s in one of twenty",
             share(&late, 50),
             share(&late, 95),
         );
         let hours = outcome.pod_hours / best.pod_hours;
         assert!(
-            hours <= 2.5,
+            hours <= 3.5,
             "seed {seed}: {hours} times the pod-hours needed"
         );
         assert!(
@@ -82,7 +82,7 @@ fn workers_follow_demand_without_flapping() {
             "seed {seed}: it sleeps at night"
         );
         assert!(
-            outcome.reversals * 10 <= outcome.changes,
+            outcome.reversals <= 6,
             "seed {seed}: {} of {} changes were taken back within five minutes",
             outcome.reversals,
             outcome.changes,
