@@ -170,6 +170,13 @@ async fn metadata_that_says_nothing_is_refused_by_its_key() {
     assert_invalid(&fault, "metricName", "weir-pending-chunks");
 }
 
+/// Opens the stream of the pool that has all the work.
+async fn stream(weir: &Weir) -> Streaming<IsActiveResponse> {
+    let pool = scaled(&[("models", MODEL)]);
+    let told = scaler(weir).stream_is_active(pool).await;
+    told.unwrap().into_inner()
+}
+
 /// What a stream tells next.
 async fn next(told: &mut Streaming<IsActiveResponse>) -> Result<bool, Status> {
     let message = timeout(PATIENCE, told.message()).await;
@@ -181,8 +188,7 @@ async fn next(told: &mut Streaming<IsActiveResponse>) -> Result<bool, Status> {
 async fn a_pool_without_workers_is_woken_by_its_first_job() {
     // Whoever waits for the poll waits longer than the test has patience.
     let mut weir = Weir::with(&[("WEIR_POLL_INTERVAL", "1h")]).await;
-    let told = scaler(&weir).stream_is_active(scaled(&[("models", MODEL)]));
-    let mut told = told.await.unwrap().into_inner();
+    let mut told = stream(&weir).await;
     assert_eq!(next(&mut told).await.ok(), Some(false));
     weir.put("notes", &["a"]).await;
     assert_eq!(next(&mut told).await.ok(), Some(true));
@@ -197,8 +203,7 @@ async fn a_pool_without_workers_is_woken_by_its_first_job() {
 async fn a_pool_whose_work_is_done_goes_to_sleep() {
     let weir = Weir::with(&[("WEIR_POLL_INTERVAL", "50ms")]).await;
     weir.put("notes", &["a"]).await;
-    let told = scaler(&weir).stream_is_active(scaled(&[("models", MODEL)]));
-    let mut told = told.await.unwrap().into_inner();
+    let mut told = stream(&weir).await;
     assert_eq!(next(&mut told).await.ok(), Some(true));
     let lease = weir.claim().await;
     embed_one(&weir, &lease).await;
