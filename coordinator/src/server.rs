@@ -102,25 +102,27 @@ impl Server {
         self.address
     }
 
-    /// Serves until `shutdown`. Then it says that it is not ready, ends streams
-    /// and long polls, accepts no more connections after the drain delay, and
-    /// lets calls under way end, for at most the drain timeout.
+    /// Serves until `shutdown`. Then it says that it is not ready and goes on for
+    /// the drain delay. After that it ends streams and long polls, sends their
+    /// connections away, accepts no more of them, and lets calls under way end,
+    /// for at most the drain timeout.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let tasks = TaskTracker::new();
         let wakeup = Wakeup::default();
         let writer_tasks = TaskTracker::new();
         let metrics = Arc::new(Metrics::new(&self.config.models));
-        let services = self.services(&wakeup, &shutdown, &tasks, &writer_tasks, &metrics);
+        // A call that is told to go elsewhere before its connection is would come back here.
+        let unready = CancellationToken::new();
+        let services = self.services(&wakeup, &unready, &tasks, &writer_tasks, &metrics);
         let (reporter, health) = tonic_health::server::health_reporter();
         let background = TaskTracker::new();
-        let unready = CancellationToken::new();
         background.spawn(report_health(
             self.store.clone(),
             reporter,
             shutdown.clone(),
             (unready.clone().drop_guard(), self.config.drain_delay),
         ));
-        self.start_background(&services, &background, &shutdown);
+        self.start_background(&services, &background, &unready);
 
         let spans = SpanLayer::new(self.tracer.clone());
         let routes = routes(services, self.scrape(&metrics), health, &shutdown, &spans)?;

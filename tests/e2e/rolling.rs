@@ -9,6 +9,7 @@ use std::{
 };
 
 use futures::future::join_all;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Code, Status,
@@ -33,10 +34,14 @@ const CLIENTS: usize = 4;
 /// Items of a source: three batches.
 const ITEMS: usize = 24;
 /// How often a call is made before its client gives up.
-const TRIES: usize = 5;
+const TRIES: u32 = 5;
 
-const COORDINATOR: [(&str, &str); 2] =
-    [("WEIR_DRAIN_DELAY", "200ms"), ("WEIR_DRAIN_TIMEOUT", "20s")];
+/// How long a client waits before its second try; double before each next one,
+/// as gRPC's own retries do.
+const BACKOFF: Duration = Duration::from_millis(100);
+
+/// The delay is longer than a client has patience.
+const COORDINATOR: [(&str, &str); 2] = [("WEIR_DRAIN_DELAY", "3s"), ("WEIR_DRAIN_TIMEOUT", "20s")];
 const WORKER: [(&str, &str); 1] = [("WEIR_BATCH_SIZE", "8")];
 
 /// The processes of both Deployments.
@@ -120,11 +125,12 @@ impl Done {
     /// Makes a call, again where that is what it answers. Panics when that
     /// does not help, or is not for another try.
     async fn retried<T>(mut call: impl AsyncFnMut() -> Result<T, Status>) -> T {
-        for _ in 0..TRIES {
+        for tried in 0..TRIES {
             match call().await {
                 Ok(answer) => return answer,
                 Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status:?}"),
             }
+            sleep(BACKOFF * 2_u32.pow(tried)).await;
         }
         panic!("a call failed {TRIES} times in a row");
     }
