@@ -1,10 +1,9 @@
 //! Workers and coordinators that are asked to end, as every deployment does it.
 
-use std::{future::Future, time::Duration};
+use std::time::Duration;
 
 use tokio::{select, sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Response, Status};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };

@@ -33,6 +33,6 @@ mod steer;
 mod story;
 mod tls;
 mod tracing;
+mod watch;
 
 use weir_tests::{clients, world};
-mod watch;

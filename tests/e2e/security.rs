@@ -6,8 +6,8 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tokio::time;
 use tonic::{
-    Code, Request, Status, metadata::AsciiMetadataValue, service::interceptor::InterceptedService,
-    transport::Channel,
+    Code, Request, Status, Streaming, metadata::AsciiMetadataValue,
+    service::interceptor::InterceptedService, transport::Channel,
 };
 use tonic_types::StatusExt as _;
 use weir_proto::{
