@@ -1,14 +1,20 @@
 //! The command line.
 
+use std::path::PathBuf;
+
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
-use crate::{jobs, local, put, search, sources, steer, up, watch};
+use crate::{
+    chunks, credentials::Credentials, doctor, failures, job, jobs, local, put, search, shell,
+    sources, status, steer, up, watch,
+};
 
 const EXIT_CODES: &str = "Exit codes:
-  0  done; for watch and put --watch: everything is embedded
+  0  done; for watch and put --watch: everything is embedded; for status: healthy or indexing
   1  something failed
-  2  the command line is wrong
-  3  the coordinator, or its database, cannot be reached";
+  2  the command line, or the configuration file, is wrong
+  3  the coordinator, or its database, cannot be reached
+  4  for status: degraded";
 
 /// Keeps vector embeddings up to date: hands documents to a coordinator, and
 /// shows how far they are.
@@ -33,27 +39,31 @@ impl Cli {
 }
 
 /// What every command understands.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Global {
-    /// The coordinator to talk to.
-    #[arg(
-        long,
-        global = true,
-        env = "WEIR_COORDINATOR",
-        default_value = "http://127.0.0.1:7400",
-        value_name = "URL"
-    )]
-    pub(crate) coordinator: String,
-    /// The namespace of the sources.
+    /// The coordinator to talk to [default: <http://127.0.0.1:7400>].
+    #[arg(long, global = true, env = "WEIR_COORDINATOR", value_name = "URL")]
+    pub(crate) coordinator: Option<String>,
+    /// The namespace of the sources [default: default].
     #[arg(
         long,
         short,
         global = true,
         env = "WEIR_NAMESPACE",
-        default_value = "default",
         value_name = "NAME"
     )]
-    pub(crate) namespace: String,
+    pub(crate) namespace: Option<String>,
+    /// How the coordinator is known, and who we are to it.
+    #[command(flatten)]
+    pub(crate) credentials: Credentials,
+    /// The profile of the configuration file whose settings apply where a flag or a variable says
+    /// nothing [default: the file's default-profile].
+    #[arg(long, global = true, env = "WEIR_PROFILE", value_name = "NAME")]
+    pub(crate) profile: Option<String>,
+    /// The configuration file [default: weir/config.toml in the folder for configuration,
+    /// ~/.config].
+    #[arg(long, global = true, env = "WEIR_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
     /// Write JSON: one document, or one a line where a command goes on.
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -81,16 +91,32 @@ pub(crate) enum Command {
     Ls(sources::LsArgs),
     /// Watch sources until everything is embedded.
     Watch(watch::WatchArgs),
+    /// Say how a namespace, or all of it, stands.
+    Status(status::StatusArgs),
+    /// List what went wrong, by cause.
+    Failures(failures::FailuresArgs),
+    /// Take a failure off the list until it is seen again.
+    Dismiss(failures::DismissArgs),
     /// List jobs, newest first.
     Jobs(jobs::JobsArgs),
-    /// Have a job run again.
+    /// Show one job with its tries.
+    Job(job::JobArgs),
+    /// List a source's chunks by what became of them.
+    Chunks(chunks::ChunksArgs),
+    /// Have jobs run again.
     Retry(steer::RetryArgs),
-    /// Cancel a job; what is embedded stays.
+    /// Cancel jobs; what is embedded stays.
     Cancel(steer::CancelArgs),
     /// Search by meaning.
     Search(search::SearchArgs),
     /// Delete a source with its vectors.
     Rm(sources::RmArgs),
+    /// Check the set-up: configuration, coordinator, database, embedder.
+    Doctor(doctor::DoctorArgs),
+    /// Write what a shell needs to complete commands.
+    Completions(shell::CompletionsArgs),
+    /// Write the manual pages.
+    Man(shell::ManArgs),
 }
 
 #[cfg(test)]

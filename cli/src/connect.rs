@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::{
+    service::interceptor::InterceptedService,
+    transport::{Channel, Endpoint, Uri},
+};
+use tonic_health::pb::health_client::HealthClient;
 use weir_proto::{
     limits::MAX_CLIENT_MESSAGE_BYTES,
     v1::{
@@ -11,17 +15,20 @@ use weir_proto::{
     },
 };
 
-use crate::{args::Global, failure::Failure};
+use crate::{config::Settings, credentials::Token, failure::Failure};
 
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a silent connection is asked whether it is still there.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
+/// What calls go through.
+type Wire = InterceptedService<Channel, Token>;
+
 /// A connection, with what every command needs to know.
 #[derive(Debug, Clone)]
 pub(crate) struct Session {
-    channel: Channel,
+    wire: Wire,
     /// The namespace of the sources.
     pub(crate) namespace: String,
     /// Whether output is JSON.
@@ -30,62 +37,81 @@ pub(crate) struct Session {
 
 impl Session {
     /// Connects. Fails with [`Failure::Unreachable`] when nothing answers.
-    pub(crate) async fn connect(global: &Global) -> Result<Self, Failure> {
-        let url = &global.coordinator;
-        let bad_url = |error: tonic::transport::Error| {
+    pub(crate) async fn connect(settings: &Settings) -> Result<Self, Failure> {
+        let url = &settings.coordinator;
+        let bad_url = |what: String| {
             Failure::Usage(format!(
-                "--coordinator {url} cannot be used: {}",
-                innermost(&error)
+                "--coordinator (WEIR_COORDINATOR) {url} cannot be used: {what}"
             ))
         };
-        let scheme = url.split_once("://").map(|(scheme, _)| scheme);
-        if !matches!(scheme, Some("http" | "https")) {
-            return Err(Failure::Usage(format!(
-                "--coordinator {url} cannot be used: it must be http://host:port or \
-                 https://host:port"
-            )));
-        }
-        let mut endpoint = Endpoint::from_shared(url.clone())
-            .map_err(bad_url)?
+        let uri: Uri = url
+            .parse()
+            .map_err(|_| bad_url("it is not a URL".to_owned()))?;
+        let secure = match uri.scheme_str() {
+            Some("http") => false,
+            Some("https") => true,
+            _ => {
+                return Err(bad_url(
+                    "it must be http://host:port or https://host:port".to_owned(),
+                ));
+            }
+        };
+        let token = settings.credentials.token(&uri)?;
+        let mut endpoint = Endpoint::from(uri)
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(CONNECT_TIMEOUT)
             .keep_alive_while_idle(true);
-        if scheme == Some("https") {
-            let tls = ClientTlsConfig::new().with_enabled_roots();
-            endpoint = endpoint.tls_config(tls).map_err(bad_url)?;
+        if secure {
+            let tls = settings.credentials.tls()?;
+            endpoint = endpoint
+                .tls_config(tls)
+                .map_err(|error| bad_url(innermost(&error)))?;
         }
         let channel = endpoint
             .connect()
             .await
             .map_err(|error| Failure::Unreachable {
                 endpoint: url.clone(),
-                reason: innermost(&error),
+                reason: explained(innermost(&error)),
             })?;
         Ok(Self {
-            channel,
-            namespace: global.namespace.clone(),
-            json: global.json,
+            wire: InterceptedService::new(channel, token),
+            namespace: settings.namespace.clone(),
+            json: settings.json,
         })
     }
 
+    /// The namespace of a request: empty, for all of them, where `all` is set.
+    pub(crate) fn namespace_or_all(&self, all: bool) -> String {
+        if all {
+            String::new()
+        } else {
+            self.namespace.clone()
+        }
+    }
+
     /// The client of `SourceService`.
-    pub(crate) fn sources(&self) -> SourceServiceClient<Channel> {
-        SourceServiceClient::new(self.channel.clone())
+    pub(crate) fn sources(&self) -> SourceServiceClient<Wire> {
+        SourceServiceClient::new(self.wire.clone())
             .max_decoding_message_size(MAX_CLIENT_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_CLIENT_MESSAGE_BYTES)
     }
 
     /// The client of `JobService`.
-    pub(crate) fn jobs(&self) -> JobServiceClient<Channel> {
-        JobServiceClient::new(self.channel.clone())
-            .max_decoding_message_size(MAX_CLIENT_MESSAGE_BYTES)
+    pub(crate) fn jobs(&self) -> JobServiceClient<Wire> {
+        JobServiceClient::new(self.wire.clone()).max_decoding_message_size(MAX_CLIENT_MESSAGE_BYTES)
     }
 
     /// The client of `SearchService`.
-    pub(crate) fn search(&self) -> SearchServiceClient<Channel> {
-        SearchServiceClient::new(self.channel.clone())
+    pub(crate) fn search(&self) -> SearchServiceClient<Wire> {
+        SearchServiceClient::new(self.wire.clone())
             .max_decoding_message_size(MAX_CLIENT_MESSAGE_BYTES)
+    }
+
+    /// The client of the health service.
+    pub(crate) fn health(&self) -> HealthClient<Wire> {
+        HealthClient::new(self.wire.clone())
     }
 }
 
@@ -98,23 +124,27 @@ fn innermost(error: &tonic::transport::Error) -> String {
     cause.to_string()
 }
 
+/// Says what is most likely wrong where TLS itself does not.
+fn explained(reason: String) -> String {
+    if reason.contains("InvalidContentType") {
+        return "it does not speak TLS there: use http://".to_owned();
+    }
+    reason
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn global(coordinator: &str) -> Global {
-        Global {
-            coordinator: coordinator.to_owned(),
-            namespace: "default".to_owned(),
-            json: false,
-            log: "off".to_owned(),
-        }
+    async fn failure(coordinator: &str) -> Failure {
+        let settings = Settings::plain(coordinator, "default");
+        Session::connect(&settings).await.unwrap_err()
     }
 
     #[tokio::test]
     async fn a_bad_url_is_a_usage_error() {
         for url in ["localhost:7400", "ftp://host", "http://", "http://a b"] {
-            let failure = Session::connect(&global(url)).await.unwrap_err();
+            let failure = failure(url).await;
             assert!(matches!(failure, Failure::Usage(_)), "{url}: {failure}");
         }
     }
@@ -124,7 +154,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         drop(listener);
-        let failure = Session::connect(&global(&url)).await.unwrap_err();
+        let failure = failure(&url).await;
         assert!(matches!(failure, Failure::Unreachable { .. }), "{failure}");
         assert!(failure.to_string().contains("refused"), "{failure}");
     }

@@ -28,6 +28,13 @@ pub(crate) enum Failure {
     /// wrong is told already.
     #[error("not everything is embedded")]
     Incomplete,
+    /// What was asked about is degraded; why is told already.
+    #[error("degraded")]
+    Degraded,
+    /// Some of what was to be done was refused, or did not pass; which and why
+    /// is told already.
+    #[error("{0}")]
+    Partly(String),
     /// Anything else.
     #[error("{0:#}")]
     Other(#[from] anyhow::Error),
@@ -40,8 +47,14 @@ impl Failure {
             Self::Usage(_) => 2,
             Self::Unreachable { .. } => 3,
             Self::Refused(status) if status.code() == Code::Unavailable => 3,
-            Self::Refused(_) | Self::Incomplete | Self::Other(_) => 1,
+            Self::Degraded => 4,
+            Self::Refused(_) | Self::Incomplete | Self::Partly(_) | Self::Other(_) => 1,
         })
+    }
+
+    /// Whether the command's own output says all there is to say.
+    pub(crate) fn is_told(&self) -> bool {
+        matches!(self, Self::Degraded)
     }
 
     /// Whether the reader of our output went away, as `head` does, which is
@@ -139,6 +152,7 @@ mod tests {
             ExitCode::from(1)
         );
         assert_eq!(Failure::Incomplete.exit_code(), ExitCode::from(1));
+        assert_eq!(Failure::Degraded.exit_code(), ExitCode::from(4));
     }
 
     #[test]

@@ -4,12 +4,13 @@ use std::time::SystemTime;
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use weir_proto::v1::{self, JobState};
+use weir_proto::v1::{self, JobState, JobTrigger};
 
 use crate::{
     connect::Session,
     failure::Failure,
-    output::{self, ago, brief, printable, table, until},
+    output::{self, ago, brief, printable, until},
+    table::{Cell, Tone, table},
     view,
 };
 
@@ -17,11 +18,23 @@ use crate::{
 #[derive(Debug, Args)]
 pub(crate) struct JobsArgs {
     /// Only the jobs of this source.
-    #[arg(conflicts_with = "all_namespaces")]
+    #[arg(conflicts_with_all = ["all_namespaces", "prefix"])]
     name: Option<String>,
+    /// Only the jobs of sources whose name begins with this.
+    #[arg(long, conflicts_with = "all_namespaces")]
+    prefix: Option<String>,
     /// Only jobs in these states, separated by commas.
     #[arg(long, value_delimiter = ',', value_name = "STATE")]
     state: Vec<State>,
+    /// Only jobs that were queued by these, separated by commas.
+    #[arg(long, value_delimiter = ',', value_name = "TRIGGER")]
+    trigger: Vec<Trigger>,
+    /// Only jobs of this model.
+    #[arg(long)]
+    model: Option<String>,
+    /// Only the unsettled jobs that this failure last befell, in whichever namespace.
+    #[arg(long, value_name = "ID", conflicts_with = "all_namespaces")]
+    failure: Option<i64>,
     /// Most jobs to list.
     #[arg(long, default_value = "50", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     limit: u32,
@@ -52,6 +65,24 @@ impl From<State> for JobState {
     }
 }
 
+/// Why a job was queued, as an argument.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Trigger {
+    Write,
+    Retry,
+    Reconcile,
+}
+
+impl From<Trigger> for JobTrigger {
+    fn from(trigger: Trigger) -> Self {
+        match trigger {
+            Trigger::Write => Self::Write,
+            Trigger::Retry => Self::Retry,
+            Trigger::Reconcile => Self::Reconcile,
+        }
+    }
+}
+
 /// Lists jobs, newest first.
 pub(crate) async fn jobs(session: &Session, args: JobsArgs) -> Result<(), Failure> {
     #[derive(Serialize)]
@@ -59,34 +90,27 @@ pub(crate) async fn jobs(session: &Session, args: JobsArgs) -> Result<(), Failur
         jobs: Vec<view::Job>,
     }
 
-    let mut client = session.jobs();
-    let namespace = if args.all_namespaces {
-        String::new()
-    } else {
-        session.namespace.clone()
+    // A failure is of one namespace, and of one that nobody has to name.
+    let everywhere = args.all_namespaces || (args.failure.is_some() && args.name.is_none());
+    let request = v1::ListJobsRequest {
+        namespace: session.namespace_or_all(everywhere),
+        source: args.name.unwrap_or_default(),
+        states: args
+            .state
+            .iter()
+            .map(|state| JobState::from(*state).into())
+            .collect(),
+        source_prefix: args.prefix.unwrap_or_default(),
+        triggers: args
+            .trigger
+            .iter()
+            .map(|trigger| JobTrigger::from(*trigger).into())
+            .collect(),
+        model: args.model.unwrap_or_default(),
+        failure_id: args.failure.unwrap_or_default(),
+        ..v1::ListJobsRequest::default()
     };
-    let mut jobs = Vec::new();
-    let mut page_token = String::new();
-    loop {
-        let wanted = args.limit as usize - jobs.len();
-        let request = v1::ListJobsRequest {
-            namespace: namespace.clone(),
-            source: args.name.clone().unwrap_or_default(),
-            states: args
-                .state
-                .iter()
-                .map(|state| JobState::from(*state).into())
-                .collect(),
-            page_size: wanted.min(1_000) as i32,
-            page_token,
-        };
-        let page = client.list_jobs(request).await?.into_inner();
-        jobs.extend(page.jobs.into_iter().take(wanted));
-        page_token = page.next_page_token;
-        if page_token.is_empty() || jobs.len() >= args.limit as usize {
-            break;
-        }
-    }
+    let jobs = list(session, request, args.limit as usize).await?;
     if session.json {
         return Ok(output::json(&Answer {
             jobs: view::all(&jobs),
@@ -95,34 +119,61 @@ pub(crate) async fn jobs(session: &Session, args: JobsArgs) -> Result<(), Failur
     if jobs.is_empty() {
         return Ok(output::line("No jobs.")?);
     }
-    Ok(output::line(job_table(
+    Ok(output::fitting(&job_table(
         &jobs,
         SystemTime::now(),
-        args.all_namespaces,
+        everywhere,
     ))?)
+}
+
+/// Returns the jobs that pass the request's filters, newest first, at most
+/// `most` of them.
+pub(crate) async fn list(
+    session: &Session,
+    request: v1::ListJobsRequest,
+    most: usize,
+) -> Result<Vec<v1::Job>, Failure> {
+    let mut client = session.jobs();
+    let mut jobs: Vec<v1::Job> = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = v1::ListJobsRequest {
+            page_size: (most - jobs.len()).min(1_000) as i32,
+            page_token,
+            ..request.clone()
+        };
+        let page = client.list_jobs(request).await?.into_inner();
+        jobs.extend(page.jobs);
+        page_token = page.next_page_token;
+        if page_token.is_empty() || jobs.len() >= most {
+            jobs.truncate(most);
+            return Ok(jobs);
+        }
+    }
 }
 
 /// Jobs as a table; with their namespace before the source where they have
 /// several.
 pub(crate) fn job_table(jobs: &[v1::Job], now: SystemTime, with_namespace: bool) -> String {
-    let row = |job: &v1::Job| {
+    let row = |job: &v1::Job| -> [Cell; 7] {
         let source = if with_namespace {
             format!("{}/{}", job.namespace, job.source)
         } else {
             job.source.clone()
         };
         [
-            job.job_id.to_string(),
-            source,
-            view::state(job.state()).to_owned(),
+            job.job_id.into(),
+            source.into(),
+            Cell::toned(view::state(job.state()), state_tone(job.state())),
             format!(
                 "{}/{}",
                 job.chunks_done + job.chunks_rejected,
                 job.chunks_total
-            ),
-            format!("{}/{}", job.attempt, job.max_attempts),
-            ago(job.create_time, now),
-            note(job, now),
+            )
+            .into(),
+            format!("{}/{}", job.attempt, job.max_attempts).into(),
+            ago(job.create_time, now).into(),
+            note(job, now).into(),
         ]
     };
     let rows: Vec<_> = jobs.iter().map(row).collect();
@@ -132,6 +183,16 @@ pub(crate) fn job_table(jobs: &[v1::Job], now: SystemTime, with_namespace: bool)
         ],
         &rows,
     )
+}
+
+/// How a job's state is meant.
+pub(crate) fn state_tone(state: JobState) -> Tone {
+    match state {
+        JobState::Running => Tone::Busy,
+        JobState::Succeeded => Tone::Good,
+        JobState::Failed => Tone::Bad,
+        JobState::Queued | JobState::Cancelled | JobState::Unspecified => Tone::Plain,
+    }
 }
 
 /// What there is to say about a job beyond its state: who has it, or what went

@@ -1,15 +1,12 @@
-//! Writing to stdout: lines, tables and JSON.
+//! Writing to stdout: lines and JSON; and what times and numbers read like.
 
 use std::{
     io::{self, Write as _},
     time::{Duration, SystemTime},
 };
 
-use console::{measure_text_width, truncate_str};
+use console::{Term, truncate_str};
 use serde::Serialize;
-
-/// Longest cell of a table, in columns of the terminal.
-const MAX_CELL: usize = 60;
 
 /// Writes a line to stdout.
 pub(crate) fn line(text: impl AsRef<str>) -> io::Result<()> {
@@ -34,48 +31,16 @@ pub(crate) fn printable(text: &str) -> String {
     text.trim().chars().map(safe).collect()
 }
 
-/// Rows in aligned columns, two spaces apart, under their titles. Columns
-/// whose title begins with `>` are aligned to the right. The last column is
-/// not cut.
-pub(crate) fn table<const N: usize>(titles: [&str; N], rows: &[[String; N]]) -> String {
-    let clean = |row: &[String; N]| -> [String; N] {
-        std::array::from_fn(|column| {
-            let cell = printable(&row[column]);
-            if column + 1 == N {
-                cell
-            } else {
-                truncate_str(&cell, MAX_CELL, "…").into_owned()
-            }
-        })
+/// Writes lines to stdout, each cut to the width of the terminal if it is one.
+pub(crate) fn fitting(text: &str) -> io::Result<()> {
+    let Some((_, columns)) = Term::stdout().size_checked() else {
+        return line(text);
     };
-    let head = titles.map(|title| title.trim_start_matches('>').to_owned());
-    let rows: Vec<[String; N]> = std::iter::once(head)
-        .chain(rows.iter().map(clean))
+    let cut: Vec<_> = text
+        .lines()
+        .map(|line| truncate_str(line, columns.into(), "…"))
         .collect();
-    let widths: [usize; N] = std::array::from_fn(|column| {
-        rows.iter()
-            .map(|row| measure_text_width(&row[column]))
-            .max()
-            .unwrap_or(0)
-    });
-    let mut text = String::new();
-    for row in &rows {
-        let mut written = String::new();
-        for (column, cell) in row.iter().enumerate() {
-            let gap = " ".repeat(widths[column] - measure_text_width(cell));
-            let cells = if titles[column].starts_with('>') {
-                [&gap, cell]
-            } else {
-                [cell, &gap]
-            };
-            written.extend(cells.map(String::as_str));
-            written.push_str("  ");
-        }
-        text.push_str(written.trim_end());
-        text.push('\n');
-    }
-    text.pop();
-    text
+    line(cut.join("\n"))
 }
 
 /// A count with its noun: "1 job", "2 jobs".
@@ -120,26 +85,6 @@ pub(crate) fn ago(moment: Option<prost_types::Timestamp>, now: SystemTime) -> St
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn tables_align_by_width_on_screen() {
-        let rows = [
-            ["日本".to_owned(), "7".to_owned(), "a\nb".to_owned()],
-            ["x".to_owned(), "1000".to_owned(), String::new()],
-        ];
-        assert_eq!(
-            table(["NAME", ">COUNT", "NOTE"], &rows),
-            "NAME  COUNT  NOTE\n日本      7  a b\nx      1000"
-        );
-    }
-
-    #[test]
-    fn long_cells_are_cut_except_the_last() {
-        let long = "x".repeat(100);
-        let text = table(["A", "B"], &[[long.clone(), long.clone()]]);
-        let expected = format!("{}…  {long}", "x".repeat(59));
-        assert_eq!(text.lines().nth(1), Some(expected.as_str()));
-    }
 
     #[test]
     fn terminals_are_not_commanded_by_content() {

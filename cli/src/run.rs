@@ -10,9 +10,12 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     args::{Cli, Command},
+    chunks,
+    config::Settings,
     connect::Session,
+    doctor,
     failure::Failure,
-    jobs, put, search, sources, steer, up, watch,
+    failures, job, jobs, put, search, shell, sources, status, steer, up, watch,
 };
 
 /// Runs the command line of this process and returns its exit code.
@@ -33,18 +36,26 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     // TLS takes the provider that the process installs first.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let global = &cli.global;
-    let connect = || Session::connect(global);
+    let connect = async || Session::connect(&Settings::of(global)?).await;
     match cli.command {
         Command::Up(args) => up::up(args).await,
         Command::Put(args) => put::put(&connect().await?, args).await,
         Command::Get(args) => sources::get(&connect().await?, args).await,
         Command::Ls(args) => sources::ls(&connect().await?, args).await,
         Command::Watch(args) => watch::watch(&connect().await?, args).await,
+        Command::Status(args) => status::status(&connect().await?, args).await,
+        Command::Failures(args) => failures::failures(&connect().await?, args).await,
+        Command::Dismiss(args) => failures::dismiss(&connect().await?, args).await,
         Command::Jobs(args) => jobs::jobs(&connect().await?, args).await,
+        Command::Job(args) => job::job(&connect().await?, args).await,
+        Command::Chunks(args) => chunks::chunks(&connect().await?, args).await,
         Command::Retry(args) => steer::retry(&connect().await?, args).await,
         Command::Cancel(args) => steer::cancel(&connect().await?, args).await,
         Command::Search(args) => search::search(&connect().await?, args).await,
         Command::Rm(args) => sources::rm(&connect().await?, args).await,
+        Command::Doctor(args) => doctor::doctor(global, args).await,
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
     }
 }
 
@@ -52,6 +63,9 @@ async fn run(cli: Cli) -> Result<(), Failure> {
 fn report(failure: &Failure) -> ExitCode {
     if failure.is_broken_pipe() {
         return ExitCode::SUCCESS;
+    }
+    if failure.is_told() {
+        return failure.exit_code();
     }
     // There is nobody to tell when stderr is gone.
     let _ = writeln!(io::stderr().lock(), "weir: {failure}");

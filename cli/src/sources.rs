@@ -3,14 +3,17 @@
 use std::time::SystemTime;
 
 use clap::Args;
+use prost_types::FieldMask;
 use serde::Serialize;
 use weir_proto::v1;
 
 use crate::{
+    badge,
     connect::Session,
     failure::Failure,
-    jobs::{job_table, trouble},
-    output::{self, ago, count, printable, table},
+    jobs::job_table,
+    output::{self, ago, count, printable},
+    table::{Cell, table},
     view,
 };
 
@@ -27,6 +30,29 @@ pub(crate) struct LsArgs {
     /// The sources of every namespace.
     #[arg(long, short = 'A')]
     all_namespaces: bool,
+    /// Only sources with a job that is open, or that failed or was cancelled and left chunks
+    /// pending.
+    #[arg(long)]
+    unsettled: bool,
+    /// Only sources whose name begins with this.
+    #[arg(long)]
+    prefix: Option<String>,
+    /// Only sources of this model.
+    #[arg(long)]
+    model: Option<String>,
+}
+
+/// Which sources to list, and what of them.
+#[derive(Debug, Default)]
+pub(crate) struct Filter {
+    /// Only those with an unsettled job.
+    pub(crate) unsettled: bool,
+    /// Only those whose name begins with this.
+    pub(crate) prefix: String,
+    /// Only those of this model; empty for any.
+    pub(crate) model: String,
+    /// Only these fields; none for all.
+    pub(crate) fields: &'static [&'static str],
 }
 
 /// What `weir rm` understands.
@@ -61,7 +87,7 @@ pub(crate) async fn get(session: &Session, args: GetArgs) -> Result<(), Failure>
     output::line(describe(&source, now))?;
     if !answer.jobs.is_empty() {
         output::line("")?;
-        output::line(job_table(&answer.jobs, now, false))?;
+        output::fitting(&job_table(&answer.jobs, now, false))?;
     }
     Ok(())
 }
@@ -72,11 +98,14 @@ fn describe(source: &v1::Source, now: SystemTime) -> String {
         0 => String::new(),
         truncated => format!(" ({truncated} truncated)"),
     };
+    let badge = source.badge.clone().unwrap_or_default();
+    let trouble = badge::trouble(&badge, now).map_or_else(String::new, |why| format!(": {why}"));
     format!(
-        "{}/{}\n  model     {}\n  revision  {}, {}\n  items     {}\n  chunks    {}: {} embedded{truncated}, \
-         {} rejected, {pending} pending",
+        "{}/{}\n  status    {}{trouble}\n  model     {}\n  revision  {}, {}\n  items     {}\n  chunks    {}: {} \
+         embedded{truncated}, {} rejected, {pending} pending",
         source.namespace,
         source.name,
+        badge::tone(&badge).paint(&badge.text),
         printable(&source.model),
         source.revision,
         ago(source.update_time, now),
@@ -90,33 +119,31 @@ fn describe(source: &v1::Source, now: SystemTime) -> String {
 /// Lists the sources of the namespace, or of all.
 pub(crate) async fn ls(session: &Session, args: LsArgs) -> Result<(), Failure> {
     #[derive(Serialize)]
-    struct Entry {
-        source: view::Source,
-        job: Option<view::Job>,
-    }
-    #[derive(Serialize)]
     struct Answer {
-        sources: Vec<Entry>,
+        sources: Vec<view::Summary>,
     }
 
-    let namespace = if args.all_namespaces {
-        String::new()
-    } else {
-        session.namespace.clone()
+    let namespace = session.namespace_or_all(args.all_namespaces);
+    let filtered = args.unsettled || args.prefix.is_some() || args.model.is_some();
+    let filter = Filter {
+        unsettled: args.unsettled,
+        prefix: args.prefix.unwrap_or_default(),
+        model: args.model.unwrap_or_default(),
+        fields: &[],
     };
-    let sources = list(session, &namespace).await?;
+    let sources = list(session, &namespace, filter).await?;
     if session.json {
-        let entry = |summary: &v1::SourceSummary| {
-            Some(Entry {
-                source: summary.source.as_ref()?.into(),
-                job: summary.job.as_ref().map(Into::into),
-            })
-        };
-        let sources = sources.iter().filter_map(entry).collect();
-        return Ok(output::json(&Answer { sources })?);
+        return Ok(output::json(&Answer {
+            sources: view::all(&sources),
+        })?);
     }
     if sources.is_empty() {
-        return Ok(output::line("No sources. Put one: weir put FILE")?);
+        let text = if filtered {
+            "No such sources."
+        } else {
+            "No sources. Put one: weir put FILE"
+        };
+        return Ok(output::line(text)?);
     }
     let now = SystemTime::now();
     let rows: Vec<_> = sources
@@ -124,24 +151,23 @@ pub(crate) async fn ls(session: &Session, args: LsArgs) -> Result<(), Failure> {
         .map(|summary| row(summary, now, args.all_namespaces))
         .collect();
     let titles = [
-        "SOURCE",
-        "MODEL",
-        ">REV",
-        ">ITEMS",
-        ">CHUNKS",
-        ">EMBEDDED",
-        ">REJECTED",
-        "STATE",
+        "SOURCE", "MODEL", ">REV", ">ITEMS", ">CHUNKS", "STATUS", "NOTE",
     ];
-    Ok(output::line(table(titles, &rows))?)
+    Ok(output::fitting(&table(titles, &rows))?)
 }
 
-/// Returns every source of a namespace, of all when it is empty.
+/// Returns every source of a namespace that passes the filter; of all
+/// namespaces when it is empty.
 pub(crate) async fn list(
     session: &Session,
     namespace: &str,
+    filter: Filter,
 ) -> Result<Vec<v1::SourceSummary>, Failure> {
     let mut client = session.sources();
+    let paths = filter.fields.iter().map(|path| (*path).to_owned());
+    let read_mask = (!filter.fields.is_empty()).then(|| FieldMask {
+        paths: paths.collect(),
+    });
     let mut sources = Vec::new();
     let mut page_token = String::new();
     loop {
@@ -149,6 +175,10 @@ pub(crate) async fn list(
             namespace: namespace.to_owned(),
             page_size: 1_000,
             page_token,
+            name_prefix: filter.prefix.clone(),
+            model: filter.model.clone(),
+            unsettled_only: filter.unsettled,
+            read_mask: read_mask.clone(),
         };
         let page = client.list_sources(request).await?.into_inner();
         sources.extend(page.sources);
@@ -159,28 +189,22 @@ pub(crate) async fn list(
     }
 }
 
-fn row(summary: &v1::SourceSummary, now: SystemTime, with_namespace: bool) -> [String; 8] {
+fn row(summary: &v1::SourceSummary, now: SystemTime, with_namespace: bool) -> [Cell; 7] {
     let source = summary.source.clone().unwrap_or_default();
-    let state = match &summary.job {
-        None if source.chunks_embedded + source.chunks_rejected < source.chunks => {
-            "incomplete".to_owned()
-        }
-        None => "complete".to_owned(),
-        Some(job) => trouble(job, now).unwrap_or_else(|| view::state(job.state()).to_owned()),
-    };
+    let badge = source.badge.clone().unwrap_or_default();
     [
         if with_namespace {
             format!("{}/{}", source.namespace, source.name)
         } else {
             source.name
-        },
-        source.model,
-        source.revision.to_string(),
-        source.items.to_string(),
-        source.chunks.to_string(),
-        source.chunks_embedded.to_string(),
-        source.chunks_rejected.to_string(),
-        state,
+        }
+        .into(),
+        source.model.into(),
+        source.revision.into(),
+        source.items.into(),
+        source.chunks.into(),
+        Cell::toned(badge.text.as_str(), badge::tone(&badge)),
+        badge::trouble(&badge, now).unwrap_or_default().into(),
     ]
 }
 
@@ -219,36 +243,42 @@ pub(crate) async fn rm(session: &Session, args: RmArgs) -> Result<(), Failure> {
 mod tests {
     use super::*;
 
-    fn summary(chunks: i64, embedded: i64, rejected: i64) -> v1::SourceSummary {
-        let source = v1::Source {
+    fn source(badge: &str) -> v1::Source {
+        v1::Source {
             namespace: "default".into(),
             name: "shop".into(),
-            chunks,
-            chunks_embedded: embedded,
-            chunks_rejected: rejected,
+            chunks: 10,
+            chunks_embedded: 6,
+            chunks_rejected: 1,
+            badge: Some(v1::Badge {
+                text: badge.into(),
+                last_error: "503".into(),
+                ..v1::Badge::default()
+            }),
             ..v1::Source::default()
-        };
-        v1::SourceSummary {
-            source: Some(source),
-            job: None,
         }
     }
 
     #[test]
-    fn a_source_without_jobs_is_complete_only_when_it_is() {
-        let state = |summary: &v1::SourceSummary| row(summary, SystemTime::now(), false)[7].clone();
-        assert_eq!(state(&summary(10, 9, 1)), "complete");
-        assert_eq!(state(&summary(10, 9, 0)), "incomplete");
-        let mut running = summary(10, 9, 0);
-        let mut job = v1::Job::default();
-        job.set_state(v1::JobState::Running);
-        running.job = Some(job);
-        assert_eq!(state(&running), "running");
+    fn the_badge_is_shown_as_it_is() {
+        let summary = v1::SourceSummary {
+            source: Some(source("retrying (3 tries)")),
+            job: None,
+        };
+        let row = row(&summary, SystemTime::now(), true);
+        assert_eq!(row[0], "default/shop".into());
+        assert_eq!(row[5], "retrying (3 tries)".into());
+        assert_eq!(row[6], "503".into());
+        let text = describe(&source("retrying (3 tries)"), SystemTime::now());
+        assert!(
+            text.contains("  status    retrying (3 tries): 503\n"),
+            "{text}"
+        );
     }
 
     #[test]
     fn pending_is_what_is_neither_embedded_nor_rejected() {
-        let mut source = summary(10, 6, 1).source.unwrap();
+        let mut source = source("queued");
         let text = describe(&source, SystemTime::now());
         assert!(
             text.contains("10: 6 embedded, 1 rejected, 3 pending"),

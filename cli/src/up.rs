@@ -15,6 +15,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use weir_coordinator::server::{self, Server};
+use weir_telemetry::TraceConfig;
 use weir_worker::{
     Served,
     config::Model,
@@ -79,6 +80,9 @@ pub(crate) struct UpArgs {
     /// How chunks are embedded.
     #[command(flatten)]
     embedder: EmbedderConfig,
+    /// Which traces are sent, and where.
+    #[command(flatten)]
+    trace: TraceConfig,
 }
 
 /// Runs until a signal, then ends everything in order: the workers hand back
@@ -119,7 +123,7 @@ async fn start_postgres(args: &UpArgs) -> Result<EmbeddedPostgres> {
 
 async fn serve(args: &UpArgs, url: &str, stop: &CancellationToken) -> Result<()> {
     let listen = args.listen.to_string();
-    let config = weir_coordinator::config::Config::try_parse_from([
+    let mut config = weir_coordinator::config::Config::try_parse_from([
         "weir-coordinator",
         "--database-url",
         url,
@@ -129,6 +133,7 @@ async fn serve(args: &UpArgs, url: &str, stop: &CancellationToken) -> Result<()>
         &args.model,
     ])
     .context("the coordinator's settings are wrong")?;
+    config.trace = args.trace.clone();
     let server = server::bind(config)
         .await
         .context("the coordinator cannot start")?;
@@ -247,9 +252,12 @@ fn worker_config(
     let mut config = weir_worker::config::Config::try_parse_from(words)
         .context("the workers' settings are wrong")?;
     config.settings.embedder = args.embedder.clone();
+    config.trace = args.trace.clone();
     // One id, or one address, from the environment would be the same for all of them.
     config.worker_id = format!("{}-{number}", config.worker_id);
-    config.http_listen = None;
+    if args.workers > 1 {
+        config.http_listen = None;
+    }
     Ok(config)
 }
 

@@ -1,10 +1,14 @@
 //! Messages of the contract as JSON: the same field names, numbers as numbers,
 //! times in RFC 3339, states in the words of the documentation.
 
+mod status;
+
 use prost_types::{Struct, Timestamp, Value as ProtoValue, value::Kind};
 use serde::Serialize;
 use serde_json::{Map, Number, Value};
 use weir_proto::v1;
+
+pub(crate) use self::status::{Attempt, Badge, ChunkStatus, Failure, Key, Status, Summary};
 
 /// A source: `weir.v1.Source`.
 #[derive(Debug, Serialize)]
@@ -20,6 +24,7 @@ pub(crate) struct Source {
     pub(crate) chunks_embedded: i64,
     pub(crate) chunks_truncated: i64,
     pub(crate) chunks_rejected: i64,
+    pub(crate) badge: Option<Badge>,
 }
 
 impl From<&v1::Source> for Source {
@@ -36,6 +41,7 @@ impl From<&v1::Source> for Source {
             chunks_embedded: source.chunks_embedded,
             chunks_truncated: source.chunks_truncated,
             chunks_rejected: source.chunks_rejected,
+            badge: source.badge.as_ref().map(Into::into),
         }
     }
 }
@@ -68,6 +74,9 @@ pub(crate) struct Job {
     pub(crate) create_time: Option<String>,
     pub(crate) start_time: Option<String>,
     pub(crate) finish_time: Option<String>,
+    pub(crate) trace_id: String,
+    /// Unset where no failure was counted.
+    pub(crate) failure_id: Option<i64>,
 }
 
 impl From<&v1::Job> for Job {
@@ -97,6 +106,8 @@ impl From<&v1::Job> for Job {
             create_time: time(job.create_time),
             start_time: time(job.start_time),
             finish_time: time(job.finish_time),
+            trace_id: job.trace_id.clone(),
+            failure_id: (job.failure_id != 0).then_some(job.failure_id),
         }
     }
 }
@@ -191,7 +202,8 @@ pub(crate) fn state(state: v1::JobState) -> &'static str {
     }
 }
 
-fn trigger(trigger: v1::JobTrigger) -> &'static str {
+/// Why a job was queued, in one word.
+pub(crate) fn trigger(trigger: v1::JobTrigger) -> &'static str {
     match trigger {
         v1::JobTrigger::Unspecified => "unspecified",
         v1::JobTrigger::Write => "write",

@@ -1,13 +1,21 @@
 //! The coordinator's settings: flags and environment variables, validated once.
 
+mod limits;
+mod security;
+
 use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use weir_telemetry::TraceConfig;
 
-use crate::job::{
-    chunk::{Chunker, ChunkerError},
-    parking::ParkingPolicy,
-    retry::RetryPolicy,
+pub use self::{limits::LimitsConfig, security::SecurityConfig};
+use crate::{
+    access::Role,
+    job::{
+        chunk::{Chunker, ChunkerError},
+        parking::ParkingPolicy,
+        retry::RetryPolicy,
+    },
 };
 
 /// The coordinator of Weir: owns the queue in Postgres and every lease.
@@ -26,15 +34,28 @@ pub struct Config {
     /// What is logged, and how.
     #[command(flatten)]
     pub log: LogConfig,
+    /// Which traces are sent, and where.
+    #[command(flatten)]
+    pub trace: TraceConfig,
 }
 
 /// What the program is to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Subcommand)]
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub enum Command {
     /// Serve gRPC until told to stop (the default).
     Serve,
     /// Bring the database up to this version's schema, and exit.
     Migrate,
+    /// Draw a token: it is written to stdout, its table for the tokens file to stderr.
+    Token {
+        /// What to call it.
+        name: String,
+        /// What it is for.
+        role: Role,
+        /// Namespaces that it may use; `*` stands for all.
+        #[arg(required = true)]
+        namespaces: Vec<String>,
+    },
 }
 
 /// Which database, and how many connections to it.
@@ -105,6 +126,14 @@ pub struct ServeConfig {
     /// How long jobs that are over and done with are kept.
     #[arg(long, env = "WEIR_JOB_RETENTION", default_value = "14days", value_parser = positive_duration)]
     pub job_retention: Duration,
+    /// Where traces can be looked at: a URL with `{trace_id}` in it, which clients
+    /// of the status API and the page are given.
+    #[arg(long, env = "WEIR_TRACE_URL", value_name = "URL", value_parser = trace_url)]
+    pub trace_url: Option<String>,
+    /// Whether there is a page for operators at `/`. It can do no more than the calls that whoever
+    /// opens it may make.
+    #[arg(long, env = "WEIR_DASHBOARD", default_value = "true", action = clap::ArgAction::Set)]
+    pub dashboard: bool,
     /// Longest chunk, in characters; longer texts are split.
     #[arg(long, env = "WEIR_CHUNK_SIZE", default_value = "1000")]
     pub chunk_size: usize,
@@ -117,6 +146,10 @@ pub struct ServeConfig {
     /// Most chunks in one batch, whatever a worker asks for.
     #[arg(long, env = "WEIR_MAX_BATCH_SIZE", default_value = "256", value_parser = clap::value_parser!(i32).range(1..=10_000))]
     pub max_batch_size: i32,
+    /// Most namespaces that /metrics names one by one, those with most pending chunks; the others
+    /// are summed up as `other`.
+    #[arg(long, env = "WEIR_METRICS_NAMESPACES", default_value = "20", value_parser = clap::value_parser!(u16).range(..=1_000))]
+    pub metrics_namespaces: u16,
     /// How often the database is asked for due and expired jobs, should a wake-up be missed.
     #[arg(long, env = "WEIR_POLL_INTERVAL", default_value = "1s", value_parser = positive_duration)]
     pub poll_interval: Duration,
@@ -127,6 +160,12 @@ pub struct ServeConfig {
     /// How long calls under way may take to end after that; then they are cut off.
     #[arg(long, env = "WEIR_DRAIN_TIMEOUT", default_value = "10s", value_parser = positive_duration)]
     pub drain_timeout: Duration,
+    /// Who is let in.
+    #[command(flatten)]
+    pub security: SecurityConfig,
+    /// How much they may have.
+    #[command(flatten)]
+    pub limits: LimitsConfig,
 }
 
 /// What is logged, and how.
@@ -178,6 +217,16 @@ pub enum ConfigError {
     /// The parking's cap is below its base.
     #[error("--park-cap (WEIR_PARK_CAP) must not be shorter than --park-base (WEIR_PARK_BASE)")]
     ParkCap,
+    /// Anybody who reaches the address could do anything.
+    #[error(
+        "--listen (WEIR_LISTEN): {listen} can be reached from other machines, and nobody who calls is asked who they \
+         are: set --tokens-file (WEIR_TOKENS_FILE) or --tls-client-ca (WEIR_TLS_CLIENT_CA), listen on 127.0.0.1, or \
+         say --insecure (WEIR_INSECURE=true)"
+    )]
+    OpenDoor {
+        /// Where it was to listen.
+        listen: SocketAddr,
+    },
 }
 
 impl DatabaseConfig {
@@ -217,6 +266,7 @@ impl ServeConfig {
         if self.park_cap < self.park_base {
             return Err(ConfigError::ParkCap);
         }
+        self.security.validate(self.listen)?;
         Ok(Chunker::new(self.chunk_size, self.chunk_overlap)?)
     }
 
@@ -232,6 +282,21 @@ impl ServeConfig {
             },
         }
     }
+}
+
+/// Reads a URL with a place for the id of a trace.
+fn trace_url(text: &str) -> Result<String, String> {
+    let url: http::Uri = text
+        .replace("{trace_id}", "0")
+        .parse()
+        .map_err(|error| format!("it is not a URL: {error}"))?;
+    if !matches!(url.scheme_str(), Some("http" | "https")) {
+        return Err("it must begin with http:// or https://".to_owned());
+    }
+    if !text.contains("{trace_id}") {
+        return Err("it must have {trace_id} where the id of a trace goes".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 /// Reads a duration such as "10m" or "1h 30m" that is more than nothing.
@@ -269,7 +334,7 @@ mod tests {
         assert_eq!(config.serve.max_chunks_per_job, 1000);
         assert_eq!(config.serve.reconcile_interval, Duration::from_hours(1));
         assert_eq!(config.serve.job_retention, Duration::from_hours(14 * 24));
-        assert!(config.serve.migrate);
+        assert!(config.serve.migrate && config.serve.dashboard);
     }
 
     #[test]
@@ -281,8 +346,13 @@ mod tests {
             (&["--max-attempts", "0"], "--max-attempts"),
             (&["--max-batch-size", "0"], "--max-batch-size"),
             (&["--listen", "here"], "--listen"),
+            (&["--metrics-namespaces", "1001"], "--metrics-namespaces"),
             (&["--log-format", "xml"], "--log-format"),
             (&["--database-connections", "0"], "--database-connections"),
+            (&["--tls-cert", "c"], "--tls-key"),
+            (&["--tls-key", "k"], "--tls-cert"),
+            (&["--tls-client-ca", "a"], "--tls-cert"),
+            (&["--requests-per-second", "0"], "--requests-per-second"),
         ] {
             let error = parse(args).unwrap_err().to_string();
             assert!(error.contains(setting), "{args:?}: {error}");
@@ -298,9 +368,15 @@ mod tests {
             ),
             (&["--models", "a", "--backoff-cap", "1s"], "--backoff-cap"),
             (&["--models", "a", "--park-cap", "29m"], "--park-cap"),
+            (&["--models", "a", "--listen", "0.0.0.0:1"], "--insecure"),
+            (&["--models", "a", "--listen", "[::]:1"], "--tokens-file"),
         ] {
             let error = parse(args).unwrap().serve.validate().err().unwrap();
             assert!(error.to_string().contains(setting), "{args:?}: {error}");
+        }
+        for more in [&["--insecure"][..], &["--tokens-file", "t"]] {
+            let args = [&["--models", "a", "--listen", "0.0.0.0:1"], more].concat();
+            parse(&args).unwrap().serve.validate().unwrap();
         }
         let error = parse(&[]).unwrap().database.url().unwrap_err();
         assert!(error.to_string().contains("WEIR_DATABASE_URL"));

@@ -1,13 +1,19 @@
 //! The coordinator of Weir: owns the queue in Postgres and every lease.
 
+pub mod access;
 pub mod config;
+mod files;
 mod grpc;
+#[cfg(fuzzing)]
+pub use grpc::fuzzing;
 mod http;
 pub mod ingest;
 pub mod job;
 pub mod maintenance;
+pub mod metrics;
 pub mod server;
 pub mod store;
 pub mod telemetry;
+mod tls;
 pub mod wakeup;
 pub mod writer;

@@ -1,22 +1,35 @@
 //! The process `weir-coordinator`: serves, or migrates and exits.
 
+use std::io::{self, Write as _};
+
 use clap::Parser as _;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use weir_coordinator::{
+    access::NewToken,
     config::{Command, Config},
     server, store, telemetry,
 };
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let config = Config::parse();
+    let mut config = Config::parse();
     telemetry::init(&config.log)?;
-    match config.command.unwrap_or(Command::Serve) {
+    match config.command.take().unwrap_or(Command::Serve) {
         Command::Migrate => {
             let pool = store::connect(&config.database)?;
             store::migrate(&pool, true).await?;
             tracing::info!("The database is up to date.");
+            Ok(())
+        }
+        Command::Token {
+            name,
+            role,
+            namespaces,
+        } => {
+            let drawn = NewToken::new(&name, role, &namespaces, rand::random())?;
+            writeln!(io::stdout(), "{}", drawn.token)?;
+            writeln!(io::stderr(), "{}", drawn.table)?;
             Ok(())
         }
         Command::Serve => {

@@ -1,10 +1,12 @@
 //! The composition root: what is built from a configuration, and how it runs
 //! and stops.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+mod doors;
+
+use std::{net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Mutex};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -12,12 +14,13 @@ use tokio_util::{
 use tonic::{
     server::NamedService,
     service::{LayerExt as _, Routes},
-    transport::{Server as Transport, server::TcpIncoming},
+    transport::Server as Transport,
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tonic_web::GrpcWebLayer;
 use tower::util::MapResponseLayer;
 use weir_proto::{
+    externalscaler::external_scaler_server::ExternalScalerServer,
     limits::{MAX_CLIENT_MESSAGE_BYTES, MAX_WORKER_MESSAGE_BYTES},
     v1::{
         FILE_DESCRIPTOR_SET, job_service_server::JobServiceServer,
@@ -25,14 +28,23 @@ use weir_proto::{
         worker_service_server::WorkerServiceServer,
     },
 };
+use weir_telemetry::Tracer;
 
+use self::doors::Doors;
 use crate::{
     config::{Config, ServeConfig},
-    grpc::{self, Inner, Jobs, Searches, Services, Sources, Workers},
-    http,
+    grpc::{
+        self, Hubs, Inner, Jobs, Scaler, Searches, Services, Sources, SpanLayer, Workers,
+        measured::Measure,
+    },
+    http::{self, Scrape},
     job::chunk::Chunker,
-    maintenance::{self, reconciler::Reconciler, rescuer::Rescuer, retention, sweeper},
-    store::{self, Store, rescue::Patience},
+    maintenance::{
+        self, database, reconciler::Reconciler, rescuer::Rescuer, retention, sampler, sweeper,
+    },
+    metrics::Metrics,
+    store::{self, Store, activity::SAMPLE_SECONDS, quota::Quota, rescue::Patience},
+    tls,
     wakeup::Wakeup,
     writer::Writer,
 };
@@ -41,8 +53,14 @@ use crate::{
 /// may take to answer.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(10));
 
+/// Largest headers of a call, in bytes; a token is a small part of that.
+const MAX_HEADER_BYTES: u32 = 16 << 10;
+
 /// How often left-over imports, and jobs past their time, are looked for.
 const SWEEP_EVERY: Duration = Duration::from_mins(10);
+
+/// How often the pool of connections is looked at.
+const POOL_EVERY: Duration = Duration::from_secs(1);
 
 /// How often the database is asked for the health service.
 const HEALTH_EVERY: Duration = Duration::from_secs(5);
@@ -55,12 +73,15 @@ pub struct Server {
     store: Store,
     listener: TcpListener,
     address: SocketAddr,
+    doors: Doors,
+    tracer: Tracer,
 }
 
 /// Checks the configuration, brings the database up to date where it is to be,
 /// and takes the port.
 pub async fn bind(config: Config) -> anyhow::Result<Server> {
     let chunker = config.serve.validate()?;
+    let doors = Doors::open(&config.serve.security)?;
     let pool = store::connect(&config.database)?;
     let limit = config.database.database_timeout + config.database.statement_timeout;
     store::migrate(&pool, config.serve.migrate).await?;
@@ -73,12 +94,23 @@ pub async fn bind(config: Config) -> anyhow::Result<Server> {
             )
         })?;
     let address = listener.local_addr()?;
+    let tracer = Tracer::start("weir-coordinator", &address.to_string(), &config.trace)?;
+    if let Some(warning) = config.serve.security.warning(address) {
+        tracing::warn!(%address, warning);
+    }
+    let limits = &config.serve.limits;
+    let quota = Quota {
+        max_sources: limits.max_sources_per_namespace.map(NonZeroU32::get),
+        max_pending_chunks: limits.max_pending_chunks_per_namespace.map(NonZeroU32::get),
+    };
     Ok(Server {
         config: config.serve,
         chunker: Arc::new(chunker),
-        store: Store::new(pool, limit),
+        store: Store::new(pool, limit).with_quota(quota),
         listener,
         address,
+        doors,
+        tracer,
     })
 }
 
@@ -88,33 +120,53 @@ impl Server {
         self.address
     }
 
-    /// Serves until `shutdown`. Then it says that it is not ready, ends streams
-    /// and long polls, accepts no more connections after the drain delay, and
-    /// lets calls under way end, for at most the drain timeout.
+    /// Serves until `shutdown`. Then it says that it is not ready and goes on for
+    /// the drain delay. After that it ends streams and long polls, sends their
+    /// connections away, accepts no more of them, and lets calls under way end,
+    /// for at most the drain timeout.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let tasks = TaskTracker::new();
         let wakeup = Wakeup::default();
         let writer_tasks = TaskTracker::new();
-        let services = self.services(&wakeup, &shutdown, &tasks, &writer_tasks);
+        let metrics = Arc::new(Metrics::new(&self.config.models));
+        // A call that is told to go elsewhere before its connection is would come back here.
+        let unready = CancellationToken::new();
+        let services = self.services(&wakeup, &unready, &tasks, &writer_tasks, &metrics);
         let (reporter, health) = tonic_health::server::health_reporter();
         let background = TaskTracker::new();
-        let unready = CancellationToken::new();
         background.spawn(report_health(
             self.store.clone(),
             reporter,
             shutdown.clone(),
             (unready.clone().drop_guard(), self.config.drain_delay),
         ));
-        self.start_background(&services, &background, &shutdown);
+        self.start_background(&services, &background, &unready);
 
-        let routes = routes(services, self.store.clone(), health, &shutdown)?;
-        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
+        let spans = SpanLayer::new(self.tracer.clone());
+        let pages = http::router(
+            self.scrape(&metrics),
+            self.config.dashboard,
+            shutdown.clone(),
+        );
+        let routes = routes(
+            services,
+            pages,
+            health,
+            self.config.security.reflection,
+            &spans,
+        )?;
+        let (gate, certificates) = self.doors.keep(&self.config, &background, &shutdown);
+        let incoming = tls::incoming(self.listener, certificates, &background);
         let (delay, timeout) = (self.config.drain_delay, self.config.drain_timeout);
         let serving = Transport::builder()
             .accept_http1(true)
             .http2_keepalive_interval(Some(KEEPALIVE.0))
             .http2_keepalive_timeout(Some(KEEPALIVE.1))
+            .http2_max_header_list_size(MAX_HEADER_BYTES)
+            .max_concurrent_streams(self.config.limits.max_calls_per_connection.get())
+            .layer(gate)
             .layer(MapResponseLayer::new(grpc::limits::relabel))
+            .layer(spans)
             .add_routes(routes)
             // Whoever asks about this replica's health is told before anybody is refused.
             .serve_with_incoming_shutdown(incoming, unready.cancelled_owned());
@@ -138,6 +190,7 @@ impl Server {
                 "Calls were still under way after the drain timeout; they are cut off."
             ),
         }
+        self.tracer.shutdown().await;
         tracing::info!("stopped");
         Ok(())
     }
@@ -148,14 +201,25 @@ impl Server {
         shutdown: &CancellationToken,
         tasks: &TaskTracker,
         writer_tasks: &TaskTracker,
+        metrics: &Arc<Metrics>,
     ) -> Services {
         Services {
             inner: Arc::new(Inner {
-                writer: Writer::start(&self.store, self.config.lease_duration, writer_tasks),
+                writer: Writer::start(
+                    &self.store,
+                    self.config.lease_duration,
+                    writer_tasks,
+                    metrics.clone(),
+                    &self.tracer,
+                ),
+                tracer: self.tracer.clone(),
+                metrics: metrics.clone(),
                 store: self.store.clone(),
                 wakeup: wakeup.clone(),
                 chunker: self.chunker.clone(),
                 models: self.config.models.clone(),
+                trace_url: self.config.trace_url.clone(),
+                hubs: Hubs::default(),
                 policy: self.config.retry_policy(),
                 lease_duration: self.config.lease_duration,
                 orphan_grace: self.config.orphan_grace,
@@ -165,6 +229,17 @@ impl Server {
                 shutdown: shutdown.clone(),
                 tasks: tasks.clone(),
             }),
+        }
+    }
+
+    /// What `/metrics` shows.
+    fn scrape(&self, metrics: &Arc<Metrics>) -> Scrape {
+        Scrape {
+            store: self.store.clone(),
+            metrics: metrics.clone(),
+            models: self.config.models.clone(),
+            namespaces: self.config.metrics_namespaces.into(),
+            queue: Mutex::default(),
         }
     }
 
@@ -187,6 +262,8 @@ impl Server {
             shutdown.clone(),
         );
         tasks.spawn(async move { wakeup.announce(&store, &stop).await });
+        let (metrics, stop) = (services.metrics.clone(), shutdown.clone());
+        tasks.spawn(async move { stop.run_until_cancelled(metrics.page().keep()).await });
         self.start_maintenance(services, tasks, shutdown);
     }
 
@@ -201,7 +278,9 @@ impl Server {
         let mut rescuer = Rescuer {
             store: self.store.clone(),
             wakeup: services.wakeup.clone(),
+            metrics: services.metrics.clone(),
             policy: services.policy,
+            tracer: self.tracer.clone(),
             patience: Patience {
                 orphan_grace: self.config.orphan_grace,
                 progress_deadline: self.config.progress_deadline,
@@ -240,16 +319,44 @@ impl Server {
             shutdown.clone(),
             async move || retention::tick(&store, keep).await,
         ));
+        let (store, writer) = (self.store.clone(), services.writer.clone());
+        let replica = format!("{:016x}", rand::random::<u64>());
+        tasks.spawn(maintenance::every(
+            "sampler",
+            Duration::from_secs(SAMPLE_SECONDS.unsigned_abs().into()),
+            shutdown.clone(),
+            async move || sampler::tick(&store, &writer, &replica).await,
+        ));
         let reconciler = Reconciler {
             store: self.store.clone(),
             interval: self.config.reconcile_interval,
+            tracer: self.tracer.clone(),
             max_chunks_per_job: self.config.max_chunks_per_job,
         };
+        let metrics = services.metrics.clone();
         tasks.spawn(maintenance::every(
             "reconciler",
             poll,
             shutdown.clone(),
-            async move || Ok(reconciler.tick().await?.more),
+            async move || {
+                let step = reconciler.tick().await?;
+                metrics
+                    .retries
+                    .parked
+                    .increment(step.unparked.queued as u64);
+                metrics.sources_repaired.increment(step.repaired as u64);
+                Ok(step.more)
+            },
+        ));
+        let (store, metrics) = (self.store.clone(), services.metrics.clone());
+        tasks.spawn(maintenance::every(
+            "pool",
+            POOL_EVERY,
+            shutdown.clone(),
+            async move || {
+                database::tick(&store, &metrics).await;
+                Ok(false)
+            },
         ));
     }
 }
@@ -257,7 +364,7 @@ impl Server {
 /// Everything that is served on the port.
 fn routes(
     services: Services,
-    store: Store,
+    pages: axum::Router,
     health: impl tonic::codegen::Service<
         ::http::Request<tonic::body::Body>,
         Response = ::http::Response<tonic::body::Body>,
@@ -268,42 +375,52 @@ fn routes(
     + Send
     + Sync
     + 'static,
-    shutdown: &CancellationToken,
+    reflection: bool,
+    spans: &SpanLayer,
 ) -> anyhow::Result<Routes> {
     let web = GrpcWebLayer::new();
+    let measure = Measure::new(&services.metrics)?;
     let sources = SourceServiceServer::new(Sources(services.clone()))
         .max_decoding_message_size(MAX_CLIENT_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_CLIENT_MESSAGE_BYTES);
+    let sources = measure.named_layer(sources);
     let jobs = JobServiceServer::new(Jobs(services.clone()))
         .max_encoding_message_size(MAX_CLIENT_MESSAGE_BYTES);
+    let jobs = measure.named_layer(jobs);
     let searches = SearchServiceServer::new(Searches(services.clone()))
         .max_encoding_message_size(MAX_CLIENT_MESSAGE_BYTES);
+    let searches = measure.named_layer(searches);
+    let scaler = measure.named_layer(ExternalScalerServer::new(Scaler(services.clone())));
     let workers = WorkerServiceServer::new(Workers(services))
         .max_decoding_message_size(MAX_WORKER_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_WORKER_MESSAGE_BYTES);
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
-    let reflection_alpha = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1alpha()?;
-    // Those that `grpc::limits` relabels on the wire are relabelled here, too.
+    let workers = measure.named_layer(workers);
+    // What is done to a call on the wire is done here, too.
     let in_process = Routes::new(sources.clone())
         .add_service(jobs.clone())
         .add_service(searches.clone())
         .into_axum_router()
-        .layer(MapResponseLayer::new(grpc::limits::relabel));
-    let pages = http::router(store, shutdown.clone()).merge(grpc::json::router(in_process)?);
-    Ok(Routes::from(pages)
+        .layer(MapResponseLayer::new(grpc::limits::relabel))
+        .layer(spans.clone());
+    let pages = pages.merge(grpc::json::router(in_process)?);
+    let routes = Routes::from(pages)
         .add_service(web.named_layer(sources))
         .add_service(web.named_layer(jobs))
         .add_service(web.named_layer(searches))
         .add_service(workers)
-        .add_service(health)
-        .add_service(reflection)
-        .add_service(reflection_alpha))
+        .add_service(scaler)
+        .add_service(health);
+    if !reflection {
+        return Ok(routes);
+    }
+    let described = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    Ok(routes
+        .add_service(described().build_v1()?)
+        .add_service(described().build_v1alpha()?))
 }
 
 /// Keeps the health service true: serving while the database answers and the

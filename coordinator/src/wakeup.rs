@@ -41,6 +41,7 @@ struct Inner {
     queue: watch::Sender<()>,
     changes: Topics,
     revocations: Topics,
+    any_change: watch::Sender<()>,
     /// Sources whose change the other replicas have still to hear of.
     unannounced: Mutex<HashSet<i64>>,
     announce: Notify,
@@ -52,9 +53,17 @@ impl Default for Inner {
             queue: watch::Sender::new(()),
             changes: Topics::default(),
             revocations: Topics::default(),
+            any_change: watch::Sender::new(()),
             unannounced: Mutex::default(),
             announce: Notify::new(),
         }
+    }
+}
+
+impl Inner {
+    fn signal_change(&self, source_id: i64) {
+        self.changes.signal(source_id);
+        self.any_change.send_replace(());
     }
 }
 
@@ -119,6 +128,11 @@ impl Wakeup {
         self.subscribe(|inner| &inner.changes, source_id)
     }
 
+    /// Wakes when any source or its jobs change.
+    pub fn any_change(&self) -> watch::Receiver<()> {
+        self.inner.any_change.subscribe()
+    }
+
     /// Wakes when leases on jobs of this source are revoked.
     pub fn revocations(&self, source_id: i64) -> Subscription {
         self.subscribe(|inner| &inner.revocations, source_id)
@@ -140,7 +154,7 @@ impl Wakeup {
     /// Reports that a source or its jobs changed: its watchers here wake at
     /// once, those of the other replicas a moment later.
     pub fn report_change(&self, source_id: i64) {
-        self.inner.changes.signal(source_id);
+        self.inner.signal_change(source_id);
         lock(&self.inner.unannounced).insert(source_id);
         self.inner.announce.notify_one();
     }
@@ -205,10 +219,10 @@ impl Wakeup {
     fn hear(&self, channel: &str, payload: &str) {
         match (channel, payload.parse()) {
             (QUEUE_CHANNEL, _) => self.report_due(),
-            (CHANGE_CHANNEL, Ok(source_id)) => self.inner.changes.signal(source_id),
+            (CHANGE_CHANNEL, Ok(source_id)) => self.inner.signal_change(source_id),
             (REVOKE_CHANNEL, Ok(source_id)) => {
                 self.inner.revocations.signal(source_id);
-                self.inner.changes.signal(source_id);
+                self.inner.signal_change(source_id);
             }
             _ => tracing::debug!(channel, "A notification of no known form was ignored."),
         }
@@ -217,6 +231,7 @@ impl Wakeup {
     fn wake_all(&self) {
         self.report_due();
         self.inner.changes.signal_all();
+        self.inner.any_change.send_replace(());
         self.inner.revocations.signal_all();
     }
 

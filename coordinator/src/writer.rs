@@ -3,14 +3,25 @@
 //! that come while it writes go together in the next. A result that would have
 //! to wait for a lock does so apart from the others.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
+use weir_telemetry::{KeyValue, Span, SpanKind, TraceContext, Tracer};
 
-use crate::store::{
-    Store, StoreError,
-    batches::{Outcome, Progress, Written},
+use crate::{
+    metrics::Metrics,
+    store::{
+        Store, StoreError,
+        activity::Persisted,
+        batches::{Outcome, Progress, Written},
+    },
 };
 
 /// Transactions under way at the same time: one commits while the next fills.
@@ -30,11 +41,22 @@ const QUEUE: usize = 256;
 #[derive(Debug, Clone)]
 pub struct Writer {
     queue: mpsc::Sender<Entry>,
+    metrics: Arc<Metrics>,
+    tally: Arc<Tally>,
+}
+
+/// What was persisted since it was last asked for.
+#[derive(Debug, Default)]
+struct Tally {
+    embedded: AtomicI64,
+    rejected: AtomicI64,
 }
 
 #[derive(Debug)]
 struct Entry {
     outcome: Outcome,
+    /// The trace that its job takes part in.
+    trace: Option<TraceContext>,
     reply: oneshot::Sender<Result<Progress, StoreError>>,
 }
 
@@ -47,12 +69,19 @@ struct Shared {
     /// Held by the result that waits for a lock.
     lanes: [Mutex<()>; LANES],
     tasks: TaskTracker,
+    tracer: Tracer,
 }
 
 impl Writer {
     /// Starts the writers. They end when the last `Writer` is gone and all it
     /// handed over is written.
-    pub fn start(store: &Store, lease_duration: Duration, tasks: &TaskTracker) -> Self {
+    pub fn start(
+        store: &Store,
+        lease_duration: Duration,
+        tasks: &TaskTracker,
+        metrics: Arc<Metrics>,
+        tracer: &Tracer,
+    ) -> Self {
         let (queue, entries) = mpsc::channel(QUEUE);
         let shared = Arc::new(Shared {
             store: store.clone(),
@@ -60,23 +89,69 @@ impl Writer {
             entries: Mutex::new(entries),
             lanes: Default::default(),
             tasks: tasks.clone(),
+            tracer: tracer.clone(),
         });
         for _ in 0..WRITERS {
             tasks.spawn(write_all(shared.clone()));
         }
-        Self { queue }
+        Self {
+            queue,
+            metrics,
+            tally: Arc::default(),
+        }
     }
 
     /// Writes an outcome, with the renewal of its lease, and returns when it is
-    /// committed.
-    pub async fn upsert(&self, outcome: Outcome) -> Result<Progress, StoreError> {
+    /// committed. `trace` is that of its job.
+    pub async fn upsert(
+        &self,
+        outcome: Outcome,
+        trace: Option<TraceContext>,
+    ) -> Result<Progress, StoreError> {
+        let began = Instant::now();
+        let (embedded, rejected) = (outcome.embedded.len(), outcome.rejected.len());
+        let truncated = outcome
+            .embedded
+            .iter()
+            .filter(|it| it.truncated_to.is_some());
+        let truncated = truncated.count();
         let (reply, answer) = oneshot::channel();
         let gone = || StoreError::Internal("the writer has stopped".into());
         self.queue
-            .send(Entry { outcome, reply })
+            .send(Entry {
+                outcome,
+                trace,
+                reply,
+            })
             .await
             .map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
+        let progress = answer.await.map_err(|_| gone())??;
+        let Metrics { chunks, commit, .. } = &*self.metrics;
+        commit.record(began.elapsed().as_secs_f64());
+        chunks.embedded.increment(embedded as u64);
+        chunks.truncated.increment(truncated as u64);
+        chunks.refused.increment(rejected as u64);
+        self.add_to_tally(Persisted {
+            embedded: embedded as i64,
+            rejected: rejected as i64,
+        });
+        Ok(progress)
+    }
+
+    /// What was persisted since this was last asked.
+    pub fn take_tally(&self) -> Persisted {
+        Persisted {
+            embedded: self.tally.embedded.swap(0, Ordering::Relaxed),
+            rejected: self.tally.rejected.swap(0, Ordering::Relaxed),
+        }
+    }
+
+    /// Counts this with what was persisted, at first or because it could not be
+    /// noted.
+    pub fn add_to_tally(&self, persisted: Persisted) {
+        let Persisted { embedded, rejected } = persisted;
+        self.tally.embedded.fetch_add(embedded, Ordering::Relaxed);
+        self.tally.rejected.fetch_add(rejected, Ordering::Relaxed);
     }
 }
 
@@ -91,10 +166,11 @@ async fn write_all(shared: Arc<Shared>) {
         .await
         > 0
     {
-        let (outcomes, replies): (Vec<_>, Vec<_>) = group
+        let (outcomes, askers): (Vec<_>, Vec<_>) = group
             .drain(..)
-            .map(|entry| (entry.outcome, entry.reply))
+            .map(|entry| (entry.outcome, (entry.trace, entry.reply)))
             .unzip();
+        let commit = shared.commit(askers.iter().filter_map(|(trace, _)| *trace), &outcomes);
         let written = match shared
             .store
             .upsert_group(&outcomes, shared.lease_duration)
@@ -102,6 +178,7 @@ async fn write_all(shared: Arc<Shared>) {
         {
             Ok(written) => written,
             Err(error) => {
+                commit.fail(error.to_string());
                 tracing::debug!(%error, results = outcomes.len(), "A group of results failed; writing each alone.");
                 let mut written = Vec::with_capacity(outcomes.len());
                 for outcome in &outcomes {
@@ -110,14 +187,24 @@ async fn write_all(shared: Arc<Shared>) {
                 written
             }
         };
-        for ((outcome, reply), written) in outcomes.into_iter().zip(replies).zip(written) {
+        let busy = |it: &&Written| matches!(it, Written::Busy { .. });
+        commit.set(|| {
+            let busy = written.iter().filter(busy).count() as i64;
+            [KeyValue::new("weir.results.left_out", busy)]
+        });
+        drop(commit);
+        for ((outcome, (trace, reply)), written) in outcomes.into_iter().zip(askers).zip(written) {
             match written {
                 Written::Settled(result) => {
                     // A stream that has ended meanwhile does not wait for its answer.
                     let _ = reply.send(result);
                 }
                 Written::Busy { source_id } => {
-                    let entry = Entry { outcome, reply };
+                    let entry = Entry {
+                        outcome,
+                        trace,
+                        reply,
+                    };
                     shared
                         .tasks
                         .spawn(wait_and_write(shared.clone(), entry, source_id));
@@ -128,6 +215,23 @@ async fn write_all(shared: Arc<Shared>) {
 }
 
 impl Shared {
+    /// The span of a transaction: a child of one of the traces whose results it
+    /// writes, linked to the others.
+    fn commit(&self, traces: impl Iterator<Item = TraceContext>, outcomes: &[Outcome]) -> Span {
+        self.tracer.shared(traces, "commit", SpanKind::Client, || {
+            let chunks = |outcome: &Outcome| outcome.embedded.len() + outcome.rejected.len();
+            [
+                KeyValue::new("db.system.name", "postgresql"),
+                KeyValue::new("db.query.summary", "UPSERT weir.embeddings"),
+                KeyValue::new("db.operation.batch.size", outcomes.len() as i64),
+                KeyValue::new(
+                    "weir.chunks",
+                    outcomes.iter().map(chunks).sum::<usize>() as i64,
+                ),
+            ]
+        })
+    }
+
     /// Writes an outcome alone, so that a group that failed tells whose fault it
     /// was.
     async fn write_one(&self, outcome: &Outcome) -> Written {
@@ -150,6 +254,10 @@ async fn wait_and_write(shared: Arc<Shared>, entry: Entry, source_id: i64) {
         // Its stream has ended. The worker sends it again.
         return;
     }
+    let outcomes = std::slice::from_ref(&entry.outcome);
+    let commit = shared.commit(entry.trace.into_iter(), outcomes);
     let written = shared.store.upsert(&entry.outcome, shared.lease_duration);
-    let _ = entry.reply.send(written.await);
+    let written = written.await;
+    drop(commit);
+    let _ = entry.reply.send(written);
 }

@@ -8,6 +8,11 @@ pub const MAX_CLIENT_MESSAGE_BYTES: usize = 64 << 20;
 /// of vectors.
 pub const MAX_WORKER_MESSAGE_BYTES: usize = 32 << 20;
 
+/// Most parts of a message: fields that are texts, bytes or messages of their
+/// own, on all levels. A part may take 2 bytes on the wire and a hundred in
+/// memory.
+pub const MAX_MESSAGE_PARTS: usize = 1_000_000;
+
 /// Longest namespace, in characters.
 pub const MAX_NAMESPACE_CHARS: usize = 63;
 

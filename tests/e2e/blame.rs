@@ -68,6 +68,53 @@ async fn an_embedder_that_is_down_is_charged_to_nobody() {
 }
 
 #[tokio::test]
+async fn an_embedder_away_for_longer_than_all_tries_would_last_fails_no_job() {
+    // The waits between five tries add up to less than a second.
+    let quick = [("WEIR_BACKOFF_BASE", "50ms"), ("WEIR_BACKOFF_CAP", "200ms")];
+    let world = World::start(&quick).await;
+    let delay = Duration::from_millis(50);
+    world.embedder.set_delay(delay, Duration::ZERO);
+    let mut jobs = Vec::new();
+    for name in ["a", "b", "c"] {
+        let items = (0..60).map(|id| (format!("{id:03}"), format!("text {id} of {name}")));
+        jobs.push(world.put_items(name, items).await.jobs[0].job_id);
+    }
+    let settings = [("WEIR_BATCH_SIZE", "4")];
+    let worker = Worker::spawn(&world.coordinator.url(), &world.embedder.url(), &settings);
+    world.embedded("a", 8).await;
+
+    // It dies in the middle of its calls, and a proxy before it breaks each
+    // connection.
+    world.embedder.rule(|_| Some(Rude::CutOff));
+    let paused = "The embedder failed; claiming nothing until it answers again.";
+    worker.process.wait_for_event(paused).await;
+    // It is not asked again before a second has passed.
+    let probed = "The embedder does not answer a probe; claiming nothing until it does.";
+    worker.process.wait_for_event(probed).await;
+    for job_id in &jobs {
+        let job = world.job(*job_id).await;
+        let waits = job.state() == JobState::Queued;
+        assert!(waits || job.state() == JobState::Succeeded, "{job:?}");
+        assert!(job.attempt <= 1, "{job:?}");
+        // Those that ran say why they do not.
+        assert!(
+            !waits || job.epoch == 0 || !job.last_error.is_empty(),
+            "{job:?}"
+        );
+    }
+
+    world.embedder.behave();
+    for job_id in jobs {
+        world.succeeded(job_id).await;
+        let history = world.history(job_id).await;
+        assert!(history.iter().all(|was| was.attempt <= 1), "{history:?}");
+    }
+    for name in ["a", "b", "c"] {
+        assert_eq!(world.persisted(name).await.len(), 60);
+    }
+}
+
+#[tokio::test]
 async fn an_embedder_that_asks_for_a_moment_gets_it_and_the_job_keeps_its_lease() {
     let world = World::start(&[]).await;
     let busy = AtomicBool::new(false);

@@ -348,6 +348,7 @@ async fn page_tokens_of_other_queries_are_refused() {
         namespace: namespace.to_owned(),
         page_size: 1,
         page_token,
+        ..v1::ListSourcesRequest::default()
     };
     let first = request("", String::new());
     let page = weir.sources().list_sources(first).await.unwrap();
@@ -683,6 +684,7 @@ async fn results_of_leases_that_nobody_holds_are_refused() {
         job_id,
         epoch,
         reason,
+        ..v1::ReleaseJobRequest::default()
     };
     not_found(&worker.release_job(request).await.unwrap_err());
     let (_to, mut from) = stream(&weir, open(&nobody)).await;

@@ -7,6 +7,7 @@ use std::{
     path::PathBuf,
     process::{self, ExitStatus, Output, Stdio},
     thread,
+    time::Duration,
 };
 
 use serde_json::Value;
@@ -19,6 +20,10 @@ use crate::PATIENCE;
 /// The model that coordinators and workers of tests have unless told
 /// otherwise.
 pub const MODEL: &str = "fake";
+
+/// How long what a process wrote is waited for after its end. It is in the pipe
+/// by then.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Finds a binary of this workspace: cargo puts them in the folder of the
 /// profile, and the tests in `deps` below it.
@@ -51,8 +56,12 @@ pub struct Process {
 impl Process {
     /// Starts a binary of this workspace. It inherits no `WEIR_…` variable.
     pub fn spawn(name: &'static str, args: &[&str], environment: &[(&str, &str)]) -> Self {
+        Self::start(name, command(name, args, environment))
+    }
+
+    /// Starts any program.
+    pub fn start(name: &'static str, mut command: process::Command) -> Self {
         let (reader, writer) = std::io::pipe().expect("a pipe can be made");
-        let mut command = command(name, args, environment);
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -110,16 +119,22 @@ impl Process {
         self.child.try_wait().expect("a child can be looked after")
     }
 
-    /// Waits for the process to end.
+    /// Waits for the process to end, and until all that it wrote can be read.
     pub async fn wait(&mut self) -> ExitStatus {
         let name = self.name;
-        time::timeout(PATIENCE, self.child.wait())
+        let status = time::timeout(PATIENCE, self.child.wait())
             .await
             .unwrap_or_else(|_| panic!("{name} did not end"))
-            .expect("a child can be waited for")
+            .expect("a child can be waited for");
+        let mut lines = self.lines.clone();
+        let read = async { while lines.changed().await.is_ok() {} };
+        // A child of its own that lives on keeps the pipe open.
+        let _ = time::timeout(LAST_WORDS, read).await;
+        status
     }
 
-    /// What it wrote to stderr so far, by line.
+    /// What it wrote to stderr so far, by line: all of it once [`Self::wait`] has
+    /// returned.
     pub fn log(&self) -> Vec<String> {
         self.lines.borrow().clone()
     }
@@ -221,6 +236,11 @@ impl Coordinator {
             .and_then(|address| address.parse().ok());
         let address = address.unwrap_or_else(|| panic!("no address in {event}"));
         Self { process, address }
+    }
+
+    /// Its URL where it serves in TLS.
+    pub fn tls_url(&self) -> String {
+        format!("https://{}", self.address)
     }
 
     /// Where it listens.

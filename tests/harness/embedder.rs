@@ -53,6 +53,8 @@ pub struct Call {
     pub texts: Vec<String>,
     /// The authorization header, where there was one.
     pub authorization: Option<String>,
+    /// The trace context that it came with.
+    pub traceparent: Option<String>,
     /// Whether the right vectors were sent back.
     pub answered: bool,
 }

@@ -13,13 +13,16 @@
     reason = "a harness fails the test that uses it, and tells what its processes said"
 )]
 
+pub mod certificates;
 pub mod clients;
 pub mod cluster;
+pub mod collector;
 pub mod embedder;
 pub mod invariants;
 pub mod pgproxy;
 pub mod postgres;
 pub mod proxy;
+pub mod traces;
 pub mod world;
 
 use std::time::Duration;

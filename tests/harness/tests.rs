@@ -419,3 +419,13 @@ async fn connections_end_with_their_proxy() {
         assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
     }
 }
+
+#[tokio::test]
+async fn all_that_a_process_wrote_is_there_when_it_was_waited_for() {
+    // The shell ends at once; what it left behind has the last word.
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", "echo first >&2; (sleep 0.2; echo last >&2) &"]);
+    let mut process = Process::start("sh", shell);
+    assert!(process.wait().await.success());
+    assert_eq!(process.log(), ["first", "last"]);
+}

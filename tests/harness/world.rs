@@ -211,7 +211,10 @@ impl World {
     pub async fn ended(&self, job_id: i64) -> Job {
         let watch = async {
             let mut jobs = self.jobs().await;
-            let request = WatchJobRequest { job_id };
+            let request = WatchJobRequest {
+                job_id,
+                ..WatchJobRequest::default()
+            };
             let mut states = jobs.watch_job(request).await.unwrap().into_inner();
             let mut last = None;
             while let Some(state) = states.message().await.unwrap() {

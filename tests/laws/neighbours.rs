@@ -79,7 +79,9 @@ async fn law_08_a_text_that_kills_its_workers_is_found_by_halves_and_rejected() 
     // Half the size each time, until it was alone.
     assert!(sizes.is_sorted_by(|a, b| a >= b), "{sizes:?}");
     assert_eq!((sizes[0], sizes.last()), (8, Some(&1)), "{sizes:?}");
-    assert!(sizes.len() <= 8, "{sizes:?}");
+    // At the most: once with each of the four batches, as long as a lease persists another one
+    // first; by half, a quarter and an eighth; and three times alone, which uses up the attempts.
+    assert!(sizes.len() <= 10, "{sizes:?}");
     for chunk in world.chunks("source").await {
         let embedded = chunk.current == Some(true);
         assert_eq!(embedded, chunk.item_id != "013", "{chunk:?}");

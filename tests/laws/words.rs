@@ -96,6 +96,7 @@ pub(crate) async fn every_call(
         job_id,
         epoch,
         reason: "why".to_owned(),
+        ..v1::ReleaseJobRequest::default()
     };
     let upsert = upsert(lease, vectors(chunks));
     let complete = v1::CompleteJobRequest { job_id, epoch };

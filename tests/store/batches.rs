@@ -135,7 +135,7 @@ async fn batches_add_up_and_the_last_ends_the_job() {
     let done = weir.job(job.id).await;
     assert_eq!(
         (done.state, done.epoch, done.worker_id),
-        (JobState::Succeeded, job.epoch, None)
+        (JobState::Succeeded, job.epoch, job.worker_id)
     );
     assert!(done.finished_at.is_some());
 }

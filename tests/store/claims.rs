@@ -180,6 +180,8 @@ async fn only_the_models_named_are_claimed() {
         max_jobs: 10,
         max_chunks: 0,
         lease_duration: LEASE,
+        namespaces: None,
+        claimed_by: None,
     };
     assert_eq!(weir.store.claim(&claim).await.unwrap().len(), 1);
 }
@@ -206,6 +208,8 @@ async fn the_best_come_first_whatever_their_model() {
         max_jobs: 1,
         max_chunks: 0,
         lease_duration: LEASE,
+        namespaces: None,
+        claimed_by: None,
     };
     assert_eq!(weir.store.claim(&claim).await.unwrap()[0].source, "c");
     claim.max_jobs = 10;
@@ -248,6 +252,8 @@ async fn however_long_the_queue_a_claim_reads_no_more_than_its_head() {
             max_jobs: 5,
             max_chunks,
             lease_duration: LEASE,
+            namespaces: None,
+            claimed_by: None,
         };
         assert_eq!(store.claim(&claim).await.unwrap().len(), 5);
         let rows = read().await - before;

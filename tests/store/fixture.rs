@@ -216,6 +216,8 @@ impl Weir {
             max_jobs,
             max_chunks,
             lease_duration,
+            namespaces: None,
+            claimed_by: None,
         };
         self.store.claim(&claim).await.expect("a claim is answered")
     }
@@ -229,6 +231,8 @@ impl Weir {
             max_jobs: 1,
             max_chunks: 0,
             lease_duration,
+            namespaces: None,
+            claimed_by: None,
         };
         self.store
             .claim(&claim)

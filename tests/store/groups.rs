@@ -1,9 +1,12 @@
 //! Writing the outcomes of several jobs together, past what others have locked.
 
+use std::sync::Arc;
+
 use futures::future::join_all;
 use sqlx::{Postgres, Transaction};
 use tokio_util::task::TaskTracker;
 use weir_coordinator::{
+    metrics::Metrics,
     store::{
         StoreError,
         batches::{Outcome, Written},
@@ -11,6 +14,7 @@ use weir_coordinator::{
     },
     writer::Writer,
 };
+use weir_telemetry::Tracer;
 use weir_tests::PATIENCE;
 
 use crate::fixture::{LEASE, Weir, counts, many, outcome, write};
@@ -162,14 +166,20 @@ async fn law_8_a_source_whose_jobs_are_locked_holds_up_no_other() {
     let (_, other) = put_and_claim(&weir, "other", 1).await.remove(0);
     let lock = lock(&weir, locked[0].0.source_id).await;
     let tasks = TaskTracker::new();
-    let writer = Writer::start(&weir.store, LEASE, &tasks);
-    let first = writer.upsert(locked.remove(0).1);
+    let writer = Writer::start(
+        &weir.store,
+        LEASE,
+        &tasks,
+        Arc::new(Metrics::new(&[])),
+        &Tracer::OFF,
+    );
+    let first = writer.upsert(locked.remove(0).1, None);
     let rest = async {
         // They come when the first waits for the lock, and in good time before the other's.
         weir.blocked(1).await;
-        let rest = join_all(locked.into_iter().map(|(_, all)| writer.upsert(all)));
+        let rest = join_all(locked.into_iter().map(|(_, all)| writer.upsert(all, None)));
         let other = async {
-            let written = tokio::time::timeout(PATIENCE, writer.upsert(other));
+            let written = tokio::time::timeout(PATIENCE, writer.upsert(other, None));
             let written = written.await.expect("the other source goes on");
             assert!(written.unwrap().finished);
             // The others of the source wait for the first, not for the lock.
@@ -195,15 +205,21 @@ async fn law_8_a_locked_source_holds_up_no_other_locked_one() {
     let long_lock = lock(&weir, long[0].0.source_id).await;
     let short_lock = lock(&weir, short.source_id).await;
     let tasks = TaskTracker::new();
-    let writer = Writer::start(&weir.store, LEASE, &tasks);
-    let waiting = join_all(long.into_iter().map(|(_, all)| writer.upsert(all)));
+    let writer = Writer::start(
+        &weir.store,
+        LEASE,
+        &tasks,
+        Arc::new(Metrics::new(&[])),
+        &Tracer::OFF,
+    );
+    let waiting = join_all(long.into_iter().map(|(_, all)| writer.upsert(all, None)));
     let meanwhile = async {
         weir.blocked(1).await;
         let release = async {
             weir.blocked(2).await;
             short_lock.rollback().await.unwrap();
         };
-        let written = tokio::time::timeout(PATIENCE, writer.upsert(all_of_it));
+        let written = tokio::time::timeout(PATIENCE, writer.upsert(all_of_it, None));
         let (written, ()) = tokio::join!(written, release);
         let written = written.expect("it waits for its own lock only");
         assert!(written.unwrap().finished);
@@ -224,9 +240,15 @@ async fn what_waits_for_a_lock_is_written_before_the_writer_is_gone() {
     let (job, all_of_it) = put_and_claim(&weir, "api", 1).await.remove(0);
     let lock = lock(&weir, job.source_id).await;
     let tasks = TaskTracker::new();
-    let writer = Writer::start(&weir.store, LEASE, &tasks);
+    let writer = Writer::start(
+        &weir.store,
+        LEASE,
+        &tasks,
+        Arc::new(Metrics::new(&[])),
+        &Tracer::OFF,
+    );
     tokio::select! {
-        written = writer.upsert(all_of_it) => panic!("{written:?}"),
+        written = writer.upsert(all_of_it, None) => panic!("{written:?}"),
         () = weir.blocked(1) => {}
     }
     drop(writer);

@@ -8,6 +8,7 @@ use weir_coordinator::{
     maintenance::reconciler::Reconciler,
     store::{StoreError, content::SourceWrite, rescue::Patience, rows::Job},
 };
+use weir_telemetry::Tracer;
 
 use crate::fixture::{LEASE, Weir, counts_of, item, key, lease_of, outcome, rejected, write};
 
@@ -243,6 +244,7 @@ async fn take(weir: &Weir, model: &mut Model, step: &Step) {
                 store: weir.store.clone(),
                 interval: Duration::ZERO,
                 max_chunks_per_job: 5,
+                tracer: Tracer::OFF,
             };
             reconciler.tick().await.unwrap();
             assert_eq!(
@@ -374,6 +376,7 @@ async fn what_changes_jobs_takes_turns() {
             store: weir.store.clone(),
             interval: Duration::ZERO,
             max_chunks_per_job: 2,
+            tracer: Tracer::OFF,
         };
         for _ in 0..ROUNDS {
             weir.meddle(

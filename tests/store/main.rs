@@ -25,5 +25,6 @@ mod schema;
 mod search;
 mod silence;
 mod sources;
+mod status;
 mod steer;
 mod truncation;

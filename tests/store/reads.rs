@@ -2,19 +2,22 @@
 
 use weir_coordinator::{
     job::state::JobState,
-    store::{queue::QueueStats, status::JobFilter},
+    store::{
+        queue::QueueStats,
+        status::{JobFilter, Paging},
+    },
 };
 
 use crate::fixture::{LEASE, Weir, lease_of, many, outcome, write};
 
 async fn ids(weir: &Weir, filter: &JobFilter, before: Option<i64>, limit: i64) -> Vec<i64> {
-    weir.store
-        .jobs(filter, before, limit)
+    let paging = before.map(Paging::After);
+    let page = weir
+        .store
+        .jobs(filter, paging.as_ref(), limit)
         .await
-        .unwrap()
-        .into_iter()
-        .map(|job| job.id)
-        .collect()
+        .unwrap();
+    page.rows.into_iter().map(|job| job.id).collect()
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use weir_coordinator::{
         rows::Job,
     },
 };
+use weir_telemetry::Tracer;
 use weir_tests::PATIENCE;
 
 use crate::fixture::{LEASE, Weir, counts, items, key, lease_of, many, outcome, write};
@@ -26,6 +27,7 @@ async fn tick_every(weir: &Weir, interval: Duration) -> Reconciled {
         store: weir.store.clone(),
         interval,
         max_chunks_per_job: 1_000,
+        tracer: Tracer::OFF,
     };
     reconciler.tick().await.unwrap()
 }
@@ -328,7 +330,11 @@ async fn results_of_no_text_go_and_counts_are_corrected() {
         miscounted: true,
     };
     assert_eq!(found, all);
-    let repaired = weir.store.repair_source(source_id, 1_000).await.unwrap();
+    let repaired = weir
+        .store
+        .repair_source(source_id, 1_000, None)
+        .await
+        .unwrap();
     let repaired = repaired.unwrap();
     assert_eq!(repaired.stale_deleted, 4);
     assert!(repaired.recounted);
@@ -368,5 +374,8 @@ async fn a_source_that_goes_between_check_and_repair_is_no_fault() {
     weir.store.delete_source(&key("api")).await.unwrap();
     let found = weir.store.check_source(source_id).await.unwrap();
     assert!(!found.any());
-    assert_eq!(weir.store.repair_source(source_id, 10).await.unwrap(), None);
+    assert_eq!(
+        weir.store.repair_source(source_id, 10, None).await.unwrap(),
+        None
+    );
 }

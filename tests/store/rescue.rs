@@ -9,7 +9,7 @@ use weir_coordinator::{
     },
     store::{
         StoreError,
-        rescue::{Patience, Rescued},
+        rescue::{Patience, Rescued, RescuedLease},
         rows::Job,
     },
 };
@@ -58,7 +58,13 @@ async fn a_silent_worker_loses_its_job_and_the_try_is_charged() {
         rescued,
         Rescued {
             retried: 1,
+            silent: 1,
             source_ids: vec![job.source_id],
+            leases: vec![RescuedLease {
+                lease: lease_of(&job),
+                why: "the worker went silent and its lease expired",
+                traceparent: job.traceparent.clone(),
+            }],
             ..Rescued::default()
         }
     );

@@ -217,12 +217,16 @@ async fn the_tables_refuse_nonsense_by_name() {
             "UPDATE weir.jobs SET lease_expires_at = now() WHERE source = 'api'",
         ),
         (
-            "jobs_lease_exactly_while_running",
+            "jobs_claimed_while_running_or_succeeded",
             "UPDATE weir.jobs SET worker_id = 'w' WHERE source = 'api'",
         ),
         (
-            "jobs_lease_exactly_while_running",
+            "jobs_claimed_while_running_or_succeeded",
             "UPDATE weir.jobs SET claimed_at = now() WHERE source = 'api'",
+        ),
+        (
+            "jobs_embedder_down_while_queued",
+            "UPDATE weir.jobs SET state = 'failed', finished_at = now(), embedder_down = true WHERE source = 'api'",
         ),
         (
             "jobs_lease_exactly_while_running",
@@ -230,7 +234,7 @@ async fn the_tables_refuse_nonsense_by_name() {
         ),
         (
             "jobs_lease_exactly_while_running",
-            "UPDATE weir.jobs SET state = 'queued' WHERE source = 'run'",
+            "UPDATE weir.jobs SET state = 'queued', worker_id = NULL, claimed_at = NULL WHERE source = 'run'",
         ),
         (
             "jobs_finished_exactly_in_a_final_state",

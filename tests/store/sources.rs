@@ -2,7 +2,12 @@
 
 use weir_coordinator::{
     job::state::{JobState, RevokeReason},
-    store::{StoreError, content::Change, sources::Deleted},
+    store::{
+        StoreError,
+        content::Change,
+        sources::{Deleted, SourceFilter},
+        status::Paging,
+    },
 };
 
 use crate::fixture::{Weir, counts, item, items, key, lease_of, many, outcome, rejected, write};
@@ -543,20 +548,21 @@ async fn sources_page_by_key_with_their_most_telling_job() {
     let mut elsewhere = write("a");
     elsewhere.key.namespace = "depot".to_owned();
     weir.store.put_source(&elsewhere, &[]).await.unwrap();
-    let mut after = None;
+    let all = SourceFilter::default();
+    let mut paging = None;
     let mut seen = Vec::new();
+    let mut previous = None;
     loop {
-        let page = weir.store.sources(None, after.as_ref(), 2).await.unwrap();
-        assert!(page.len() <= 2);
-        let Some((last, _)) = page.last() else { break };
-        after = Some(weir_coordinator::store::rows::SourceKey {
-            namespace: last.namespace.clone(),
-            name: last.name.clone(),
-        });
+        let page = weir.store.sources(&all, paging.as_ref(), 2).await.unwrap();
+        assert!(page.rows.len() <= 2);
         seen.extend(
-            page.into_iter()
+            page.rows
+                .into_iter()
                 .map(|(source, job)| (source.namespace, source.name, job.is_some())),
         );
+        previous = page.previous.or(previous);
+        let Some(next) = page.next else { break };
+        paging = Some(Paging::After(next));
     }
     let of = |namespace: &str, name: &str, job| (namespace.to_owned(), name.to_owned(), job);
     assert_eq!(
@@ -570,12 +576,75 @@ async fn sources_page_by_key_with_their_most_telling_job() {
         ],
         "bytewise"
     );
-    let of_shop = weir.store.sources(Some("shop"), None, 10).await.unwrap();
-    assert_eq!(of_shop.len(), 4);
+    // Back again, a page before the last and one before that.
+    let mut back = Vec::new();
+    while let Some(key) = previous.take() {
+        let paging = Paging::Before(key);
+        let page = weir.store.sources(&all, Some(&paging), 2).await.unwrap();
+        back.push(page.rows.len());
+        let Some((first, _)) = page.rows.first() else {
+            break;
+        };
+        assert!(seen.contains(&of(&first.namespace, &first.name, page.rows[0].1.is_some())));
+        previous = page.previous;
+    }
+    assert_eq!(
+        back.iter().sum::<usize>(),
+        4,
+        "all but those of the last page"
+    );
+}
+
+#[tokio::test]
+async fn sources_are_filtered_and_tell_the_job_that_is_worst_off() {
+    let weir = Weir::new().await;
+    for name in ["b", "a"] {
+        weir.put(name, &many(1)).await;
+    }
+    let mut elsewhere = write("a");
+    elsewhere.key.namespace = "depot".to_owned();
+    weir.store.put_source(&elsewhere, &[]).await.unwrap();
+    let all = SourceFilter::default();
+    let of_shop = SourceFilter {
+        namespace: Some("shop".to_owned()),
+        ..SourceFilter::default()
+    };
+    let names = async |filter: &SourceFilter| {
+        let page = weir.store.sources(filter, None, 10).await.unwrap();
+        let names = page.rows.into_iter().map(|(source, _)| source.name);
+        names.collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(names(&of_shop).await, "a b");
+    for (filter, expected) in [
+        (
+            SourceFilter {
+                name_prefix: Some("a".to_owned()),
+                ..all.clone()
+            },
+            "a a",
+        ),
+        (
+            SourceFilter {
+                model: Some("another".to_owned()),
+                ..all.clone()
+            },
+            "",
+        ),
+        (
+            SourceFilter {
+                unsettled_only: true,
+                ..all.clone()
+            },
+            "a b",
+        ),
+    ] {
+        assert_eq!(names(&filter).await, expected, "{filter:?}");
+    }
     let job = weir.claim().await;
     weir.fail_for_good(&job).await;
-    let page = weir.store.sources(Some("shop"), None, 10).await.unwrap();
+    let page = weir.store.sources(&of_shop, None, 10).await.unwrap();
     let of_job = page
+        .rows
         .iter()
         .find(|(source, _)| source.id == job.source_id)
         .unwrap();

@@ -157,6 +157,7 @@ impl Claimer {
 
     fn failed(&self, error: &CallError) {
         let model = &self.context.model.name;
+        self.context.endpoint.metrics.claim_failures.increment(1);
         let before = self.context.refusal.send_replace(Some(error.to_string()));
         // Each change is said once.
         if before.is_some() {

@@ -1,5 +1,6 @@
 //! The settings: command line, then environment, checked once.
 
+mod credentials;
 mod model;
 
 use std::{net::SocketAddr, path::PathBuf, process, time::Duration};
@@ -8,8 +9,12 @@ use clap::Parser;
 use rand::distr::{Alphanumeric, SampleString as _};
 use tonic::transport::Uri;
 use weir_proto::limits;
+use weir_telemetry::TraceConfig;
 
-pub use self::model::{Model, ModelSettings};
+pub use self::{
+    credentials::Credentials,
+    model::{Model, ModelSettings},
+};
 use crate::telemetry::LogFormat;
 
 /// Claims embedding jobs, embeds their chunks and streams the vectors back.
@@ -20,6 +25,10 @@ pub struct Config {
     /// address; for several replicas, that of the balancer before them.
     #[arg(long, env = "WEIR_COORDINATOR", default_value = "http://127.0.0.1:7400", value_parser = coordinator)]
     pub coordinator: Uri,
+
+    /// How this worker and the coordinator know each other.
+    #[command(flatten)]
+    pub credentials: Credentials,
 
     /// The model whose jobs are claimed.
     #[arg(long, env = "WEIR_MODEL", required_unless_present = "models_file", value_parser = model)]
@@ -60,8 +69,8 @@ pub struct Config {
     #[arg(long, env = "WEIR_CLAIM_WAIT", default_value = "20s", value_parser = claim_wait)]
     pub claim_wait: Duration,
 
-    /// Address to serve `/livez` and `/readyz` on, for probes; not served by
-    /// default. Port 0 takes any free one.
+    /// Address to serve `/livez` and `/readyz` on, for probes, and `/metrics`;
+    /// not served by default. Port 0 takes any free one.
     #[arg(long, env = "WEIR_HTTP_LISTEN", value_name = "ADDRESS")]
     pub http_listen: Option<SocketAddr>,
 
@@ -76,6 +85,10 @@ pub struct Config {
     /// What is logged: `info`, or by target, `info,weir_worker=debug`.
     #[arg(long, env = "WEIR_LOG", default_value = "info")]
     pub log: String,
+
+    /// Which traces are sent, and where.
+    #[command(flatten)]
+    pub trace: TraceConfig,
 }
 
 fn coordinator(text: &str) -> Result<Uri, String> {
@@ -196,6 +209,8 @@ mod tests {
             ("--claim-wait", "soon"),
             ("--drain-timeout", "-1s"),
             ("--log-format", "xml"),
+            ("--client-cert", "without-key.pem"),
+            ("--client-key", "without-cert.pem"),
         ] {
             let error = parse(&[&format!("{name}={value}")]).unwrap_err();
             assert!(

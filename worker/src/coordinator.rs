@@ -4,24 +4,33 @@
 mod convert;
 #[cfg(test)]
 pub(crate) mod fake;
+mod tls;
+mod token;
 
 use std::{error::Error, future::Future, time::Duration};
 
-use anyhow::Context as _;
 use futures::{StreamExt as _, stream};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
-    Code, Response, Status, Streaming,
-    transport::{Channel, ClientTlsConfig, Endpoint, Uri},
+    Code, Request, Response, Status, Streaming,
+    metadata::MetadataValue,
+    service::interceptor::InterceptedService,
+    transport::{Channel, Endpoint, Uri},
 };
+use tonic_types::StatusExt as _;
 use tracing::debug;
 use weir_proto::{
     limits::{MAX_REASON_CHARS, MAX_WORKER_MESSAGE_BYTES},
+    trace::{TRACEPARENT, TraceContext},
     v1::{self, worker_service_client::WorkerServiceClient},
 };
 
-use crate::plan::{Batch, BatchResult, ChunkKey};
+use self::token::Token;
+use crate::{
+    config::Credentials,
+    plan::{Batch, BatchResult, ChunkKey},
+};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A peer that is gone without a word is noticed after interval plus timeout:
@@ -47,6 +56,8 @@ pub(crate) struct Lease {
     pub(crate) chunks_pending: i64,
     /// Tries charged so far.
     pub(crate) attempt: i32,
+    /// What the spans of this attempt hang on.
+    pub(crate) trace: Option<TraceContext>,
 }
 
 /// The answer to a claim.
@@ -90,33 +101,37 @@ pub(crate) enum CallError {
 pub(crate) enum HandBack {
     /// Charged.
     Fail,
-    /// Uncharged.
-    Release,
+    /// Uncharged, because the worker stops.
+    Drain,
+    /// Uncharged, because the embedder is down.
+    EmbedderDown,
 }
 
 /// Calls the coordinator; cheap to clone. Connects when it is first needed and
 /// again whenever the connection is gone.
 #[derive(Debug, Clone)]
 pub(crate) struct Coordinator {
-    client: WorkerServiceClient<Channel>,
+    client: WorkerServiceClient<InterceptedService<Channel, Token>>,
 }
 
 impl Coordinator {
-    /// Fails when TLS cannot be set up for an `https` address.
-    pub(crate) fn new(uri: &Uri) -> anyhow::Result<Self> {
-        let mut endpoint = Endpoint::from(uri.clone())
+    /// Fails when a file of the credentials cannot be used.
+    pub(crate) fn new(uri: &Uri, credentials: &Credentials) -> anyhow::Result<Self> {
+        let token = Token::open(credentials.token_file.as_deref())?;
+        let endpoint = Endpoint::from(tls::plain(uri))
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .keep_alive_while_idle(true);
-        if uri.scheme_str() == Some("https") {
-            endpoint = endpoint
-                .tls_config(ClientTlsConfig::new().with_native_roots())
-                .with_context(|| {
-                    format!("--coordinator (WEIR_COORDINATOR): TLS to {uri} cannot be set up")
-                })?;
-        }
-        let client = WorkerServiceClient::new(endpoint.connect_lazy())
+        let channel = if uri.scheme_str() == Some("https") {
+            let connector = tls::connector(uri, credentials)?;
+            endpoint
+                .origin(uri.clone())
+                .connect_with_connector_lazy(connector)
+        } else {
+            endpoint.connect_lazy()
+        };
+        let client = WorkerServiceClient::with_interceptor(channel, token)
             .max_decoding_message_size(MAX_WORKER_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_WORKER_MESSAGE_BYTES);
         Ok(Self { client })
@@ -163,7 +178,8 @@ impl Coordinator {
             message: Some(opening),
         }]);
         let rest = ReceiverStream::new(receiver);
-        let events = call(CALL_TIMEOUT, client.stream_batches(first.chain(rest))).await?;
+        let request = within(lease, first.chain(rest));
+        let events = call(CALL_TIMEOUT, client.stream_batches(request)).await?;
         Ok(BatchStream { requests, events })
     }
 
@@ -173,7 +189,7 @@ impl Coordinator {
         lease: &Lease,
         result: &BatchResult,
     ) -> Result<(), CallError> {
-        let request = convert::upsert(lease, result);
+        let request = within(lease, convert::upsert(lease, result));
         call(CALL_TIMEOUT, self.client.clone().upsert_batch(request)).await?;
         Ok(())
     }
@@ -195,15 +211,20 @@ impl Coordinator {
                     epoch,
                     reason,
                 };
-                call(CALL_TIMEOUT, client.fail_job(request)).await?;
+                call(CALL_TIMEOUT, client.fail_job(within(lease, request))).await?;
             }
-            HandBack::Release => {
+            HandBack::Drain | HandBack::EmbedderDown => {
+                let cause = match how {
+                    HandBack::EmbedderDown => v1::ReleaseCause::EmbedderDown,
+                    _ => v1::ReleaseCause::Drain,
+                };
                 let request = v1::ReleaseJobRequest {
                     job_id,
                     epoch,
                     reason,
+                    cause: cause.into(),
                 };
-                call(CALL_TIMEOUT, client.release_job(request)).await?;
+                call(CALL_TIMEOUT, client.release_job(within(lease, request))).await?;
             }
         }
         Ok(())
@@ -259,6 +280,16 @@ impl BatchStream {
     }
 }
 
+/// A request that belongs to the trace of a lease.
+fn within<T>(lease: &Lease, message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let header = lease.trace.map(|trace| trace.to_string());
+    if let Some(Ok(header)) = header.map(MetadataValue::try_from) {
+        request.metadata_mut().insert(TRACEPARENT, header);
+    }
+    request
+}
+
 async fn call<T>(
     limit: Duration,
     reply: impl Future<Output = Result<Response<T>, Status>>,
@@ -285,12 +316,18 @@ fn sort(status: &Status) -> CallError {
     let message = format!("{} ({:?})", status.message(), status.code());
     match status.code() {
         Code::Aborted => CallError::LeaseLost(status.message().to_owned()),
-        // A cut connection and a timeout come as any of these.
+        // Too many calls for now.
+        Code::ResourceExhausted if status.get_details_retry_info().is_some() => {
+            CallError::Unavailable(message)
+        }
+        // A cut connection and a timeout come as any of these; a token or a certificate that is
+        // being replaced, as the last.
         Code::Unavailable
         | Code::Cancelled
         | Code::DeadlineExceeded
         | Code::Unknown
-        | Code::Internal => CallError::Unavailable(message),
+        | Code::Internal
+        | Code::Unauthenticated => CallError::Unavailable(message),
         _ => CallError::Refused(message),
     }
 }

@@ -2,6 +2,7 @@
 //! together, as many at a time as the embedder can take, and whatever goes
 //! wrong is sorted by whose fault it is.
 
+mod blame;
 mod call;
 mod demand;
 pub(crate) mod limits;
@@ -9,6 +10,7 @@ mod queue;
 mod rates;
 mod request;
 mod settle;
+mod spans;
 
 use std::{
     collections::HashMap,
@@ -21,12 +23,14 @@ use std::{
 use tokio::{
     sync::{Notify, oneshot, watch},
     task::{AbortHandle, JoinSet},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout_at},
 };
+use weir_telemetry::TraceContext;
 
 pub(crate) use self::{
     demand::Share,
     request::{Failure, Outcome},
+    spans::CallSpans,
 };
 use self::{
     limits::{CallSize, Limits},
@@ -37,6 +41,7 @@ use self::{
 use crate::{
     embedder::{EmbedError, Embedder},
     governor::Governor,
+    metrics::Metrics,
     plan::Batch,
 };
 
@@ -75,7 +80,9 @@ pub(crate) struct Endpoint {
     embedder: Arc<dyn Embedder>,
     settings: Settings,
     pub(crate) governor: Governor,
+    pub(crate) metrics: Metrics,
     rates: Rates,
+    spans: CallSpans,
     began: Instant,
     state: Mutex<State>,
     /// Texts have come.
@@ -90,8 +97,13 @@ struct State {
     queue: Queue,
     requests: Requests,
     limits: Limits,
+    /// When the texts that wait are sent, if a call of them would not be full.
+    merge_until: Option<Instant>,
     under_way: HashMap<u64, UnderWay>,
     last_call: u64,
+    /// Bytes of the shortest text that was too long by itself, as far as is
+    /// known. No proof that another of that length is.
+    too_long: usize,
     /// Times in a row that the embedder was overloaded.
     overloads: u32,
     /// Why the embedder is down, while batches wait for calls made before.
@@ -112,6 +124,8 @@ struct Ended {
     id: u64,
     call: Call,
     answer: Result<Vec<Vec<f32>>, EmbedError>,
+    /// Why it did not answer a probe after that.
+    down: Option<String>,
     /// As many calls as allowed were under way when it began.
     saturated: bool,
 }
@@ -134,19 +148,23 @@ impl Drop for Withdraw<'_> {
 }
 
 impl Endpoint {
-    pub(crate) fn new(embedder: Arc<dyn Embedder>, settings: Settings) -> Self {
+    pub(crate) fn new(embedder: Arc<dyn Embedder>, settings: Settings, metrics: Metrics) -> Self {
         Self {
             embedder,
             settings,
             governor: Governor::new(),
+            metrics,
             rates: Rates::new(settings.requests_per_minute, settings.tokens_per_minute),
+            spans: CallSpans::default(),
             began: Instant::now(),
             state: Mutex::new(State {
                 queue: Queue::default(),
                 requests: Requests::default(),
                 limits: Limits::new(settings.call, settings.calls),
+                merge_until: None,
                 under_way: HashMap::new(),
                 last_call: 0,
+                too_long: usize::MAX,
                 overloads: 0,
                 outage: None,
                 failing: HashMap::new(),
@@ -157,14 +175,20 @@ impl Endpoint {
         }
     }
 
+    /// Records its calls.
+    pub(crate) fn traced(self, spans: CallSpans) -> Self {
+        Self { spans, ..self }
+    }
+
     /// Embeds a batch, together with whatever else waits. Withdraws it when
-    /// dropped.
-    pub(crate) async fn embed(&self, batch: Batch) -> Outcome {
+    /// dropped. `trace` is that of its job.
+    pub(crate) async fn embed(&self, batch: Batch, trace: Option<TraceContext>) -> Outcome {
+        let began = Instant::now();
         let batch = Arc::new(batch);
         let (reply, answer) = oneshot::channel();
         let request = {
             let mut state = self.state();
-            let request = state.requests.admit(Arc::clone(&batch), reply);
+            let request = state.requests.admit(Arc::clone(&batch), trace, reply);
             state.queue.push(request, &batch);
             request
         };
@@ -173,7 +197,7 @@ impl Endpoint {
             request,
         };
         self.work.notify_one();
-        answer.await.unwrap_or_else(|_| Outcome {
+        let outcome = answer.await.unwrap_or_else(|_| Outcome {
             result: crate::plan::BatchResult {
                 seq: batch.seq,
                 ..Default::default()
@@ -181,7 +205,10 @@ impl Endpoint {
             failure: Some(Failure::Job {
                 reason: "the worker stopped embedding".to_owned(),
             }),
-        })
+        });
+        let seconds = began.elapsed().as_secs_f64();
+        self.metrics.batch_embed.record(seconds);
+        outcome
     }
 
     /// Sends calls, and probes the embedder when it fails. Never returns.
@@ -210,7 +237,9 @@ impl Endpoint {
                     let mut state = self.state();
                     state.last_call += 1;
                     let id = state.last_call;
-                    let running = Arc::clone(self).call(id, call.clone(), saturated);
+                    let traces = state.requests.traces(&call);
+                    let retries = state.retries(&call);
+                    let running = Arc::clone(self).call(id, call.clone(), saturated, (traces, retries));
                     let task = calls.spawn(running);
                     state.under_way.insert(id, UnderWay { call, task });
                 }
@@ -225,21 +254,22 @@ impl Endpoint {
             let work = self.work.notified();
             let said = self.governor.fit().await;
             self.rested().await;
-            let waiting = {
+            let until = {
                 let mut state = self.state();
                 state.limits.keep_within(&said.limits);
                 state.outage = None;
-                let size = state.limits.size();
-                if state.queue.fills(size)
-                    && let Some(call) = state.queue.next(size)
+                if state.queue.fills(state.limits.size())
+                    && let Some(call) = state.next_call()
                 {
                     return call;
                 }
-                !state.queue.is_empty()
+                state.merge_until()
             };
-            if !waiting {
+            let Some(until) = until else {
                 work.await;
-            } else if timeout(MERGE_WAIT, work).await.is_err()
+                continue;
+            };
+            if timeout_at(until, work).await.is_err()
                 && let Some(call) = self.state().next_call()
             {
                 return call;
@@ -269,8 +299,27 @@ impl Endpoint {
 }
 
 impl State {
+    /// How often the embedder failed these texts, or whatever was sent it last,
+    /// for no fault of theirs.
+    fn retries(&self, call: &Call) -> u32 {
+        let timeouts = call.texts.iter().map(|text| u32::from(text.timeouts)).max();
+        timeouts.unwrap_or(0) + self.overloads
+    }
+
     fn next_call(&mut self) -> Option<Call> {
+        self.merge_until = None;
         self.queue.next(self.limits.size())
+    }
+
+    /// When the texts that wait are sent, however few there are; `None` when
+    /// none wait. Those that still come do not make it later.
+    fn merge_until(&mut self) -> Option<Instant> {
+        if self.queue.is_empty() {
+            self.merge_until = None;
+            return None;
+        }
+        let until = || Instant::now() + MERGE_WAIT;
+        Some(*self.merge_until.get_or_insert_with(until))
     }
 
     /// Ends the calls that nobody waits for any more.
@@ -282,8 +331,9 @@ impl State {
             .extract_if(|_, under_way| !under_way.call.texts.iter().any(awaited));
         for (_, UnderWay { call, task }) in given_up {
             task.abort();
-            let rest = call.rest.into_iter().filter(awaited).collect();
-            self.queue.put_back(rest);
+            let mut call = call;
+            call.retain(awaited);
+            self.queue.put_back_untried(call);
         }
     }
 }

@@ -97,8 +97,8 @@ impl Governor {
         self.pause().await.0
     }
 
-    /// Tells everyone that the embedder failed.
-    pub(crate) fn failed(&self, reason: &str, retry_after: Option<Duration>) {
+    /// Tells everyone that the embedder failed. Returns whether that is news.
+    pub(crate) fn failed(&self, reason: &str, retry_after: Option<Duration>) -> bool {
         let paused = self.health.send_if_modified(|health| {
             let fit = matches!(health, Health::Fit(_));
             if fit {
@@ -115,6 +115,7 @@ impl Governor {
                 "The embedder failed; claiming nothing until it answers again."
             );
         }
+        paused
     }
 
     /// Tells that a batch was embedded.

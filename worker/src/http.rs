@@ -1,12 +1,20 @@
-//! Health, over plain HTTP: for probes, and for a person with a browser.
+//! Health and metrics, over plain HTTP: for probes, for Prometheus, and for a
+//! person with a browser.
 
 use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context as _;
-use axum::{Router, extract::State, http::StatusCode, routing::get};
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::IntoResponse,
+    routing::get,
+};
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
+use weir_metrics::Page;
 
 use crate::session::Context;
 
@@ -15,6 +23,7 @@ use crate::session::Context;
 pub(crate) async fn serve(
     address: Option<SocketAddr>,
     models: Vec<Arc<Context>>,
+    page: Page,
 ) -> anyhow::Result<Option<AbortOnDropHandle<()>>> {
     let Some(address) = address else {
         return Ok(None);
@@ -24,22 +33,48 @@ pub(crate) async fn serve(
         .with_context(|| format!("cannot listen on --http-listen (WEIR_HTTP_LISTEN) {address}"))?;
     let address = listener.local_addr()?;
     info!(%address, "Serving /livez and /readyz.");
-    let router = router(models);
-    Ok(Some(AbortOnDropHandle::new(tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            warn!(%error, "Health is not served any more.");
+    let page = Arc::new(page);
+    let router = router(models, Arc::clone(&page));
+    let serving = async move {
+        tokio::select! {
+            Err(error) = axum::serve(listener, router).into_future() => {
+                warn!(%error, "Health and metrics are not served any more.");
+            }
+            never = page.keep() => match never {},
         }
-    }))))
+    };
+    Ok(Some(AbortOnDropHandle::new(tokio::spawn(serving))))
 }
 
 /// `/livez` answers while the process lives, `/readyz` while all models can be
 /// embedded with and the coordinator answers; otherwise it says what is wrong,
 /// a line a model.
-fn router(models: Vec<Arc<Context>>) -> Router {
+fn router(models: Vec<Arc<Context>>, page: Arc<Page>) -> Router {
+    let models: Arc<[_]> = models.into();
+    let metrics = get(metrics).with_state(Shown {
+        models: Arc::clone(&models),
+        page,
+    });
     Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(ready))
-        .with_state(models.into())
+        .with_state(models)
+        .route("/metrics", metrics)
+}
+
+/// What `/metrics` is made of.
+#[derive(Clone)]
+struct Shown {
+    models: Arc<[Arc<Context>]>,
+    page: Arc<Page>,
+}
+
+/// What all models show, after a look at how their embedders are.
+async fn metrics(State(Shown { models, page }): State<Shown>) -> impl IntoResponse {
+    for context in &*models {
+        context.endpoint.show();
+    }
+    ([(CONTENT_TYPE, weir_metrics::CONTENT_TYPE)], page.render())
 }
 
 async fn ready(State(models): State<Arc<[Arc<Context>]>>) -> (StatusCode, String) {

@@ -12,6 +12,7 @@ mod coordinator;
 mod endpoint;
 mod governor;
 mod http;
+mod metrics;
 mod plan;
 mod run;
 mod session;

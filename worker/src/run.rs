@@ -7,14 +7,16 @@ use anyhow::Context as _;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{Instrument as _, info, info_span};
+use weir_telemetry::Tracer;
 
 use crate::{
     claimer::claim_and_drain,
     config::{Config, Model},
     coordinator::Coordinator,
     embedder::{self, Embedder},
-    endpoint::Endpoint,
+    endpoint::{CallSpans, Endpoint},
     http,
+    metrics::{self, Metrics},
     session::Context,
 };
 
@@ -56,22 +58,29 @@ pub async fn run(
     served: Vec<Served>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let coordinator = Coordinator::new(&config.coordinator)?;
+    let coordinator = Coordinator::new(&config.coordinator, &config.credentials)?;
+    let tracer = Tracer::start("weir-worker", &config.worker_id, &config.trace)?;
     let config = Arc::new(config);
+    let page = metrics::page(config.http_listen.is_some());
     let contexts: Vec<Arc<Context>> = served
         .into_iter()
         .map(|Served { model, embedder }| {
+            let kind = model.settings.embedder.embedder;
+            let metrics = Metrics::new(&page, &model.name, kind);
+            let spans = CallSpans::new(tracer.clone(), kind, &model.name);
+            let endpoint = Endpoint::new(embedder, model.settings.endpoint(), metrics);
             Arc::new(Context {
                 config: Arc::clone(&config),
                 coordinator: coordinator.clone(),
-                endpoint: Arc::new(Endpoint::new(embedder, model.settings.endpoint())),
+                endpoint: Arc::new(endpoint.traced(spans)),
+                tracer: tracer.clone(),
                 model,
                 refusal: watch::Sender::new(None),
                 shutdown: shutdown.clone(),
             })
         })
         .collect();
-    let _http = http::serve(config.http_listen, contexts.clone()).await?;
+    let _http = http::serve(config.http_listen, contexts.clone(), page).await?;
     let models: Vec<&str> = contexts.iter().map(|it| it.model.name.as_str()).collect();
     info!(
         worker_id = config.worker_id,
@@ -84,6 +93,7 @@ pub async fn run(
     while let Some(ended) = models.join_next().await {
         ended.context("the worker failed")?;
     }
+    tracer.shutdown().await;
     info!("The worker has drained.");
     Ok(())
 }

@@ -3,6 +3,7 @@
 
 mod hand_back;
 mod link;
+mod spans;
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,11 +14,13 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, instrument, warn};
+use weir_telemetry::{TraceContext, Tracer};
 
 use crate::{
     config::{Config, Model},
     coordinator::{Coordinator, Event, HandBack, Lease},
     endpoint::{Endpoint, Failure, Outcome, Share},
+    metrics::LeasesEnded,
     plan::{self, Held},
 };
 use hand_back::hand_back;
@@ -33,6 +36,7 @@ pub(crate) struct Context {
     pub(crate) model: Model,
     pub(crate) coordinator: Coordinator,
     pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) tracer: Tracer,
     /// Why the last claim failed, if it did.
     pub(crate) refusal: watch::Sender<Option<String>>,
     /// Cancelled when the worker is to drain.
@@ -67,9 +71,15 @@ pub(crate) enum End {
 
 /// Works on a lease until it ends. `dimension` is that of the embedder's
 /// vectors.
-#[instrument(name = "lease", skip_all, fields(job_id = lease.job_id, epoch = lease.epoch, source = lease.source))]
-pub(crate) async fn work(context: Arc<Context>, lease: Lease, dimension: usize) -> End {
+#[instrument(name = "lease", skip_all, fields(
+    job_id = lease.job_id, epoch = lease.epoch, source = lease.source,
+    trace_id = lease.trace.map(|trace| tracing::field::display(trace.trace_id())),
+))]
+pub(crate) async fn work(context: Arc<Context>, mut lease: Lease, dimension: usize) -> End {
     let started = Instant::now();
+    let span = spans::session(&context, &mut lease);
+    let metrics = &context.endpoint.metrics;
+    let _open = metrics.lease_began();
     info!(
         chunks = lease.chunks_pending,
         attempt = lease.attempt,
@@ -86,7 +96,9 @@ pub(crate) async fn work(context: Arc<Context>, lease: Lease, dimension: usize) 
     if let End::HandBack { how, reason } = &end {
         hand_back(&context.coordinator, &lease, &unacknowledged, *how, reason).await;
     }
+    spans::ended(&span, &end, chunks);
     let elapsed_ms = started.elapsed().as_millis();
+    count(&end, &metrics.leases_ended);
     match &end {
         End::Finished => info!(chunks, elapsed_ms, "The job finished."),
         End::Lost(reason) => warn!(chunks, elapsed_ms, reason, "The lease ended; job dropped."),
@@ -95,7 +107,9 @@ pub(crate) async fn work(context: Arc<Context>, lease: Lease, dimension: usize) 
                 chunks,
                 elapsed_ms, reason, "The job failed and was handed back."
             ),
-            HandBack::Release => info!(chunks, elapsed_ms, reason, "The job was released."),
+            HandBack::Drain | HandBack::EmbedderDown => {
+                info!(chunks, elapsed_ms, reason, "The job was released.");
+            }
         },
         End::Unreachable(error) => warn!(
             chunks,
@@ -105,8 +119,22 @@ pub(crate) async fn work(context: Arc<Context>, lease: Lease, dimension: usize) 
     end
 }
 
+fn count(end: &End, ended: &LeasesEnded) {
+    let counter = match end {
+        End::Finished => &ended.finished,
+        End::Lost(_) => &ended.lost,
+        End::HandBack { how, .. } => match how {
+            HandBack::Drain | HandBack::EmbedderDown => &ended.released,
+            HandBack::Fail => &ended.failed,
+        },
+        End::Unreachable(_) => &ended.unreachable,
+    };
+    counter.increment(1);
+}
+
 struct Session<'a> {
     context: &'a Context,
+    trace: Option<TraceContext>,
     held: Held,
     link: Link,
     /// The batches at the embedder.
@@ -145,6 +173,7 @@ impl<'a> Session<'a> {
         let left = usize::try_from(lease.chunks_pending).unwrap_or_default();
         Self {
             context,
+            trace: lease.trace,
             held: Held::new(config.window),
             link: Link::new(
                 context.coordinator.clone(),
@@ -178,7 +207,7 @@ impl<'a> Session<'a> {
                 biased;
                 () = context.shutdown.cancelled(), if may_drain => self.drain(),
                 reason = context.endpoint.governor.down(), if may_pause => {
-                    self.stop(HandBack::Release, reason);
+                    self.stop(HandBack::EmbedderDown, reason);
                 }
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                     if let Some(end) = self.handed_back() {
@@ -203,8 +232,14 @@ impl<'a> Session<'a> {
     }
     fn embed_next(&mut self) {
         while let Some(batch) = self.held.start_next() {
-            self.embedding
-                .push(self.context.endpoint.embed(batch).boxed());
+            let span = spans::batch(&self.context.tracer, self.trace, &batch);
+            let (endpoint, trace) = (&self.context.endpoint, self.trace);
+            let embedding = async move {
+                let outcome = endpoint.embed(batch, trace).await;
+                spans::embedded(&span, &outcome);
+                outcome
+            };
+            self.embedding.push(embedding.boxed());
         }
     }
 
@@ -219,7 +254,9 @@ impl<'a> Session<'a> {
         }
         match outcome.failure {
             None => {}
-            Some(Failure::Embedder { reason }) => self.stop(HandBack::Release, reason),
+            Some(Failure::Embedder { reason }) => {
+                self.stop(HandBack::EmbedderDown, reason);
+            }
             Some(Failure::Job { reason }) => self.stop(HandBack::Fail, reason),
         }
     }
@@ -257,7 +294,7 @@ impl<'a> Session<'a> {
     /// Finishes the batches that are here and takes no further ones.
     fn drain(&mut self) {
         self.ending = Some(Ending {
-            how: HandBack::Release,
+            how: HandBack::Drain,
             reason: "the worker is draining".to_owned(),
             deadline: Instant::now() + self.context.config.drain_timeout,
             draining: true,

@@ -134,7 +134,10 @@ impl EmbedCall {
 
     pub(crate) fn refuse(self, reason: &str) {
         let reason = reason.to_owned();
-        self.answer(Err(EmbedError::Input { reason }));
+        self.answer(Err(EmbedError::Input {
+            reason,
+            culprit: None,
+        }));
     }
 
     pub(crate) fn break_down(self, reason: &str) {

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 use weir_proto::v1::source_service_server::{SourceService, SourceServiceServer};
 
 use super::*;
-use crate::args::Global;
+use crate::config::Settings;
 
 #[test]
 fn what_changed_is_told_in_one_line() {
@@ -127,6 +127,13 @@ impl SourceService for Importer {
     ) -> Result<Response<v1::DeleteSourceResponse>, Status> {
         Err(Status::unimplemented(""))
     }
+
+    async fn list_chunks(
+        &self,
+        _: Request<v1::ListChunksRequest>,
+    ) -> Result<Response<v1::ListChunksResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
 }
 
 /// Imports what `content` makes of the news that its first part has arrived, and
@@ -148,14 +155,9 @@ async fn import_from<R: AsyncRead + Unpin>(
             .add_service(service)
             .serve_with_incoming(incoming),
     );
-    let session = Session::connect(&Global {
-        coordinator,
-        namespace: "team".to_owned(),
-        json: false,
-        log: "off".to_owned(),
-    })
-    .await
-    .unwrap();
+    let session = Session::connect(&Settings::plain(&coordinator, "team"))
+        .await
+        .unwrap();
     let open = v1::ImportOpen {
         name: "large".to_owned(),
         ..v1::ImportOpen::default()

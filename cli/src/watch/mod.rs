@@ -1,23 +1,31 @@
 //! `weir watch`: how far sources are, live.
 
+mod all;
+mod bars;
+mod board;
+mod crowd;
+mod lines;
 mod progress;
+mod rate;
 mod screen;
-mod stream;
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use clap::Args;
-use tokio::{sync::mpsc, task::JoinSet};
-use tonic::Code;
+use tokio_stream::{StreamExt as _, StreamMap, wrappers::ReceiverStream};
+use tonic::{Code, Status};
+use weir_proto::v1::{self, BadgeState, WatchSourceRequest, WatchSourceResponse};
 
-use self::{
-    progress::{Outcome, Progress},
-    screen::Screen,
-    stream::Event,
+use self::{progress::Progress, screen::Screen};
+use crate::{
+    connect::Session,
+    failure::{self, Failure},
+    output,
+    sources::{self, Filter},
+    stream::{Event, keep_open},
 };
-use crate::{connect::Session, failure::Failure, output, sources};
 
-/// Most sources watched at once: each is a stream.
+/// Most sources watched by name: each is a stream.
 const MAX_SOURCES: usize = 64;
 
 /// What `weir watch` understands.
@@ -25,6 +33,12 @@ const MAX_SOURCES: usize = 64;
 pub(crate) struct WatchArgs {
     /// The sources; by default those of the namespace that are not complete.
     names: Vec<String>,
+    /// All sources of the namespace that have something open, the busiest on top.
+    #[arg(long, conflicts_with = "names")]
+    all: bool,
+    /// With --all: the sources of every namespace.
+    #[arg(long, short = 'A', requires = "all")]
+    all_namespaces: bool,
     /// Go on when nothing is open any more.
     #[arg(long)]
     follow: bool,
@@ -34,6 +48,9 @@ pub(crate) struct WatchArgs {
 /// become complete. When the coordinator goes away, it waits five minutes for
 /// it to come back.
 pub(crate) async fn watch(session: &Session, args: WatchArgs) -> Result<(), Failure> {
+    if args.all {
+        return all::watch(session, args.all_namespaces, args.follow).await;
+    }
     let mut names = args.names;
     names.sort();
     names.dedup();
@@ -48,7 +65,7 @@ pub(crate) async fn watch(session: &Session, args: WatchArgs) -> Result<(), Fail
     }
     if names.len() > MAX_SOURCES {
         return Err(Failure::Usage(format!(
-            "{} sources are too many to watch: name up to {MAX_SOURCES} of them",
+            "{} sources are too many to watch one by one: name up to {MAX_SOURCES} of them, or say --all",
             names.len()
         )));
     }
@@ -62,65 +79,88 @@ pub(crate) async fn until_settled(session: &Session, names: Vec<String>) -> Resu
 
 /// The sources of the namespace that there is something to see of.
 async fn incomplete(session: &Session, all: bool) -> Result<Vec<String>, Failure> {
-    let sources = sources::list(session, &session.namespace).await?;
+    let filter = Filter {
+        fields: &["source.name", "source.badge", "job.job_id"],
+        ..Filter::default()
+    };
+    let sources = sources::list(session, &session.namespace, filter).await?;
+    let is_of_interest = |summary: &v1::SourceSummary| {
+        let badge = summary.source.as_ref()?.badge.as_ref()?;
+        let settled = matches!(badge.state(), BadgeState::Indexed | BadgeState::Empty);
+        (!settled || badge.degraded).then_some(())
+    };
     Ok(sources
         .into_iter()
-        .filter_map(|summary| {
-            let source = summary.source?;
-            let settled = source.chunks_embedded + source.chunks_rejected >= source.chunks;
-            (all || !settled || summary.job.is_some()).then_some(source.name)
-        })
+        .filter(|summary| all || summary.job.is_some() || is_of_interest(summary).is_some())
+        .filter_map(|summary| Some(summary.source?.name))
         .collect())
 }
 
+/// A source's states: until it is settled, or without end.
+fn states(
+    session: &Session,
+    name: &str,
+    follow: bool,
+) -> ReceiverStream<Event<WatchSourceResponse>> {
+    let (client, namespace, name) = (session.jobs(), session.namespace.clone(), name.to_owned());
+    let open = move |cursor| {
+        let mut client = client.clone();
+        let request = WatchSourceRequest {
+            namespace: namespace.clone(),
+            name: name.clone(),
+            until_idle: !follow,
+            cursor,
+        };
+        async move { client.watch_source(request).await }
+    };
+    keep_open(open, follow)
+}
+
 async fn run(session: &Session, names: Vec<String>, follow: bool) -> Result<(), Failure> {
-    let (sender, mut events) = mpsc::channel(64);
-    let mut streams = JoinSet::new();
+    let mut streams = StreamMap::new();
     for (place, name) in names.iter().enumerate() {
-        let (session, events) = (session.clone(), sender.clone());
-        streams.spawn(stream::watch(session, name.clone(), follow, place, events));
+        streams.insert(place, states(session, name, follow));
     }
-    drop(sender);
     let mut screen = Screen::new(&names, session.json);
     let mut progress: Vec<Progress> = names.iter().map(|_| Progress::default()).collect();
     let mut failure = None;
     let mut second = tokio::time::interval(Duration::from_secs(1));
     loop {
-        let event = tokio::select! {
-            event = events.recv() => event,
+        let next = tokio::select! {
+            next = streams.next() => next,
             _ = second.tick() => {
                 screen.tick(&progress);
                 continue;
             }
         };
         // All streams have ended.
-        let Some(event) = event else { break };
+        let Some((place, event)) = next else { break };
         match event {
-            Event::State(place, state) => {
-                progress[place].update((*state).clone(), Instant::now());
-                screen.state(place, &names[place], &state, &progress[place])?;
+            Event::Message(state) => {
+                let source = state.source.clone().unwrap_or_default();
+                progress[place].update(source, Instant::now());
+                screen.state(place, &state, &progress)?;
             }
-            Event::Lost(place, reason) => screen.lost(place, &names[place], &reason)?,
-            Event::Settled(place) => {
-                let progress = &progress[place];
-                let mut verdict = progress.verdict();
-                if progress.outcome() == Outcome::Incomplete {
+            Event::Lost(reason) => screen.lost(place, &reason)?,
+            Event::Ended => {
+                if !progress[place].is_complete() {
                     failure.get_or_insert(Failure::Incomplete);
-                    if let Some(trouble) = progress.trouble(SystemTime::now()) {
-                        verdict = format!("{verdict}: {trouble}");
-                    }
                 }
-                screen.end(place, &names[place], &verdict)?;
+                screen.end(place, &progress[place])?;
             }
-            Event::Failed(place, status) => {
-                let text = match status.code() {
-                    Code::NotFound => "not found, or deleted by now".to_owned(),
-                    _ => crate::failure::describe(&status),
-                };
-                screen.end(place, &names[place], &text)?;
+            Event::Failed(status) => {
+                screen.fail(place, &fate(&status))?;
                 failure = Some(status.into());
             }
         }
     }
     failure.map_or(Ok(()), Err)
+}
+
+/// Why a source is not watched any more.
+fn fate(status: &Status) -> String {
+    match status.code() {
+        Code::NotFound => "not found, or deleted by now".to_owned(),
+        _ => failure::describe(status),
+    }
 }

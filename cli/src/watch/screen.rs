@@ -1,38 +1,47 @@
-//! How a watch looks: bars on a terminal, lines elsewhere, JSON for scripts.
+//! How a watch of named sources looks: bars on a terminal, lines elsewhere,
+//! JSON for scripts.
 
 use std::{
-    io::{self, IsTerminal as _},
-    time::{Duration, Instant, SystemTime},
+    io,
+    time::{Instant, SystemTime},
 };
 
 use console::measure_text_width;
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde::Serialize;
 use weir_proto::v1::WatchSourceResponse;
 
-use super::progress::Progress;
-use crate::{output, view};
-
-/// Without a terminal, a source that moves is told this often.
-const LINE_EVERY: Duration = Duration::from_secs(5);
+use super::{
+    bars::{self, Bars, draw, message},
+    lines::{LastLine, lost},
+    progress::Progress,
+    rate::Rate,
+};
+use crate::{badge, output, view};
 
 /// Where a watch is shown.
 #[derive(Debug)]
-pub(super) enum Screen {
-    /// One bar a source, drawn on stderr.
-    Bars(Vec<ProgressBar>),
+pub(super) struct Screen {
+    names: Vec<String>,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// One bar a source, and one for all of them together where there are
+    /// several.
+    Bars(Vec<ProgressBar>, Option<Total>),
     /// A line now and then.
     Lines(Vec<LastLine>),
     /// A line of JSON a state.
     Json,
 }
 
-/// What was last told of a source, and when.
-#[derive(Debug, Default)]
-pub(super) struct LastLine {
-    time: Option<Instant>,
-    trouble: Option<String>,
-    lost: bool,
+/// All sources together.
+#[derive(Debug)]
+struct Total {
+    bar: ProgressBar,
+    rate: Rate,
 }
 
 /// One state, as JSON.
@@ -40,96 +49,97 @@ pub(super) struct LastLine {
 struct State {
     source: Option<view::Source>,
     jobs: Vec<view::Job>,
+    ended: Vec<view::Job>,
 }
 
 impl Screen {
     /// Chooses by where the output goes.
     pub(super) fn new(names: &[String], json: bool) -> Self {
-        if json {
-            return Self::Json;
-        }
-        if !io::stderr().is_terminal() || !io::stdout().is_terminal() {
-            return Self::Lines(names.iter().map(|_| LastLine::default()).collect());
-        }
-        let width = names
-            .iter()
-            .map(|name| measure_text_width(name))
-            .max()
-            .unwrap_or(0);
-        let all = MultiProgress::new();
-        let style = ProgressStyle::with_template("{prefix}  {bar:28}  {pos}/{len}  {wide_msg}")
-            .unwrap_or_else(|_| ProgressStyle::default_bar())
-            .progress_chars("█▉▊▋▌▍▎▏ ");
-        let bar = |name: &String| {
-            let bar = all.add(ProgressBar::new(0).with_style(style.clone()));
-            bar.set_prefix(format!("{name:width$}"));
-            bar
+        let kind = if json {
+            Kind::Json
+        } else if bars::are_possible() {
+            let widths = names.iter().map(|name| measure_text_width(name));
+            let bars = Bars::new(widths.max().unwrap_or(0));
+            let each = names.iter().map(|name| bars.add(name)).collect();
+            let total = (names.len() > 1).then(|| Total {
+                bar: bars.add("all"),
+                rate: Rate::default(),
+            });
+            Kind::Bars(each, total)
+        } else {
+            Kind::Lines(names.iter().map(|_| LastLine::default()).collect())
         };
-        Self::Bars(names.iter().map(bar).collect())
+        Self {
+            names: names.to_vec(),
+            kind,
+        }
     }
 
-    /// Shows a new state.
+    /// Shows a new state of the source at this place.
     pub(super) fn state(
         &mut self,
         place: usize,
-        name: &str,
         state: &WatchSourceResponse,
-        progress: &Progress,
+        progress: &[Progress],
     ) -> io::Result<()> {
-        match self {
-            Self::Json => output::json(&State {
+        match &mut self.kind {
+            Kind::Json => output::json(&State {
                 source: state.source.as_ref().map(Into::into),
                 jobs: view::all(&state.jobs),
+                ended: view::all(&state.ended),
             }),
-            Self::Bars(bars) => {
-                draw(&bars[place], progress);
+            Kind::Bars(bars, total) => {
+                draw(&bars[place], &progress[place]);
+                if let Some(total) = total {
+                    total.draw(progress);
+                }
                 Ok(())
             }
-            Self::Lines(lines) => lines[place].state(name, progress),
+            Kind::Lines(lines) => lines[place].state(&self.names[place], &progress[place]),
         }
     }
 
     /// Shows that a source's stream broke and is opened again.
-    pub(super) fn lost(&mut self, place: usize, name: &str, reason: &str) -> io::Result<()> {
-        match self {
-            Self::Json => {
-                tracing::warn!(
-                    source = name,
-                    reason,
-                    "The stream broke; it is opened again."
-                );
+    pub(super) fn lost(&mut self, place: usize, reason: &str) -> io::Result<()> {
+        let source = &self.names[place];
+        match &mut self.kind {
+            Kind::Json => {
+                tracing::warn!(source, reason, "The stream broke; it is opened again.");
             }
-            Self::Bars(bars) => {
-                bars[place].set_message(format!("lost the coordinator, reconnecting: {reason}"));
-            }
-            Self::Lines(lines) if !lines[place].lost => {
-                lines[place].lost = true;
-                output::line(format!(
-                    "{name}  lost the coordinator, reconnecting: {reason}"
-                ))?;
-            }
-            Self::Lines(_) => {}
+            Kind::Bars(bars, _) => bars[place].set_message(lost(reason)),
+            Kind::Lines(lines) => lines[place].lost(source, reason)?,
         }
         Ok(())
     }
 
     /// Shows how a source ended.
-    pub(super) fn end(&mut self, place: usize, name: &str, verdict: &str) -> io::Result<()> {
-        match self {
-            Self::Json => Ok(()),
-            Self::Bars(bars) => {
-                bars[place].abandon_with_message(verdict.to_owned());
+    pub(super) fn end(&mut self, place: usize, progress: &Progress) -> io::Result<()> {
+        match &mut self.kind {
+            Kind::Json => {}
+            Kind::Bars(bars, _) => bars[place].abandon_with_message(message(progress)),
+            Kind::Lines(lines) => lines[place].end(&self.names[place], progress)?,
+        }
+        Ok(())
+    }
+
+    /// Shows why a source cannot be watched.
+    pub(super) fn fail(&mut self, place: usize, fate: &str) -> io::Result<()> {
+        match &mut self.kind {
+            Kind::Json => Ok(()),
+            Kind::Bars(bars, _) => {
+                bars[place].abandon_with_message(fate.to_owned());
                 Ok(())
             }
-            Self::Lines(_) => output::line(format!("{name}  {verdict}")),
+            Kind::Lines(_) => output::line(format!("{}  {fate}", self.names[place])),
         }
     }
 
     /// Brings what depends on the time up to date: the seconds until a retry.
     pub(super) fn tick(&self, progress: &[Progress]) {
-        if let Self::Bars(bars) = self {
+        if let Kind::Bars(bars, _) = &self.kind {
             for (bar, progress) in bars.iter().zip(progress) {
-                if !bar.is_finished() && progress.trouble(SystemTime::now()).is_some() {
+                let waits = badge::trouble(&progress.badge(), SystemTime::now()).is_some();
+                if !bar.is_finished() && waits {
                     draw(bar, progress);
                 }
             }
@@ -137,36 +147,30 @@ impl Screen {
     }
 }
 
-fn draw(bar: &ProgressBar, progress: &Progress) {
-    let (done, chunks) = progress.position();
-    bar.set_length(chunks);
-    bar.set_position(done);
-    bar.set_message(message(progress));
-}
-
-fn message(progress: &Progress) -> String {
-    let figures = progress.figures(Instant::now());
-    match progress.trouble(SystemTime::now()) {
-        Some(trouble) if figures.is_empty() => trouble,
-        Some(trouble) => format!("{figures}  {trouble}"),
-        None => figures,
+impl Drop for Screen {
+    fn drop(&mut self) {
+        if let Kind::Bars(_, Some(total)) = &self.kind {
+            total.bar.abandon();
+        }
     }
 }
 
-impl LastLine {
-    fn state(&mut self, name: &str, progress: &Progress) -> io::Result<()> {
-        // The time until a retry changes all the time; its reason does not.
-        let trouble = progress.trouble(SystemTime::UNIX_EPOCH);
-        let due = self.time.is_none_or(|time| time.elapsed() >= LINE_EVERY);
-        if !due && !self.lost && trouble == self.trouble {
-            return Ok(());
+impl Total {
+    fn draw(&mut self, progress: &[Progress]) {
+        let positions = progress.iter().map(Progress::position);
+        let (done, chunks) = positions.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        let now = Instant::now();
+        self.rate.sample(done, now);
+        let complete = progress.iter().filter(|one| one.is_complete()).count();
+        let mut parts = vec![
+            format!("{done}/{chunks}"),
+            format!("{complete} of {} complete", progress.len()),
+        ];
+        if done < chunks {
+            parts.extend(self.rate.figures(chunks - done, now));
         }
-        *self = Self {
-            time: Some(Instant::now()),
-            trouble,
-            lost: false,
-        };
-        let (done, chunks) = progress.position();
-        output::line(format!("{name}  {done}/{chunks}  {}", message(progress)).trim_end())
+        self.bar.set_length(chunks);
+        self.bar.set_position(done);
+        self.bar.set_message(parts.join("  "));
     }
 }

@@ -7,9 +7,17 @@ use prost_types::{Struct, Timestamp, Value, value::Kind};
 use weir_proto::v1;
 
 use crate::{
-    job::state::{JobState, RevokeReason, Trigger},
+    job::{
+        badge::{BadgeState, Verdict},
+        state::{AttemptOutcome, JobState, RevokeReason, Trigger},
+    },
     store::{
+        activity::ActivityPoint,
+        attempts::Attempt,
         batches::Progress,
+        chunks::ChunkStatus,
+        failures::Failure,
+        overview::NamespaceFigures,
         rows::{ChunkText, Job, Source},
     },
 };
@@ -107,9 +115,43 @@ fn wire_value(value: serde_json::Value) -> Value {
     Value { kind: Some(kind) }
 }
 
+/// How a source stands, for the wire.
+fn wire_badge(source: &Source) -> v1::Badge {
+    let standing = source.standing();
+    let state = match standing.state() {
+        BadgeState::Empty => v1::BadgeState::Empty,
+        BadgeState::NotIndexed => v1::BadgeState::NotIndexed,
+        BadgeState::Queued => v1::BadgeState::Queued,
+        BadgeState::Indexing => v1::BadgeState::Indexing,
+        BadgeState::Retrying => v1::BadgeState::Retrying,
+        BadgeState::Indexed => v1::BadgeState::Indexed,
+        BadgeState::Failed => v1::BadgeState::Failed,
+    };
+    let error = source
+        .telling_error
+        .as_ref()
+        .filter(|_| standing.is_degraded());
+    let waits = matches!(
+        state,
+        v1::BadgeState::Queued | v1::BadgeState::Retrying | v1::BadgeState::Failed
+    ) && source.telling_state != Some(JobState::Running);
+    v1::Badge {
+        state: state.into(),
+        text: standing.text(),
+        done: standing.embedded,
+        total: standing.total,
+        rejected: standing.rejected,
+        attempt: source.telling_attempt.unwrap_or_default().into(),
+        last_error: error.cloned().unwrap_or_default(),
+        next_run_time: source.telling_run_at.filter(|_| waits).map(timestamp),
+        degraded: standing.is_degraded(),
+    }
+}
+
 impl From<Source> for v1::Source {
     fn from(source: Source) -> Self {
         Self {
+            badge: Some(wire_badge(&source)),
             chunks_embedded: source.chunks_embedded(),
             namespace: source.namespace,
             name: source.name,
@@ -135,19 +177,17 @@ pub(crate) fn wire_job(job: Job, max_attempts: i16) -> v1::Job {
         first_item_id: job.first_item_id,
         last_item_id: job.last_item_id,
         revision: job.revision,
-        trigger: match job.trigger {
-            Trigger::Write => v1::JobTrigger::Write,
-            Trigger::Retry => v1::JobTrigger::Retry,
-            Trigger::Reconcile => v1::JobTrigger::Reconcile,
-        }
-        .into(),
+        trigger: wire_trigger(job.trigger).into(),
         state: wire_state(job.state).into(),
         priority: job.priority.into(),
         attempt: job.attempt.into(),
         max_attempts: max_attempts.into(),
         epoch: job.epoch,
         run_time: Some(timestamp(job.run_at)),
-        worker_id: job.worker_id.unwrap_or_default(),
+        worker_id: job
+            .worker_id
+            .filter(|_| job.state == JobState::Running)
+            .unwrap_or_default(),
         lease_expire_time: job.lease_expires_at.map(timestamp),
         chunks_total: job.chunks_total.into(),
         chunks_done: job.chunks_done.into(),
@@ -157,6 +197,110 @@ pub(crate) fn wire_job(job: Job, max_attempts: i16) -> v1::Job {
         start_time: job.started_at.map(timestamp),
         finish_time: job.finished_at.map(timestamp),
         chunks_truncated: job.chunks_truncated.into(),
+        trace_id: job.traceparent.as_deref().map(trace_id).unwrap_or_default(),
+        failure_id: job.failure_id.unwrap_or_default(),
+    }
+}
+
+/// The trace that a W3C trace context is of.
+fn trace_id(traceparent: &str) -> String {
+    traceparent.split('-').nth(1).unwrap_or_default().to_owned()
+}
+
+impl From<Attempt> for v1::Attempt {
+    fn from(attempt: Attempt) -> Self {
+        Self {
+            job_id: attempt.job_id,
+            epoch: attempt.epoch,
+            worker_id: attempt.worker_id,
+            start_time: Some(timestamp(attempt.started_at)),
+            end_time: attempt.ended_at.map(timestamp),
+            outcome: match attempt.outcome {
+                AttemptOutcome::Running => v1::AttemptOutcome::Running,
+                AttemptOutcome::Succeeded => v1::AttemptOutcome::Succeeded,
+                AttemptOutcome::Released => v1::AttemptOutcome::Released,
+                AttemptOutcome::Failed => v1::AttemptOutcome::Failed,
+                AttemptOutcome::Expired => v1::AttemptOutcome::Expired,
+                AttemptOutcome::NoProgress => v1::AttemptOutcome::NoProgress,
+                AttemptOutcome::Cancelled => v1::AttemptOutcome::Cancelled,
+            }
+            .into(),
+            error: attempt.error.unwrap_or_default(),
+            chunks_done: attempt.chunks_done.into(),
+            charged: attempt.charged,
+        }
+    }
+}
+
+impl From<Failure> for v1::Failure {
+    fn from(failure: Failure) -> Self {
+        Self {
+            failure_id: failure.id,
+            namespace: failure.namespace,
+            model: failure.model,
+            cause: failure.cause,
+            last_error: failure.last_error,
+            last_job_id: failure.last_job_id,
+            last_source: failure.last_source,
+            first_seen_time: Some(timestamp(failure.first_seen_at)),
+            last_seen_time: Some(timestamp(failure.last_seen_at)),
+            occurrences: failure.occurrences,
+            last_success_time: failure.last_success_at.map(timestamp),
+            jobs_affected: failure.jobs_affected,
+            dismiss_time: failure.dismissed_at.map(timestamp),
+        }
+    }
+}
+
+impl From<NamespaceFigures> for v1::NamespaceStatus {
+    fn from(figures: NamespaceFigures) -> Self {
+        let unsettled = figures.unsettled();
+        Self {
+            verdict: match unsettled.verdict() {
+                Verdict::Healthy => v1::Verdict::Healthy,
+                Verdict::Indexing => v1::Verdict::Indexing,
+                Verdict::Degraded => v1::Verdict::Degraded,
+            }
+            .into(),
+            reasons: unsettled.reasons(),
+            namespace: figures.namespace,
+            sources: figures.sources,
+            chunks: figures.chunks,
+            chunks_pending: figures.chunks_pending,
+            chunks_rejected: figures.chunks_rejected,
+            jobs_ready: figures.jobs_ready,
+            jobs_delayed: figures.jobs_delayed,
+            jobs_running: figures.jobs_running,
+            jobs_retrying: figures.jobs_retrying + figures.jobs_embedder_down,
+            jobs_failed: figures.jobs_failed,
+            jobs_cancelled: figures.jobs_cancelled,
+            oldest_ready_age_seconds: figures.oldest_ready_age_seconds,
+        }
+    }
+}
+
+impl From<ActivityPoint> for v1::ActivityPoint {
+    fn from(point: ActivityPoint) -> Self {
+        Self {
+            time: Some(timestamp(point.at)),
+            chunks_embedded: point.chunks_embedded,
+            chunks_rejected: point.chunks_rejected,
+            chunks_pending: point.chunks_pending,
+            oldest_ready_age_seconds: point.oldest_ready_age_seconds,
+        }
+    }
+}
+
+/// A chunk and what became of it, for the wire.
+pub(crate) fn wire_chunk(chunk: ChunkStatus, state: v1::ChunkState) -> v1::ChunkStatus {
+    v1::ChunkStatus {
+        item_id: chunk.item_id,
+        chunk_index: chunk.chunk_index,
+        state: state.into(),
+        chars: chunk.chars,
+        truncated_to: chunk.truncated_to.unwrap_or_default(),
+        reason: chunk.reason.unwrap_or_default(),
+        time: chunk.at.map(timestamp),
     }
 }
 
@@ -196,6 +340,22 @@ pub(crate) fn job_state(state: i32) -> Option<JobState> {
         .iter()
         .copied()
         .find(|ours| i32::from(wire_state(*ours)) == state)
+}
+
+fn wire_trigger(trigger: Trigger) -> v1::JobTrigger {
+    match trigger {
+        Trigger::Write => v1::JobTrigger::Write,
+        Trigger::Retry => v1::JobTrigger::Retry,
+        Trigger::Reconcile => v1::JobTrigger::Reconcile,
+    }
+}
+
+/// A trigger of the wire; `None` when it is none.
+pub(crate) fn job_trigger(trigger: i32) -> Option<Trigger> {
+    Trigger::ALL
+        .iter()
+        .copied()
+        .find(|ours| i32::from(wire_trigger(*ours)) == trigger)
 }
 
 /// Why a lease was revoked, for the wire.

@@ -45,10 +45,15 @@ impl Door {
         if namespace.is_empty() {
             return "default".to_owned();
         }
+        self.checked_namespace("namespace", namespace)
+    }
+
+    /// A namespace that is named.
+    pub(crate) fn checked_namespace(&mut self, field: &'static str, namespace: String) -> String {
         let lower = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
         if namespace.chars().count() > MAX_NAMESPACE_CHARS || !is_name(&namespace, lower) {
             self.refuse(
-                "namespace",
+                field,
                 format!(
                     "must be 1 to {MAX_NAMESPACE_CHARS} lower-case letters, digits, '-', '_' or '.', beginning \
                      with a letter or digit"
@@ -70,6 +75,11 @@ impl Door {
             );
         }
         name
+    }
+
+    /// The beginning of sources' names; `None` when it is left empty.
+    pub(crate) fn prefix(&mut self, field: &'static str, prefix: String) -> Option<String> {
+        (!prefix.is_empty()).then(|| self.name(field, prefix))
     }
 
     /// A source's namespace and name.

@@ -76,6 +76,7 @@ impl From<StoreError> for Status {
             StoreError::LeaseLost { why, .. } => Self::aborted(format!("lease lost: {why}")),
             StoreError::Precondition(message) => Self::failed_precondition(message),
             StoreError::Aborted(message) => Self::aborted(message),
+            StoreError::Exhausted(message) => Self::resource_exhausted(message),
             StoreError::Invalid(violations) => invalid(violations),
             StoreError::Unavailable(cause) => {
                 if is_worth_saying() {

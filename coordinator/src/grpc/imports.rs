@@ -3,7 +3,7 @@
 use tonic::{Status, Streaming};
 use weir_proto::v1::{self, import_source_request::Message as Part};
 
-use super::{Services, content, error::invalid_field, sources::Sources};
+use super::{Services, content, error::invalid_field, sources::Sources, spans};
 use crate::store::content::{SourceWrite, Written};
 
 /// Largest document that an import may bring in parts.
@@ -41,11 +41,14 @@ impl Sources {
                     }
                 };
             }
-            Ok(self
+            let plan = spans::plan(&self.0.tracer, write);
+            let written = self
                 .0
                 .store
                 .finish_import(write, import_id, count, &self.0.chunker)
-                .await?)
+                .await?;
+            spans::planned(&plan, &written);
+            Ok(written)
         }
         .await;
         // How the import went is not for this to hide; what is left is cleared later.

@@ -1,136 +1,89 @@
 //! `JobService`: the status API.
 
-use std::{pin::Pin, time::Duration};
-
-use tokio::sync::mpsc;
-use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 use weir_proto::v1::{self, job_service_server::JobService};
 
 use super::{
     Services,
-    convert::{job_state, wire_job},
+    auth::Caller,
+    convert::{job_state, job_trigger, wire_job},
     door::Door,
-    error::going_away,
-    page,
-    sources::traceparent,
+    mask::Mask,
+    overview, page,
+    spans::{self, trace_id},
+    watch::{self, Cursor, PageKey, Watch},
 };
-use crate::{
-    store::{StoreError, rows::SourceKey, status::JobFilter, steer::Retry},
-    wakeup::Subscription,
+use crate::store::{
+    StoreError,
+    rows::{Job, SourceKey},
+    sources::SourceFilter,
+    status::{JobFilter, Paging},
+    steer::Retry,
 };
 
-/// Least time between two messages of a watch: five a second.
-const WATCH_PAUSE: Duration = Duration::from_millis(200);
-
-/// A watcher looks again by itself after this many poll intervals, should a
-/// notification be lost.
-const WATCH_POLLS: u32 = 5;
+/// Most tries that come with a job.
+const MAX_ATTEMPTS_TOLD: i64 = 100;
 
 /// Tells how far jobs are.
 #[derive(Debug, Clone)]
 pub(crate) struct Jobs(pub(crate) Services);
 
-type Watch<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-/// What a look at something watched found.
-struct Look<T> {
-    state: T,
-    /// Nothing is to be seen after this.
-    last: bool,
-}
-
 impl Jobs {
-    /// Streams what `look` sees: at first, and whenever it has changed. Looks
-    /// when the source changes and, rarely, unasked.
-    fn watch<T, F>(&self, mut changes: Subscription, look: F) -> Watch<T>
-    where
-        T: Clone + PartialEq + Send + Sync + 'static,
-        F: AsyncLook<T>,
-    {
-        let (sender, receiver) = mpsc::channel(1);
-        let services = self.0.clone();
-        let unasked = services.poll_interval * WATCH_POLLS;
-        services.tasks.clone().spawn(async move {
-            let mut seen: Option<T> = None;
-            loop {
-                let Look { state, last } = match look.look(&services).await {
-                    Ok(look) => look,
-                    Err(error) => {
-                        let _ = sender.send(Err(error.into())).await;
-                        return;
-                    }
-                };
-                if seen.as_ref() != Some(&state) {
-                    seen = Some(state.clone());
-                    if sender.send(Ok(state)).await.is_err() {
-                        return;
-                    }
-                }
-                if last {
-                    return;
-                }
-                tokio::select! {
-                    // A client waits here for as long as the job takes; it must not hold up the stop.
-                    () = services.shutdown.cancelled() => {
-                        let _ = sender.send(Err(going_away())).await;
-                        return;
-                    }
-                    () = sender.closed() => return,
-                    () = async {
-                        tokio::time::sleep(WATCH_PAUSE).await;
-                        let _ = tokio::time::timeout(unasked, changes.changed()).await;
-                    } => {}
-                }
-            }
-        });
-        Box::pin(ReceiverStream::new(receiver))
+    /// A job that the caller may see. To others it is not there.
+    async fn job(&self, caller: &Caller, job_id: i64) -> Result<Job, StoreError> {
+        let job = self.0.store.job(job_id).await?;
+        if !caller.may(&job.namespace) {
+            return Err(StoreError::no_job(job_id));
+        }
+        Ok(job)
+    }
+
+    fn wire(&self, jobs: Vec<Job>) -> Vec<v1::Job> {
+        let jobs = jobs.into_iter();
+        jobs.map(|job| wire_job(job, self.0.policy.max_attempts))
+            .collect()
     }
 }
 
-/// How a watch looks at what it watches.
-trait AsyncLook<T>: Send + 'static {
-    fn look(&self, services: &Services)
-    -> impl Future<Output = Result<Look<T>, StoreError>> + Send;
-}
-
-struct LookAtJob {
-    job_id: i64,
-}
-
-impl AsyncLook<v1::WatchJobResponse> for LookAtJob {
-    async fn look(&self, services: &Services) -> Result<Look<v1::WatchJobResponse>, StoreError> {
-        let job = services.store.job(self.job_id).await?;
-        let last = !job.state.is_open();
-        Ok(Look {
-            state: v1::WatchJobResponse {
-                job: Some(wire_job(job, services.policy.max_attempts)),
-            },
-            last,
-        })
+/// Checks which jobs are asked for.
+fn job_filter(
+    door: &mut Door,
+    services: &Services,
+    request: &mut v1::ListJobsRequest,
+) -> JobFilter {
+    let text = std::mem::take::<String>;
+    let source = text(&mut request.source);
+    let source = (!source.is_empty()).then(|| door.name("source", source));
+    let source_prefix = door.prefix("source_prefix", text(&mut request.source_prefix));
+    if source.is_some() && source_prefix.is_some() {
+        door.refuse("source_prefix", "cannot go together with source");
     }
-}
-
-struct LookAtSource {
-    key: SourceKey,
-    until_idle: bool,
-}
-
-impl AsyncLook<v1::WatchSourceResponse> for LookAtSource {
-    async fn look(&self, services: &Services) -> Result<Look<v1::WatchSourceResponse>, StoreError> {
-        let state = services.store.source(&self.key).await?;
-        let idle = !state.jobs.iter().any(|job| job.state.is_open());
-        Ok(Look {
-            state: v1::WatchSourceResponse {
-                source: Some(state.source.into()),
-                jobs: state
-                    .jobs
-                    .into_iter()
-                    .map(|job| wire_job(job, services.policy.max_attempts))
-                    .collect(),
-            },
-            last: self.until_idle && idle,
-        })
+    let named = source.is_some() || source_prefix.is_some() || !request.namespace.is_empty();
+    let mut states = Vec::new();
+    for (index, state) in request.states.iter().enumerate() {
+        match job_state(*state) {
+            Some(state) => states.push(state),
+            None => door.refuse(format!("states[{index}]"), "is not a job state"),
+        }
+    }
+    let mut triggers = Vec::new();
+    for (index, trigger) in request.triggers.iter().enumerate() {
+        match job_trigger(*trigger) {
+            Some(trigger) => triggers.push(trigger),
+            None => door.refuse(format!("triggers[{index}]"), "is not a job trigger"),
+        }
+    }
+    if request.failure_id < 0 {
+        door.refuse("failure_id", "must be the id of a failure, or 0");
+    }
+    JobFilter {
+        namespace: named.then(|| door.namespace(text(&mut request.namespace))),
+        source,
+        source_prefix,
+        states,
+        triggers,
+        model: door.model(text(&mut request.model), &services.models),
+        failure_id: (request.failure_id != 0).then_some(request.failure_id),
     }
 }
 
@@ -138,14 +91,20 @@ impl AsyncLook<v1::WatchSourceResponse> for LookAtSource {
 impl JobService for Jobs {
     type WatchJobStream = Watch<v1::WatchJobResponse>;
     type WatchSourceStream = Watch<v1::WatchSourceResponse>;
+    type WatchSourcesStream = Watch<v1::WatchSourcesResponse>;
+    type WatchStatusStream = Watch<v1::WatchStatusResponse>;
 
     async fn get_job(
         &self,
         request: Request<v1::GetJobRequest>,
     ) -> Result<Response<v1::GetJobResponse>, Status> {
-        let job = self.0.store.job(request.into_inner().job_id).await?;
+        let caller = Caller::of(&request)?;
+        let job_id = request.into_inner().job_id;
+        let job = self.job(&caller, job_id).await?;
+        let attempts = self.0.store.attempts(job_id, MAX_ATTEMPTS_TOLD).await?;
         Ok(Response::new(v1::GetJobResponse {
             job: Some(wire_job(job, self.0.policy.max_attempts)),
+            attempts: attempts.into_iter().map(Into::into).collect(),
         }))
     }
 
@@ -153,39 +112,26 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::ListJobsRequest>,
     ) -> Result<Response<v1::ListJobsResponse>, Status> {
-        let request = request.into_inner();
+        let caller = Caller::of(&request)?;
+        let mut request = request.into_inner();
         let mut door = Door::default();
-        let source = (!request.source.is_empty()).then(|| door.name("source", request.source));
-        let namespace = (source.is_some() || !request.namespace.is_empty())
-            .then(|| door.namespace(request.namespace));
-        let mut states = Vec::new();
-        for (index, state) in request.states.into_iter().enumerate() {
-            match job_state(state) {
-                Some(state) => states.push(state),
-                None => door.refuse(format!("states[{index}]"), "is not a job state"),
-            }
-        }
+        let mut filter = job_filter(&mut door, &self.0, &mut request);
+        let mask = Mask::read(&mut door, request.read_mask, "weir.v1.Job");
         let limit = door.page_size(request.page_size);
         door.close()?;
-        let words: Vec<&str> = states.iter().map(|state| state.as_str()).collect();
-        let query = ("jobs", &namespace, &source, &words);
-        let before: Option<i64> = page::position(&query, &request.page_token)?;
-        let filter = JobFilter {
-            namespace: namespace.clone(),
-            source: source.clone(),
-            states: states.clone(),
-        };
-        let jobs = self.0.store.jobs(&filter, before, limit).await?;
-        let next_page_token = match jobs.last() {
-            Some(last) if jobs.len() as i64 == limit => page::token(&query, &last.id)?,
-            _ => String::new(),
-        };
+        filter.namespace = caller.narrow(filter.namespace)?;
+        let query = ("jobs", &filter);
+        let paging: Option<Paging<i64>> = page::position(&query, &request.page_token)?;
+        let found = self.0.store.jobs(&filter, paging.as_ref(), limit).await?;
+        let (next_page_token, previous_page_token) = page::tokens(&query, &found)?;
+        let mut jobs = self.wire(found.rows);
+        if let Some(mask) = mask {
+            jobs = mask.apply_all(&jobs)?;
+        }
         Ok(Response::new(v1::ListJobsResponse {
-            jobs: jobs
-                .into_iter()
-                .map(|job| wire_job(job, self.0.policy.max_attempts))
-                .collect(),
+            jobs,
             next_page_token,
+            previous_page_token,
         }))
     }
 
@@ -193,38 +139,125 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::WatchJobRequest>,
     ) -> Result<Response<Self::WatchJobStream>, Status> {
-        let job_id = request.into_inner().job_id;
-        // The place in line is taken before the first look, so that no change falls between.
-        let source_id = self.0.store.job(job_id).await?.source_id;
-        let changes = self.0.wakeup.changes(source_id);
-        Ok(Response::new(self.watch(changes, LookAtJob { job_id })))
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        let cursor = Cursor::read(&request.cursor)?;
+        let job = self.job(&caller, request.job_id).await?;
+        Ok(Response::new(watch::watch_job(&self.0, &job, cursor)))
     }
 
     async fn watch_source(
         &self,
         request: Request<v1::WatchSourceRequest>,
     ) -> Result<Response<Self::WatchSourceStream>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let key = door.source_key(request.namespace, request.name);
         door.close()?;
-        let source_id = self.0.store.source(&key).await?.source.id;
-        let changes = self.0.wakeup.changes(source_id);
-        Ok(Response::new(self.watch(
-            changes,
-            LookAtSource {
-                key,
-                until_idle: request.until_idle,
-            },
+        caller.check(&key.namespace)?;
+        let cursor = Cursor::read(&request.cursor)?;
+        let source_id = self.0.store.source_id(&key).await?;
+        Ok(Response::new(watch::watch_source(
+            &self.0,
+            source_id,
+            key,
+            request.until_idle,
+            cursor,
         )))
+    }
+
+    async fn watch_sources(
+        &self,
+        request: Request<v1::WatchSourcesRequest>,
+    ) -> Result<Response<Self::WatchSourcesStream>, Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        let mut door = Door::default();
+        let mut filter = SourceFilter {
+            namespace: (!request.namespace.is_empty()).then(|| door.namespace(request.namespace)),
+            name_prefix: door.prefix("name_prefix", request.name_prefix),
+            model: door.model(request.model, &self.0.models),
+            unsettled_only: request.unsettled_only,
+        };
+        let limit = door.page_size(request.page_size);
+        door.close()?;
+        filter.namespace = caller.narrow(filter.namespace)?;
+        let query = ("sources", &filter);
+        let paging: Option<Paging<SourceKey>> = page::position(&query, &request.page_token)?;
+        let page = PageKey {
+            filter,
+            paging,
+            limit,
+        };
+        Ok(Response::new(watch::watch_sources(&self.0, page)))
+    }
+
+    async fn get_status(
+        &self,
+        request: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let namespace = caller.narrow(one_namespace(request.into_inner().namespace)?)?;
+        let status = overview::status(&self.0, namespace.as_deref()).await?;
+        Ok(Response::new(status))
+    }
+
+    async fn watch_status(
+        &self,
+        request: Request<v1::WatchStatusRequest>,
+    ) -> Result<Response<Self::WatchStatusStream>, Status> {
+        let caller = Caller::of(&request)?;
+        let namespace = caller.narrow(one_namespace(request.into_inner().namespace)?)?;
+        Ok(Response::new(watch::watch_status(&self.0, namespace)))
+    }
+
+    async fn list_failures(
+        &self,
+        request: Request<v1::ListFailuresRequest>,
+    ) -> Result<Response<v1::ListFailuresResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let failures = overview::failures(&self.0, &caller, request.into_inner()).await?;
+        Ok(Response::new(failures))
+    }
+
+    async fn dismiss_failure(
+        &self,
+        request: Request<v1::DismissFailureRequest>,
+    ) -> Result<Response<v1::DismissFailureResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let failure_id = request.into_inner().failure_id;
+        let namespaces = caller.namespaces();
+        let failure = self.0.store.dismiss_failure(failure_id, namespaces).await?;
+        tracing::info!(failure_id, "A client dismissed a failure.");
+        Ok(Response::new(v1::DismissFailureResponse {
+            failure: Some(failure.into()),
+        }))
+    }
+
+    async fn get_activity(
+        &self,
+        request: Request<v1::GetActivityRequest>,
+    ) -> Result<Response<v1::GetActivityResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        caller.check_all()?;
+        let activity = overview::activity(&self.0, request.into_inner()).await?;
+        Ok(Response::new(activity))
     }
 
     async fn cancel_job(
         &self,
         request: Request<v1::CancelJobRequest>,
     ) -> Result<Response<v1::CancelJobResponse>, Status> {
-        let job = self.0.store.cancel_job(request.into_inner().job_id).await?;
-        tracing::info!(job_id = job.id, "A client cancelled a job.");
+        let caller = Caller::of(&request)?;
+        let job_id = request.into_inner().job_id;
+        self.job(&caller, job_id).await?;
+        let job = self.0.store.cancel_job(job_id).await?;
+        tracing::info!(
+            job_id = job.id,
+            trace_id = trace_id(spans::trace_of(&job)),
+            "A client cancelled a job."
+        );
         Ok(Response::new(v1::CancelJobResponse {
             job: Some(wire_job(job, self.0.policy.max_attempts)),
         }))
@@ -234,25 +267,26 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::RetryJobRequest>,
     ) -> Result<Response<v1::RetryJobResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let (metadata, _, request) = request.into_parts();
+        self.job(&caller, request.job_id).await?;
+        let trace = spans::caller(metadata.as_ref());
         let retry = Retry {
             job_id: request.job_id,
             force: request.force,
             max_chunks_per_job: self.0.max_chunks_per_job,
-            traceparent: traceparent(metadata.as_ref()),
+            traceparent: trace.map(|trace| trace.to_string()),
         };
         let jobs = self.0.store.retry_job(&retry).await?;
         tracing::info!(
             job_id = retry.job_id,
             force = retry.force,
             jobs_queued = jobs.len(),
+            trace_id = trace_id(trace),
             "A client had a job run again."
         );
         Ok(Response::new(v1::RetryJobResponse {
-            jobs: jobs
-                .into_iter()
-                .map(|job| wire_job(job, self.0.policy.max_attempts))
-                .collect(),
+            jobs: self.wire(jobs),
         }))
     }
 
@@ -260,11 +294,13 @@ impl JobService for Jobs {
         &self,
         request: Request<v1::GetQueueStatsRequest>,
     ) -> Result<Response<v1::GetQueueStatsResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let namespace = (!request.namespace.is_empty()).then(|| door.namespace(request.namespace));
         let model = door.model(request.model, &self.0.models);
         door.close()?;
+        let namespace = caller.narrow(namespace)?;
         let queues = self
             .0
             .store
@@ -283,4 +319,12 @@ impl JobService for Jobs {
             .collect();
         Ok(Response::new(v1::GetQueueStatsResponse { queues }))
     }
+}
+
+/// A namespace, or all of them where it is left empty.
+fn one_namespace(namespace: String) -> Result<Option<String>, Status> {
+    let mut door = Door::default();
+    let namespace = (!namespace.is_empty()).then(|| door.namespace(namespace));
+    door.close()?;
+    Ok(namespace)
 }

@@ -13,7 +13,7 @@ use std::{convert::Infallible, sync::Arc};
 
 use anyhow::Context as _;
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     body::Bytes,
     extract::{DefaultBodyLimit, Path, Query, State},
     response::{
@@ -27,16 +27,19 @@ use http::{HeaderMap, HeaderName, header, uri::PathAndQuery};
 use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, SerializeOptions, Value};
 use serde::Deserialize;
 use tonic::{Code, Request, Status, Streaming, client::Grpc, metadata::MetadataMap};
-use weir_proto::{limits::MAX_CLIENT_MESSAGE_BYTES, v1::FILE_DESCRIPTOR_SET};
+use weir_proto::{
+    limits::{MAX_CLIENT_MESSAGE_BYTES, MAX_MESSAGE_PARTS},
+    v1::FILE_DESCRIPTOR_SET,
+};
 
 use self::{codec::DynamicCodec, refusal::Refusal};
+use super::auth::Caller;
 
 /// The services that are served this way.
 const SERVICES: [&str; 3] = ["JobService", "SearchService", "SourceService"];
 
 /// What of a caller's headers goes on with the call.
-const PASSED_ON: [HeaderName; 3] = [
-    header::AUTHORIZATION,
+const PASSED_ON: [HeaderName; 2] = [
     HeaderName::from_static("traceparent"),
     HeaderName::from_static("tracestate"),
 ];
@@ -70,6 +73,7 @@ pub(crate) fn router(services: Router) -> anyhow::Result<Router> {
 async fn call(
     State(gateway): State<Arc<Gateway>>,
     Path((service, method)): Path<(String, String)>,
+    caller: Option<Extension<Caller>>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Response, Refusal> {
@@ -85,7 +89,11 @@ async fn call(
     let mut client = Grpc::new(gateway.services.clone());
     ready(&mut client).await?;
     let answer = client
-        .unary(request(message, &headers), path(&method)?, codec(&method))
+        .unary(
+            request(message, &headers, caller),
+            path(&method)?,
+            codec(&method),
+        )
         .await?;
     Ok(Json(json(answer.get_ref())?).into_response())
 }
@@ -95,6 +103,7 @@ async fn watch(
     State(gateway): State<Arc<Gateway>>,
     Path((service, method)): Path<(String, String)>,
     Query(InUrl { request: text }): Query<InUrl>,
+    caller: Option<Extension<Caller>>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let method = gateway.method(&service, &method, true)?;
@@ -108,7 +117,11 @@ async fn watch(
     let mut client = Grpc::new(gateway.services.clone());
     ready(&mut client).await?;
     let answers = client
-        .server_streaming(request(message, &headers), path(&method)?, codec(&method))
+        .server_streaming(
+            request(message, &headers, caller),
+            path(&method)?,
+            codec(&method),
+        )
         .await?;
     let events = events(answers.into_inner());
     let events = Sse::new(events).keep_alive(KeepAlive::default());
@@ -140,7 +153,17 @@ impl Gateway {
     }
 }
 
-fn parse(method: &MethodDescriptor, text: &[u8]) -> Result<DynamicMessage, Status> {
+/// A call that was refused before it came here.
+pub(super) fn refuse(status: Status) -> Response {
+    Refusal::from(status).into_response()
+}
+
+pub(super) fn parse(method: &MethodDescriptor, text: &[u8]) -> Result<DynamicMessage, Status> {
+    if parts_of(text) > MAX_MESSAGE_PARTS {
+        return Err(Status::resource_exhausted(format!(
+            "the request has more than {MAX_MESSAGE_PARTS} values; send its items in several"
+        )));
+    }
     let mut json = serde_json::Deserializer::from_slice(text);
     let message = DynamicMessage::deserialize(method.input(), &mut json);
     let message = message.and_then(|message| json.end().map(|()| message));
@@ -152,14 +175,39 @@ fn parse(method: &MethodDescriptor, text: &[u8]) -> Result<DynamicMessage, Statu
     })
 }
 
-fn request(message: DynamicMessage, headers: &HeaderMap) -> Request<DynamicMessage> {
+/// The same call within: of the same caller, who is not asked twice.
+fn request(
+    message: DynamicMessage,
+    headers: &HeaderMap,
+    caller: Option<Extension<Caller>>,
+) -> Request<DynamicMessage> {
     let mut request = Request::new(message);
+    if let Some(Extension(caller)) = caller {
+        request.extensions_mut().insert(caller);
+    }
     let passed_on = PASSED_ON.into_iter().filter_map(|name| {
         let value = headers.get(&name)?.clone();
         Some((name, value))
     });
     *request.metadata_mut() = MetadataMap::from_headers(passed_on.collect());
     request
+}
+
+/// How many values a text in JSON has at most: what opens or separates one,
+/// outside of strings. As with messages in bytes, two characters may become a
+/// hundred bytes.
+fn parts_of(text: &[u8]) -> usize {
+    let (mut parts, mut in_string, mut escaped) = (0, false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = in_string,
+            b'"' => in_string = !in_string,
+            b',' | b'{' | b'[' if !in_string => parts += 1,
+            _ => {}
+        }
+    }
+    parts
 }
 
 async fn ready(client: &mut Grpc<Router>) -> Result<(), Status> {
@@ -210,8 +258,25 @@ fn event(answer: &DynamicMessage) -> Result<Event, Status> {
 
 /// Every field is there, so that who reads it need not know what it is when it
 /// is missing; 64-bit numbers are strings, as proto3 has it.
-fn json(message: &DynamicMessage) -> Result<serde_json::Value, Status> {
+pub(super) fn json(message: &DynamicMessage) -> Result<serde_json::Value, Status> {
     let options = SerializeOptions::new().skip_default_fields(false);
     let json = message.serialize_with_options(serde_json::value::Serializer, &options);
     json.map_err(|error| Status::internal(format!("the answer has no JSON: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_counted_and_what_is_in_strings_is_not() {
+        for (text, parts) in [
+            (r"{}", 1),
+            (r#"{"items":[{},{},{}]}"#, 7),
+            (r#"{"a":"[{,\",{"}"#, 1),
+            (r#"{"a":"x\\","b":1}"#, 2),
+        ] {
+            assert_eq!(parts_of(text.as_bytes()), parts, "{text}");
+        }
+    }
 }

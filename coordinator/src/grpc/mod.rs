@@ -1,34 +1,50 @@
 //! The gRPC services: the only room that knows generated types. One call is one
 //! store method is one transaction.
 
+pub(crate) mod auth;
 mod content;
 mod convert;
 mod door;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod imports;
 mod jobs;
 pub(crate) mod json;
 pub(crate) mod limits;
+mod mask;
+pub(crate) mod measured;
+mod overview;
 mod page;
+mod scaler;
 mod search;
 mod sources;
+mod spans;
 mod stream;
+mod watch;
 mod worker;
 
 use std::{sync::Arc, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::Status;
+use weir_telemetry::Tracer;
 
+use self::auth::Caller;
 use crate::{
     job::{chunk::Chunker, retry::RetryPolicy},
-    store::Store,
+    metrics::Metrics,
+    store::{Store, StoreError, rows::LeaseKey},
     wakeup::Wakeup,
     writer::Writer,
 };
 
 pub(crate) use jobs::Jobs;
+pub(crate) use scaler::Scaler;
 pub(crate) use search::Searches;
 pub(crate) use sources::Sources;
+pub(crate) use spans::SpanLayer;
+pub(crate) use watch::Hubs;
 pub(crate) use worker::Workers;
 
 /// What every service works with.
@@ -42,9 +58,15 @@ pub(crate) struct Services {
 pub(crate) struct Inner {
     pub(crate) store: Store,
     pub(crate) writer: Writer,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) wakeup: Wakeup,
+    pub(crate) tracer: Tracer,
     pub(crate) chunker: Arc<Chunker>,
     pub(crate) models: Vec<String>,
+    /// Where a trace can be looked at.
+    pub(crate) trace_url: Option<String>,
+    /// What clients watch.
+    pub(crate) hubs: Hubs,
     pub(crate) policy: RetryPolicy,
     pub(crate) lease_duration: Duration,
     /// How long a worker whose stream broke may take to come back.
@@ -68,6 +90,31 @@ impl std::ops::Deref for Services {
 }
 
 impl Inner {
+    /// `PERMISSION_DENIED` for a lease that was taken with another token. The
+    /// epoch fences one worker from the next, and is no secret.
+    ///
+    /// Which token took a lease never changes, so that this may be looked at
+    /// before the call's own transaction.
+    async fn check_holder(&self, caller: &Caller, lease: LeaseKey) -> Result<(), Status> {
+        let Some(name) = caller.name() else {
+            return Ok(());
+        };
+        let Some(holder) = self.store.holder(lease.job_id).await? else {
+            // The call itself says so.
+            return Ok(());
+        };
+        if !caller.may(&holder.namespace) {
+            return Err(StoreError::no_job(lease.job_id).into());
+        }
+        if holder.epoch == lease.epoch && holder.claimed_by.as_deref() != Some(name) {
+            return Err(Status::permission_denied(format!(
+                "the lease of job {} was not taken with this token",
+                lease.job_id
+            )));
+        }
+        Ok(())
+    }
+
     /// The model of a source that names none.
     pub(crate) fn default_model(&self) -> &str {
         // The configuration has at least one.

@@ -6,6 +6,7 @@ use sha2::{Digest as _, Sha256};
 use tonic::Status;
 
 use super::error::{invalid_field, unusable_query};
+use crate::store::status::{Page, Paging};
 
 /// Bytes of the query's digest that a token carries.
 const DIGEST: usize = 8;
@@ -30,8 +31,8 @@ pub(crate) fn position<P: DeserializeOwned>(
     let foreign = || {
         invalid_field(
             "page_token",
-            "is not a token of this query: send the next_page_token of a request with the same filters, or none \
-             to begin anew",
+            "is not a token of this query: send the next_page_token or previous_page_token of a request with the same \
+             filters, or none to begin anew",
         )
     };
     let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|_| foreign())?;
@@ -49,6 +50,19 @@ fn digest(query: &impl Serialize) -> Result<[u8; DIGEST], Status> {
     let mut digest = [0; DIGEST];
     digest.copy_from_slice(&Sha256::digest(query)[..DIGEST]);
     Ok(digest)
+}
+
+/// The tokens of the pages after and before one, empty where there is none.
+pub(crate) fn tokens<T, P: Serialize>(
+    query: &impl Serialize,
+    page: &Page<T, P>,
+) -> Result<(String, String), Status> {
+    let next = page.next.as_ref().map(Paging::After);
+    let previous = page.previous.as_ref().map(Paging::Before);
+    let made = |paging: Option<Paging<&P>>| {
+        paging.map_or(Ok(String::new()), |paging| token(query, &paging))
+    };
+    Ok((made(next)?, made(previous)?))
 }
 
 #[cfg(test)]

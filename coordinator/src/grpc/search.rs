@@ -3,7 +3,7 @@
 use tonic::{Request, Response, Status};
 use weir_proto::v1::{self, search_service_server::SearchService};
 
-use super::{Services, convert::wire_struct, door::Door};
+use super::{Services, auth::Caller, convert::wire_struct, door::Door};
 use crate::store::search::Search;
 
 /// Finds the chunks nearest to a vector.
@@ -16,6 +16,7 @@ impl SearchService for Searches {
         &self,
         request: Request<v1::SearchRequest>,
     ) -> Result<Response<v1::SearchResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let namespace = door.namespace(request.namespace);
@@ -28,6 +29,7 @@ impl SearchService for Searches {
         }
         let limit = door.number("limit", request.limit, 10, 1..=1_000);
         door.close()?;
+        caller.check(&namespace)?;
         let search = Search {
             namespace: &namespace,
             source: source.as_deref(),

@@ -1,7 +1,5 @@
 //! `SourceService`.
 
-use http::HeaderMap;
-use serde::{Deserialize, Serialize};
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 use weir_proto::v1::{
     self, import_source_request::Message as Part, put_source_request,
@@ -9,14 +7,28 @@ use weir_proto::v1::{
 };
 
 use super::{
-    Services, content, content::Content, convert::wire_job, door::Door, error::invalid_field,
-    imports::message, page,
+    Services,
+    auth::Caller,
+    content,
+    content::Content,
+    convert::{wire_chunk, wire_job},
+    door::Door,
+    error::invalid_field,
+    imports::message,
+    mask::Mask,
+    page,
+    spans::{self, trace_id},
 };
 use crate::{
     ingest::check_item_id,
+    job::plan::PlannedItem,
     store::{
+        StoreError,
+        chunks::ChunkState,
         content::{SourceWrite, Written},
-        rows::{Job, SourceKey},
+        rows::{Job, Source, SourceKey},
+        sources::SourceFilter,
+        status::Paging,
     },
 };
 
@@ -26,13 +38,6 @@ const MAX_WARNINGS: usize = 1_000;
 /// Puts, patches, reads and deletes sources.
 #[derive(Debug, Clone)]
 pub(crate) struct Sources(pub(crate) Services);
-
-/// Where a page of sources ended.
-#[derive(Debug, Serialize, Deserialize)]
-struct Position {
-    namespace: String,
-    name: String,
-}
 
 impl Sources {
     fn write(
@@ -48,8 +53,15 @@ impl Sources {
             default_model: self.0.default_model().to_owned(),
             priority,
             max_chunks_per_job: self.0.max_chunks_per_job,
-            traceparent: traceparent(metadata.as_ref()),
+            traceparent: spans::caller(metadata.as_ref()).map(|trace| trace.to_string()),
         }
+    }
+
+    async fn put(&self, write: &SourceWrite, items: &[PlannedItem]) -> Result<Written, StoreError> {
+        let plan = spans::plan(&self.0.tracer, write);
+        let written = self.0.store.put_source(write, items).await?;
+        spans::planned(&plan, &written);
+        Ok(written)
     }
 
     fn jobs(&self, jobs: Vec<Job>) -> Vec<v1::Job> {
@@ -59,7 +71,11 @@ impl Sources {
     }
 
     /// The parts of an answer to a write, in the order of its fields.
-    fn answer(&self, written: Written) -> (v1::Source, v1::SourceChange, Vec<v1::Job>) {
+    fn answer(
+        &self,
+        write: &SourceWrite,
+        written: Written,
+    ) -> (v1::Source, v1::SourceChange, Vec<v1::Job>) {
         let source = written.state.source;
         tracing::info!(
             namespace = source.namespace,
@@ -69,6 +85,7 @@ impl Sources {
             items_changed = written.change.items_changed,
             items_deleted = written.change.items_deleted,
             chunks_pending = source.chunks_pending,
+            trace_id = trace_id(spans::trace_of_write(write)),
             "A source was written."
         );
         let change = v1::SourceChange {
@@ -83,23 +100,15 @@ impl Sources {
     }
 }
 
-/// The caller's W3C trace context, where it has a well-formed one.
-/// <https://www.w3.org/TR/trace-context/#traceparent-header>
-pub(super) fn traceparent(headers: &HeaderMap) -> Option<String> {
-    let value = headers.get("traceparent")?.to_str().ok()?;
-    let parts: Vec<&str> = value.split('-').collect();
-    let hex = |part: &str, len: usize| {
-        part.len() == len
-            && part
-                .bytes()
-                .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    };
-    let known = parts.len() == 4
-        && parts[0] == "00"
-        && hex(parts[1], 32)
-        && hex(parts[2], 16)
-        && hex(parts[3], 2);
-    known.then(|| value.to_owned())
+/// A source in a list.
+pub(super) fn summary(
+    services: &Services,
+    (source, job): (Source, Option<Job>),
+) -> v1::SourceSummary {
+    v1::SourceSummary {
+        source: Some(source.into()),
+        job: job.map(|job| wire_job(job, services.policy.max_attempts)),
+    }
 }
 
 #[tonic::async_trait]
@@ -108,6 +117,7 @@ impl SourceService for Sources {
         &self,
         request: Request<v1::PutSourceRequest>,
     ) -> Result<Response<v1::PutSourceResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let (metadata, _, request) = request.into_parts();
         let mut door = Door::default();
         let key = door.source_key(request.namespace, request.name);
@@ -117,6 +127,7 @@ impl SourceService for Sources {
             door.refuse("content", "is missing: send a document, or items");
         }
         door.close()?;
+        caller.check(&key.namespace)?;
         let content = match request.content {
             Some(put_source_request::Content::Document(document)) => {
                 let format = content::format("document.format", document.format)?;
@@ -132,8 +143,8 @@ impl SourceService for Sources {
             None => Content::default(),
         };
         let write = self.write(key, model, priority, &metadata);
-        let written = self.0.store.put_source(&write, &content.items).await?;
-        let (source, change, jobs) = self.answer(written);
+        let written = self.put(&write, &content.items).await?;
+        let (source, change, jobs) = self.answer(&write, written);
         let mut warnings = content.warnings;
         warnings.truncate(MAX_WARNINGS);
         Ok(Response::new(v1::PutSourceResponse {
@@ -148,6 +159,7 @@ impl SourceService for Sources {
         &self,
         request: Request<Streaming<v1::ImportSourceRequest>>,
     ) -> Result<Response<v1::ImportSourceResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let (metadata, _, mut stream) = request.into_parts();
         let Some(v1::ImportSourceRequest {
             message: Some(Part::Open(open)),
@@ -163,6 +175,7 @@ impl SourceService for Sources {
         let model = door.model(open.model, &self.0.models);
         let priority = door.priority(open.priority);
         door.close()?;
+        caller.check(&key.namespace)?;
         let item_id = one_item_id(open.item_id, &key)?;
         let write = self.write(key, model, priority, &metadata);
         let mut warnings = Vec::new();
@@ -183,9 +196,9 @@ impl SourceService for Sources {
             let document = Self::import_document(&mut stream).await?;
             let content = self.0.read_document(format, document, item_id).await?;
             warnings = content.warnings;
-            self.0.store.put_source(&write, &content.items).await?
+            self.put(&write, &content.items).await?
         };
-        let (source, change, jobs) = self.answer(written);
+        let (source, change, jobs) = self.answer(&write, written);
         warnings.truncate(MAX_WARNINGS);
         Ok(Response::new(v1::ImportSourceResponse {
             source: Some(source),
@@ -199,6 +212,7 @@ impl SourceService for Sources {
         &self,
         request: Request<v1::PatchSourceRequest>,
     ) -> Result<Response<v1::PatchSourceResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let (metadata, _, request) = request.into_parts();
         let mut door = Door::default();
         let key = door.source_key(request.namespace, request.name);
@@ -218,14 +232,17 @@ impl SourceService for Sources {
             }
         }
         door.close()?;
+        caller.check(&key.namespace)?;
         let items = self.0.read_items("upsert", request.upsert).await?;
         let write = self.write(key, None, priority, &metadata);
+        let plan = spans::plan(&self.0.tracer, &write);
         let written = self
             .0
             .store
             .patch_source(&write, &items, &request.delete_item_ids)
             .await?;
-        let (source, change, jobs) = self.answer(written);
+        spans::planned(&plan, &written);
+        let (source, change, jobs) = self.answer(&write, written);
         Ok(Response::new(v1::PatchSourceResponse {
             source: Some(source),
             change: Some(change),
@@ -237,10 +254,12 @@ impl SourceService for Sources {
         &self,
         request: Request<v1::GetSourceRequest>,
     ) -> Result<Response<v1::GetSourceResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let key = door.source_key(request.namespace, request.name);
         door.close()?;
+        caller.check(&key.namespace)?;
         let state = self.0.store.source(&key).await?;
         Ok(Response::new(v1::GetSourceResponse {
             source: Some(state.source.into()),
@@ -252,41 +271,80 @@ impl SourceService for Sources {
         &self,
         request: Request<v1::ListSourcesRequest>,
     ) -> Result<Response<v1::ListSourcesResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
-        let namespace = (!request.namespace.is_empty()).then(|| door.namespace(request.namespace));
+        let mut filter = SourceFilter {
+            namespace: (!request.namespace.is_empty()).then(|| door.namespace(request.namespace)),
+            name_prefix: door.prefix("name_prefix", request.name_prefix),
+            model: door.model(request.model, &self.0.models),
+            unsettled_only: request.unsettled_only,
+        };
+        let mask = Mask::read(&mut door, request.read_mask, "weir.v1.SourceSummary");
         let limit = door.page_size(request.page_size);
         door.close()?;
-        let query = ("sources", &namespace);
-        let after: Option<Position> = page::position(&query, &request.page_token)?;
-        let after = after.map(|at| SourceKey {
-            namespace: at.namespace,
-            name: at.name,
-        });
+        filter.namespace = caller.narrow(filter.namespace)?;
+        let query = ("sources", &filter);
+        let paging: Option<Paging<SourceKey>> = page::position(&query, &request.page_token)?;
         let found = self
             .0
             .store
-            .sources(namespace.as_deref(), after.as_ref(), limit)
+            .sources(&filter, paging.as_ref(), limit)
             .await?;
-        let next_page_token = match found.last() {
-            Some((last, _)) if found.len() as i64 == limit => page::token(
-                &query,
-                &Position {
-                    namespace: last.namespace.clone(),
-                    name: last.name.clone(),
-                },
-            )?,
-            _ => String::new(),
-        };
-        let sources = found
+        let (next_page_token, previous_page_token) = page::tokens(&query, &found)?;
+        let mut sources: Vec<v1::SourceSummary> = found
+            .rows
             .into_iter()
-            .map(|(source, job)| v1::SourceSummary {
-                source: Some(source.into()),
-                job: job.map(|job| wire_job(job, self.0.policy.max_attempts)),
-            })
+            .map(|found| summary(&self.0, found))
             .collect();
+        if let Some(mask) = mask {
+            sources = mask.apply_all(&sources)?;
+        }
         Ok(Response::new(v1::ListSourcesResponse {
             sources,
+            next_page_token,
+            previous_page_token,
+        }))
+    }
+
+    async fn list_chunks(
+        &self,
+        request: Request<v1::ListChunksRequest>,
+    ) -> Result<Response<v1::ListChunksResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        let mut door = Door::default();
+        let state = match request.state() {
+            v1::ChunkState::Pending => Some(ChunkState::Pending),
+            v1::ChunkState::Embedded => Some(ChunkState::Embedded),
+            v1::ChunkState::Truncated => Some(ChunkState::Truncated),
+            v1::ChunkState::Rejected => Some(ChunkState::Rejected),
+            v1::ChunkState::Unspecified => None,
+        };
+        if state.is_none() {
+            door.refuse("state", "must be PENDING, EMBEDDED, TRUNCATED or REJECTED");
+        }
+        let wire_state = request.state();
+        let key = door.source_key(request.namespace, request.name);
+        let limit = door.page_size(request.page_size);
+        door.close()?;
+        caller.check(&key.namespace)?;
+        let state = state.unwrap_or(ChunkState::Pending);
+        let query = ("chunks", &key, i32::from(wire_state));
+        let after: Option<(String, i32)> = page::position(&query, &request.page_token)?;
+        let after = after
+            .as_ref()
+            .map(|(item_id, index)| (item_id.as_str(), *index));
+        let chunks = self.0.store.chunks(&key, state, after, limit).await?;
+        let next_page_token = match chunks.last() {
+            Some(last) if chunks.len() as i64 == limit => {
+                page::token(&query, &(&last.item_id, last.chunk_index))?
+            }
+            _ => String::new(),
+        };
+        let chunks = chunks.into_iter();
+        Ok(Response::new(v1::ListChunksResponse {
+            chunks: chunks.map(|chunk| wire_chunk(chunk, wire_state)).collect(),
             next_page_token,
         }))
     }
@@ -295,10 +353,12 @@ impl SourceService for Sources {
         &self,
         request: Request<v1::DeleteSourceRequest>,
     ) -> Result<Response<v1::DeleteSourceResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let key = door.source_key(request.namespace, request.name);
         door.close()?;
+        caller.check(&key.namespace)?;
         let deleted = self.0.store.delete_source(&key).await?;
         tracing::info!(
             namespace = key.namespace,

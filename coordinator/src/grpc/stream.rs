@@ -9,12 +9,16 @@ use weir_proto::v1::{
     self, stream_batches_request::Message as FromWorker,
     stream_batches_response::Message as ToWorker,
 };
+use weir_telemetry::TraceContext;
 
 use self::handout::Handout;
+#[cfg(fuzzing)]
+pub(super) use self::handout::check_open;
 use super::{
-    Services, convert::wire_reason, error::going_away, limits::relabel_status, worker::out_of_order,
+    Services, auth::Caller, convert::wire_reason, error::going_away, limits::relabel_status,
+    worker::out_of_order,
 };
-use crate::store::StoreError;
+use crate::{job::state::RevokeReason, store::StoreError};
 
 /// Answers on a stream that wait for the network.
 const OUTBOX: usize = 4;
@@ -24,16 +28,21 @@ type Outbox = mpsc::Sender<Result<v1::StreamBatchesResponse, Status>>;
 /// Serves the stream of a lease in a task of its own.
 pub(crate) fn serve(
     services: Services,
+    caller: Caller,
     inbox: Streaming<v1::StreamBatchesRequest>,
+    trace: Option<TraceContext>,
 ) -> ReceiverStream<Result<v1::StreamBatchesResponse, Status>> {
     let (outbox, answers) = mpsc::channel(OUTBOX);
     services.tasks.clone().spawn(async move {
-        if let Err(end) = run(&services, inbox, &outbox).await {
+        if let Err(end) = run(&services, &caller, inbox, &outbox, trace).await {
             let last = match end {
                 End::Status(status) | End::Gone(Some(status)) => Err(status),
-                End::Message(message) => Ok(v1::StreamBatchesResponse {
-                    message: Some(message),
-                }),
+                End::Message(message) => Ok(response(message)),
+                End::Lost(reason) => {
+                    services.metrics.lease_lost(reason);
+                    let reason = wire_reason(reason).into();
+                    Ok(response(ToWorker::Revoked(v1::LeaseRevoked { reason })))
+                }
                 End::Gone(None) => return,
             };
             // A worker that is gone hears nothing.
@@ -45,8 +54,10 @@ pub(crate) fn serve(
 
 /// How a stream ends.
 enum End {
-    /// With a last message: finished, or revoked.
+    /// With a last message.
     Message(ToWorker),
+    /// The lease is lost.
+    Lost(RevokeReason),
     /// With an error.
     Status(Status),
     /// The worker has gone, or what came from it could not be read.
@@ -64,12 +75,16 @@ impl From<StoreError> for End {
         match error {
             StoreError::LeaseLost { reason, why } => {
                 tracing::info!(%reason, why, "A stream lost its lease.");
-                Self::Message(ToWorker::Revoked(v1::LeaseRevoked {
-                    reason: wire_reason(reason).into(),
-                }))
+                Self::Lost(reason)
             }
             error => Self::Status(error.into()),
         }
+    }
+}
+
+fn response(message: ToWorker) -> v1::StreamBatchesResponse {
+    v1::StreamBatchesResponse {
+        message: Some(message),
     }
 }
 
@@ -80,16 +95,22 @@ fn finished(counts: impl Into<v1::JobFinished>) -> End {
 /// Serves until the job or the lease has ended, or the stream breaks.
 async fn run(
     services: &Services,
+    caller: &Caller,
     mut inbox: Streaming<v1::StreamBatchesRequest>,
     outbox: &Outbox,
+    trace: Option<TraceContext>,
 ) -> Result<(), End> {
     let FromWorker::Open(open) = next(&mut inbox).await? else {
         return Err(out_of_order("the first message of a stream must open it").into());
     };
-    let mut handout = Handout::open(services, open).await?;
+    let mut handout = Handout::open(services, caller, open, trace).await?;
     let end = hand_out(services, &mut handout, &mut inbox, outbox).await;
-    if let Err(End::Gone(_)) = &end {
-        handout.orphan(services).await;
+    match &end {
+        Err(End::Gone(_)) => handout.orphan(services).await,
+        Err(End::Message(ToWorker::Revoked(revoked))) => {
+            handout.revoked(services, revoked.reason());
+        }
+        _ => {}
     }
     end
 }
@@ -132,9 +153,7 @@ async fn next(inbox: &mut Streaming<v1::StreamBatchesRequest>) -> Result<FromWor
 
 async fn send(outbox: &Outbox, message: ToWorker) -> Result<(), End> {
     outbox
-        .send(Ok(v1::StreamBatchesResponse {
-            message: Some(message),
-        }))
+        .send(Ok(response(message)))
         .await
         .map_err(|_| End::Gone(None))
 }

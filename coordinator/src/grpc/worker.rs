@@ -1,6 +1,9 @@
 //! `WorkerService`: claims, and the unary twins of the stream.
 
-use std::{pin::Pin, time::Duration};
+use std::{
+    pin::Pin,
+    time::{Duration, SystemTime},
+};
 
 use tokio::time::Instant;
 use tokio_stream::Stream;
@@ -9,17 +12,20 @@ use weir_proto::{
     limits::{MAX_CLAIM_MODELS, MAX_CLAIM_WAIT_SECONDS, MAX_WORKER_ID_CHARS},
     v1::{self, worker_service_server::WorkerService},
 };
+use weir_telemetry::TraceContext;
 
 use super::{
     Services,
+    auth::Caller,
     convert::{duration, wire_duration},
     door::Door,
     error::{going_away, invalid_field},
+    spans::{self, trace_id},
     stream,
 };
 use crate::{
     job::{blame::suspected_batch, plan::next_batch_len, retry::Decision},
-    store::{batches::Outcome, claim::Claim, lease::LeaseState, rows::Job},
+    store::{StoreError, batches::Outcome, claim::Claim, lease::LeaseState, rows::Job},
 };
 
 /// Most bytes of text in one batch, so that it fits a message with room to
@@ -31,7 +37,7 @@ pub(crate) const MAX_BATCH_BYTES: usize = 8 << 20;
 pub(crate) struct Workers(pub(crate) Services);
 
 impl Workers {
-    fn lease(&self, job: Job) -> v1::Lease {
+    fn lease(&self, job: Job, trace: Option<TraceContext>) -> v1::Lease {
         v1::Lease {
             chunks_pending: job.chunks_pending().into(),
             job_id: job.id,
@@ -42,25 +48,42 @@ impl Workers {
             lease_duration: wire_duration(self.0.lease_duration),
             max_batch_size: self.0.max_batch_size,
             attempt: job.attempt.into(),
-            traceparent: job.traceparent.unwrap_or_default(),
+            traceparent: trace
+                .as_ref()
+                .map(TraceContext::to_string)
+                .unwrap_or_default(),
         }
     }
 
-    /// Claims, or waits until there is something to claim.
-    async fn claim_or_wait(&self, claim: &Claim<'_>, wait: Duration) -> Result<Vec<Job>, Status> {
+    /// The status of a fault; a lost lease is counted.
+    fn refusal(&self, error: StoreError) -> Status {
+        if let StoreError::LeaseLost { reason, .. } = &error {
+            self.0.metrics.lease_lost(*reason);
+        }
+        error.into()
+    }
+
+    /// Claims, or waits until there is something to claim. Returns when the
+    /// claim began, too.
+    async fn claim_or_wait(
+        &self,
+        claim: &Claim<'_>,
+        wait: Duration,
+    ) -> Result<(Vec<Job>, SystemTime), Status> {
         let until = Instant::now() + wait;
         // The place in line is taken before the first look, so that no job falls between.
         let mut queue = self.0.wakeup.queue();
         loop {
             queue.mark_unchanged();
+            let began = SystemTime::now();
             let jobs = self.0.store.claim(claim).await?;
             if !jobs.is_empty() {
-                return Ok(jobs);
+                return Ok((jobs, began));
             }
             tokio::select! {
                 // A long poll must not hold up the stop.
                 () = self.0.shutdown.cancelled() => return Err(going_away()),
-                () = tokio::time::sleep_until(until) => return Ok(Vec::new()),
+                () = tokio::time::sleep_until(until) => return Ok((Vec::new(), began)),
                 _ = queue.changed() => {}
             }
         }
@@ -76,6 +99,7 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::ClaimJobRequest>,
     ) -> Result<Response<v1::ClaimJobResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let visible = request.worker_id.bytes().all(|b| b.is_ascii_graphic());
@@ -130,21 +154,27 @@ impl WorkerService for Workers {
             models: &request.models,
             max_jobs: max_jobs.into(),
             max_chunks: request.max_chunks,
+            namespaces: caller.namespaces(),
+            claimed_by: caller.name(),
             lease_duration: self.0.lease_duration,
         };
-        let jobs = self.claim_or_wait(&claim, wait).await?;
-        for job in &jobs {
+        let (jobs, began) = self.claim_or_wait(&claim, wait).await?;
+        let leases = jobs.into_iter().map(|job| {
+            let trace = spans::claimed(&self.0.tracer, &job, self.0.lease_duration, began);
             tracing::info!(
                 job_id = job.id,
                 epoch = job.epoch,
                 worker_id = request.worker_id,
                 attempt = job.attempt,
+                trace_id = trace_id(trace),
                 "A job was claimed."
             );
             self.0.wakeup.report_change(job.source_id);
-        }
+            self.0.metrics.claimed(&job.model);
+            self.lease(job, trace)
+        });
         Ok(Response::new(v1::ClaimJobResponse {
-            leases: jobs.into_iter().map(|job| self.lease(job)).collect(),
+            leases: leases.collect(),
             lease_duration: wire_duration(self.0.lease_duration),
         }))
     }
@@ -153,9 +183,13 @@ impl WorkerService for Workers {
         &self,
         request: Request<Streaming<v1::StreamBatchesRequest>>,
     ) -> Result<Response<Self::StreamBatchesStream>, Status> {
+        let caller = Caller::of(&request)?;
+        let trace = spans::caller(request.metadata().as_ref());
         Ok(Response::new(Box::pin(stream::serve(
             self.0.clone(),
+            caller,
             request.into_inner(),
+            trace,
         ))))
     }
 
@@ -163,6 +197,7 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::RenewLeaseRequest>,
     ) -> Result<Response<v1::RenewLeaseResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
@@ -179,10 +214,15 @@ impl WorkerService for Workers {
             }
         };
         door.close()?;
-        match self.0.store.renew(lease, wanted).await? {
-            LeaseState::Held(_) => Ok(Response::new(v1::RenewLeaseResponse {
-                lease_duration: wire_duration(wanted),
-            })),
+        self.0.check_holder(&caller, lease).await?;
+        let renewed = self.0.store.renew(lease, wanted).await;
+        match renewed.map_err(|error| self.refusal(error))? {
+            LeaseState::Held(_) => {
+                self.0.metrics.renewals.call.increment(1);
+                Ok(Response::new(v1::RenewLeaseResponse {
+                    lease_duration: wire_duration(wanted),
+                }))
+            }
             LeaseState::Finished(job) => Err(Status::failed_precondition(format!(
                 "job {} has already succeeded",
                 job.id
@@ -194,6 +234,7 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::GetBatchRequest>,
     ) -> Result<Response<v1::GetBatchResponse>, Status> {
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
@@ -202,13 +243,18 @@ impl WorkerService for Workers {
             .number("batch_size", request.batch_size, most, 1..=i32::MAX)
             .min(most);
         door.close()?;
+        self.0.check_holder(&caller, lease).await?;
         let opened = self
             .0
             .store
             .open(lease, self.0.lease_duration, size)
-            .await?;
+            .await
+            .map_err(|error| self.refusal(error))?;
         let job = match opened {
-            LeaseState::Held(job) => job,
+            LeaseState::Held(job) => {
+                self.0.metrics.renewals.call.increment(1);
+                job
+            }
             LeaseState::Finished(_) => {
                 return Ok(Response::new(v1::GetBatchResponse { chunks: Vec::new() }));
             }
@@ -230,21 +276,29 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::UpsertBatchRequest>,
     ) -> Result<Response<v1::UpsertBatchResponse>, Status> {
+        let trace = spans::caller(request.metadata().as_ref());
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
         let (embedded, rejected) = door.outcome(request.embedded, request.rejected);
         door.close()?;
+        self.0.check_holder(&caller, lease).await?;
         let progress = self
             .0
             .writer
-            .upsert(Outcome {
-                lease,
-                embedded,
-                rejected,
-                complete: false,
-            })
-            .await?;
+            .upsert(
+                Outcome {
+                    lease,
+                    embedded,
+                    rejected,
+                    complete: false,
+                },
+                trace,
+            )
+            .await
+            .map_err(|error| self.refusal(error))?;
+        self.0.metrics.renewals.result.increment(1);
         self.0.wakeup.report_change(progress.source_id);
         Ok(Response::new(v1::UpsertBatchResponse {
             done: progress.done + progress.rejected,
@@ -256,13 +310,25 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::CompleteJobRequest>,
     ) -> Result<Response<v1::CompleteJobResponse>, Status> {
+        let trace = spans::caller(request.metadata().as_ref());
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
         door.close()?;
-        let job = self.0.store.complete(lease).await?;
+        self.0.check_holder(&caller, lease).await?;
+        let began = SystemTime::now();
+        let completed = self.0.store.complete(lease).await;
+        let job = completed.map_err(|error| self.refusal(error))?;
+        self.0.metrics.jobs_ended.succeeded.increment(1);
         self.0.wakeup.report_change(job.source_id);
-        tracing::info!(job_id = job.id, epoch = job.epoch, "A job succeeded.");
+        spans::completed(&self.0.tracer, trace, lease, began);
+        tracing::info!(
+            job_id = job.id,
+            epoch = job.epoch,
+            trace_id = trace_id(spans::trace_of(&job)),
+            "A job succeeded."
+        );
         Ok(Response::new(v1::CompleteJobResponse {
             chunks_done: job.chunks_done.into(),
             chunks_rejected: job.chunks_rejected.into(),
@@ -274,24 +340,31 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::FailJobRequest>,
     ) -> Result<Response<v1::FailJobResponse>, Status> {
+        let trace = spans::caller(request.metadata().as_ref());
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
         let reason = door.reason("reason".to_owned(), &request.reason);
         door.close()?;
+        self.0.check_holder(&caller, lease).await?;
         let failed = self
             .0
             .store
             .fail(lease, &reason, &self.0.policy, rand::random())
-            .await?;
+            .await
+            .map_err(|error| self.refusal(error))?;
         self.0.wakeup.report_change(failed.source_id);
+        spans::handed_back(lease, &reason, Some(failed.decision));
         let response = match failed.decision {
             Decision::Retry { attempt, delay } => {
+                self.0.metrics.retries.failed.increment(1);
                 tracing::warn!(
                     job_id = lease.job_id,
                     attempt,
                     delay_ms = delay.as_millis() as u64,
                     reason,
+                    trace_id = trace_id(trace),
                     "A job failed and will be tried again."
                 );
                 v1::FailJobResponse {
@@ -300,10 +373,12 @@ impl WorkerService for Workers {
                 }
             }
             Decision::Fail { attempt } => {
+                self.0.metrics.jobs_ended.failed.increment(1);
                 tracing::error!(
                     job_id = lease.job_id,
                     attempt,
                     reason,
+                    trace_id = trace_id(trace),
                     "A job failed for good: its attempts are used up."
                 );
                 v1::FailJobResponse {
@@ -319,17 +394,37 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::ReleaseJobRequest>,
     ) -> Result<Response<v1::ReleaseJobResponse>, Status> {
+        let trace = spans::caller(request.metadata().as_ref());
+        let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
         let reason = door.reason("reason".to_owned(), &request.reason);
+        let embedder_down = match v1::ReleaseCause::try_from(request.cause) {
+            Ok(v1::ReleaseCause::EmbedderDown) => true,
+            Ok(v1::ReleaseCause::Unspecified | v1::ReleaseCause::Drain) => false,
+            Err(_) => {
+                door.refuse("cause", "is not a cause to release a job for");
+                false
+            }
+        };
         door.close()?;
-        let source_id = self.0.store.release(lease, &reason).await?;
+        self.0.check_holder(&caller, lease).await?;
+        let store = &self.0.store;
+        let released = if embedder_down {
+            store.release_embedder_down(lease, &reason).await
+        } else {
+            store.release(lease, &reason).await
+        };
+        let source_id = released.map_err(|error| self.refusal(error))?;
+        self.0.metrics.retries.released.increment(1);
         self.0.wakeup.report_change(source_id);
+        spans::handed_back(lease, &reason, None);
         tracing::info!(
             job_id = lease.job_id,
             epoch = lease.epoch,
             reason,
+            trace_id = trace_id(trace),
             "A job was handed back."
         );
         Ok(Response::new(v1::ReleaseJobResponse {}))

@@ -51,6 +51,17 @@ pub enum Verdict {
     },
 }
 
+impl Verdict {
+    /// Whether the job, which had `before` tries charged, is charged with one
+    /// more.
+    pub fn is_charged(&self, before: i16) -> bool {
+        match self {
+            Self::Again { attempt, .. } => *attempt > before,
+            Self::Reject { .. } | Self::Fail { .. } => true,
+        }
+    }
+}
+
 /// Chunks to hand out at a time while some are suspected.
 pub const fn suspected_batch(suspects: i32) -> i32 {
     suspects / 2 + suspects % 2

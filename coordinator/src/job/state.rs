@@ -15,7 +15,7 @@ pub struct UnknownWord {
 macro_rules! words {
     ($(#[$meta:meta])* $name:ident, $what:literal { $($(#[$doc:meta])* $variant:ident = $word:literal,)+ }) => {
         $(#[$meta])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
         pub enum $name { $($(#[$doc])* $variant,)+ }
 
         impl $name {
@@ -115,6 +115,26 @@ words! {
         SourceDeleted = "source_deleted",
         /// Nothing was persisted for the progress deadline.
         NoProgress = "no_progress",
+    }
+}
+
+words! {
+    /// How a lease ended.
+    AttemptOutcome, "outcome of an attempt" {
+        /// It goes on.
+        Running = "running",
+        /// Its job succeeded.
+        Succeeded = "succeeded",
+        /// The worker handed the job back, uncharged.
+        Released = "released",
+        /// The worker handed the job back with a failure.
+        Failed = "failed",
+        /// The worker fell silent.
+        Expired = "expired",
+        /// The worker persisted nothing for the progress deadline.
+        NoProgress = "no_progress",
+        /// A client cancelled the job, or the source changed or was deleted.
+        Cancelled = "cancelled",
     }
 }
 

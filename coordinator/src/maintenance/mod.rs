@@ -1,9 +1,11 @@
 //! Work that belongs to no call: each job of it is a timer around a public
 //! one-step body, and runs in every replica without a leader.
 
+pub(crate) mod database;
 pub mod reconciler;
 pub mod rescuer;
 pub mod retention;
+pub mod sampler;
 pub mod sweeper;
 
 use std::time::Duration;

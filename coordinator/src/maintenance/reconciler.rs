@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use weir_telemetry::{KeyValue, SpanKind, Tracer};
+
 use crate::store::{
     Store, StoreError,
     reconcile::{Findings, Unparked},
@@ -23,6 +25,8 @@ pub struct Reconciler {
     pub interval: Duration,
     /// Most pending chunks in one of the jobs it queues.
     pub max_chunks_per_job: i32,
+    /// Where the spans of repairs go.
+    pub tracer: Tracer,
 }
 
 /// What a step did.
@@ -83,13 +87,24 @@ impl Reconciler {
         if !found.any() {
             return Ok(false);
         }
+        // Nobody called: what is queued begins a trace here.
+        let (span, trace) = self.tracer.enter(None, "repair", SpanKind::Internal, || {
+            [KeyValue::new("db.system.name", "postgresql")]
+        });
         let repaired = self
             .store
-            .repair_source(source_id, self.max_chunks_per_job)
+            .repair_source(source_id, self.max_chunks_per_job, Some(&trace.to_string()))
             .await?;
         let Some(repaired) = repaired else {
             return Ok(false);
         };
+        span.set(|| {
+            let source = format!("{}/{}", repaired.namespace, repaired.name);
+            [
+                KeyValue::new("weir.source", source),
+                KeyValue::new("weir.jobs.queued", repaired.queued as i64),
+            ]
+        });
         let Findings {
             uncovered,
             stale,

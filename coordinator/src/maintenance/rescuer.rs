@@ -1,12 +1,16 @@
 //! The rescuer: returns jobs whose lease has expired.
 
+use std::sync::Arc;
+
 use tokio::time::Instant;
+use weir_telemetry::{KeyValue, SpanKind, TraceContext, Tracer};
 
 use crate::{
     job::retry::RetryPolicy,
+    metrics::Metrics,
     store::{
         Store, StoreError,
-        rescue::{Patience, Rescued},
+        rescue::{Patience, Rescued, RescuedLease},
     },
     wakeup::Wakeup,
 };
@@ -21,6 +25,10 @@ pub struct Rescuer {
     pub store: Store,
     /// Whom to tell.
     pub wakeup: Wakeup,
+    /// Where what it does is counted.
+    pub metrics: Arc<Metrics>,
+    /// Where the spans of the jobs go.
+    pub tracer: Tracer,
     /// How tries are charged.
     pub policy: RetryPolicy,
     /// How long workers are waited for.
@@ -63,9 +71,48 @@ impl Rescuer {
                 "Took jobs away from workers that went silent or made no progress."
             );
         }
+        self.count(&rescued);
+        for lease in &rescued.leases {
+            self.tell(lease);
+        }
         for source_id in &rescued.source_ids {
             self.wakeup.report_change(*source_id);
         }
         Ok(rescued)
+    }
+
+    fn count(&self, rescued: &Rescued) {
+        let metrics = &self.metrics;
+        metrics.rescues.unheard.increment(rescued.unheard as u64);
+        metrics.rescues.silent.increment(rescued.silent as u64);
+        metrics
+            .rescues
+            .no_progress
+            .increment(rescued.stalled as u64);
+        let queued = rescued.retried + rescued.rejected;
+        metrics.retries.rescued.increment(queued as u64);
+        metrics.jobs_ended.failed.increment(rescued.failed as u64);
+        metrics.chunks.deadly.increment(rescued.rejected as u64);
+    }
+
+    /// Records in the job's trace that its lease was taken away.
+    fn tell(&self, rescued: &RescuedLease) {
+        let RescuedLease {
+            lease,
+            why,
+            traceparent,
+        } = rescued;
+        let trace = traceparent.as_deref().and_then(TraceContext::read);
+        let attributes = || {
+            [
+                KeyValue::new("weir.job.id", lease.job_id),
+                KeyValue::new("weir.job.epoch", lease.epoch),
+                KeyValue::new("weir.reason", *why),
+            ]
+        };
+        let rescue = self
+            .tracer
+            .child(trace.as_ref(), "rescue", SpanKind::Internal, attributes);
+        rescue.fail(*why);
     }
 }

@@ -33,9 +33,7 @@ pub struct Outcome {
 impl Outcome {
     /// Numbers in its vectors; `None` when it has none.
     fn dimension(&self) -> Option<i32> {
-        self.embedded
-            .first()
-            .map(|chunk| chunk.vector.len() as i32)
+        self.embedded.first().map(|chunk| chunk.vector.len() as i32)
     }
 }
 
@@ -98,8 +96,7 @@ impl Store {
         let mut tx = self.pool.begin().await?;
         for places in statements(outcomes) {
             let of_statement: Vec<&Outcome> = places.iter().map(|&it| &outcomes[it]).collect();
-            let upserted =
-                upsert_in(&mut tx, &of_statement, lease_duration, Locked::Pass).await?;
+            let upserted = upsert_in(&mut tx, &of_statement, lease_duration, Locked::Pass).await?;
             for (place, result) in places.into_iter().zip(upserted) {
                 results[place] = result;
             }

@@ -22,37 +22,38 @@ pub struct Claim<'a> {
     pub max_chunks: i64,
     /// How long each lease lasts from now.
     pub lease_duration: Duration,
+    /// The namespaces that it is limited to; `None` where it is not.
+    pub namespaces: Option<&'a [String]>,
+    /// The name of the token that the leases are bound to, if there is one.
+    pub claimed_by: Option<&'a str>,
 }
 
-impl Store {
-    /// Takes queued jobs that are due, highest priority first, then the longest
-    /// waiting, and leases them to a worker.
-    ///
-    /// With `max_chunks` the head of the queue tells how many jobs are enough,
-    /// and no more are looked at: a claim that locked all it might take would
-    /// hide them from the claims beside it. Those it gets may be others, so what
-    /// is too many of them is left.
-    pub async fn claim(&self, claim: &Claim<'_>) -> Result<Vec<Job>, StoreError> {
-        Ok(sqlx::query_as(concat!(
+/// The claim, from the queues it looks at: what they are, and which of the
+/// queued jobs are in one.
+macro_rules! claim_statement {
+    ($queues:literal, $in_queue:literal) => {
+        concat!(
             "-- store::claim::claim
-             WITH models AS (
-                 SELECT DISTINCT unnest($2::text[]) AS model
-             ), enough AS MATERIALIZED (
+             WITH queues AS (",
+            $queues,
+            "), enough AS MATERIALIZED (
                  SELECT count(*) AS jobs FROM (
                      SELECT sum(pending) OVER (ORDER BY priority DESC, run_at, id) - pending AS before
-                     FROM models m CROSS JOIN LATERAL (
+                     FROM queues q CROSS JOIN LATERAL (
                          SELECT id, priority, run_at, chunks_total - chunks_done - chunks_rejected AS pending
                          FROM weir.jobs
-                         WHERE $5 > 0 AND state = 'queued' AND model = m.model AND run_at <= now()
-                         ORDER BY priority DESC, run_at, id LIMIT $3) head) sums
+                         WHERE $5 > 0 AND state = 'queued' AND run_at <= now() AND ",
+            $in_queue,
+            "            ORDER BY priority DESC, run_at, id LIMIT $3) head) sums
                  WHERE before < $5
              ), candidates AS MATERIALIZED (
-                 -- Model by model, for the index has them so: however long the queue, only its head is read.
-                 SELECT j.* FROM models m CROSS JOIN LATERAL (
+                 -- Queue by queue, for the index has them so: however long one is, only its head is read.
+                 SELECT j.* FROM queues q CROSS JOIN LATERAL (
                      SELECT id, priority, run_at, chunks_total - chunks_done - chunks_rejected AS pending
                      FROM weir.jobs
-                     WHERE state = 'queued' AND model = m.model AND run_at <= now()
-                     ORDER BY priority DESC, run_at, id
+                     WHERE state = 'queued' AND run_at <= now() AND ",
+            $in_queue,
+            "        ORDER BY priority DESC, run_at, id
                      LIMIT CASE WHEN $5 > 0 THEN least($3, (SELECT jobs FROM enough)) ELSE $3 END
                      FOR UPDATE SKIP LOCKED) j
              ), due AS (
@@ -64,18 +65,46 @@ impl Store {
                  ORDER BY priority DESC, run_at, id LIMIT $3
              )
              UPDATE weir.jobs j
-             SET state = 'running', epoch = j.epoch + 1, worker_id = $1, claimed_at = now(), progressed_at = NULL,
-                 heard = false, batch_size = NULL, lease_expires_at = now() + $4, started_at = coalesce(j.started_at, now())
+             SET state = 'running', epoch = j.epoch + 1, worker_id = $1, claimed_by = $7, claimed_at = now(),
+                 progressed_at = NULL, heard = false, batch_size = NULL, embedder_down = false,
+                 claimed_done = j.chunks_done + j.chunks_rejected, lease_expires_at = now() + $4,
+                 started_at = coalesce(j.started_at, now())
              FROM due WHERE j.id = due.id
              RETURNING ",
             job_columns!()
-        ))
-        .bind(claim.worker_id)
-        .bind(claim.models)
-        .bind(claim.max_jobs)
-        .bind(interval(claim.lease_duration))
-        .bind(claim.max_chunks)
-        .fetch_all(&self.pool)
-        .await?)
+        )
+    };
+}
+
+impl Store {
+    /// Takes queued jobs that are due, highest priority first, then the longest
+    /// waiting, and leases them to a worker.
+    ///
+    /// With `max_chunks` the head of the queue tells how many jobs are enough,
+    /// and no more are looked at: a claim that locked all it might take would
+    /// hide them from the claims beside it. Those it gets may be others, so what
+    /// is too many of them is left.
+    pub async fn claim(&self, claim: &Claim<'_>) -> Result<Vec<Job>, StoreError> {
+        // Each has an index of its own, and a statement that is planned for it.
+        let statement = match claim.namespaces {
+            None => claim_statement!(
+                "SELECT DISTINCT unnest($2::text[]) AS model WHERE $6::text[] IS NULL",
+                "model = q.model"
+            ),
+            Some(_) => claim_statement!(
+                "SELECT DISTINCT model, namespace FROM unnest($2::text[]) AS model CROSS JOIN unnest($6::text[]) AS namespace",
+                "model = q.model AND namespace = q.namespace"
+            ),
+        };
+        Ok(sqlx::query_as(statement)
+            .bind(claim.worker_id)
+            .bind(claim.models)
+            .bind(claim.max_jobs)
+            .bind(interval(claim.lease_duration))
+            .bind(claim.max_chunks)
+            .bind(claim.namespaces)
+            .bind(claim.claimed_by)
+            .fetch_all(&self.pool)
+            .await?)
     }
 }

@@ -10,6 +10,7 @@ use super::{
         LockedSource, UnsettledJob, cancel_open_jobs, lock_source, lock_unsettled_jobs, settle,
     },
     planning::{Order, queue_pending},
+    quota::Quota,
     rows::SourceKey,
     sources::{SourceState, notify, source_in},
 };
@@ -102,6 +103,7 @@ impl Store {
 /// One write of a source's content, from the locks it takes to its commit.
 pub(super) struct ContentWrite<'a> {
     tx: Transaction,
+    quota: Quota,
     write: &'a SourceWrite,
     source: LockedSource,
     unsettled: Vec<UnsettledJob>,
@@ -124,8 +126,9 @@ impl<'a> ContentWrite<'a> {
     ) -> Result<Self, StoreError> {
         let mut tx = store.pool.begin().await?;
         let source = loop {
-            if create {
-                create_source(&mut tx, write).await?;
+            if create && create_source(&mut tx, write).await? {
+                let namespace = &write.key.namespace;
+                store.quota.check_sources(&mut tx, namespace).await?;
             }
             match lock_source(&mut tx, &write.key).await? {
                 Some(source) => break source,
@@ -137,6 +140,7 @@ impl<'a> ContentWrite<'a> {
         let unsettled = lock_unsettled_jobs(&mut tx, source.id).await?;
         Ok(Self {
             tx,
+            quota: store.quota,
             write,
             source,
             unsettled,
@@ -187,6 +191,11 @@ impl<'a> ContentWrite<'a> {
             };
             let dirty = std::mem::take(&mut self.dirty);
             queue_pending(&mut self.tx, &self.source, dirty, kept, &order).await?;
+        }
+        // Who deletes is let through, however much there is.
+        if new_model || self.change.items_added + self.change.items_changed > 0 {
+            let namespace = &self.write.key.namespace;
+            self.quota.check_pending(&mut self.tx, namespace).await?;
         }
         if new_revision || touched || gave_up {
             notify(&mut self.tx, CHANGE_CHANNEL, self.source.id).await?;
@@ -242,9 +251,9 @@ impl<'a> ContentWrite<'a> {
     }
 }
 
-/// Creates the source of a write, unless it is there.
-async fn create_source(tx: &mut Transaction, write: &SourceWrite) -> Result<(), StoreError> {
-    sqlx::query(
+/// Creates the source of a write, unless it is there. Returns whether it is new.
+async fn create_source(tx: &mut Transaction, write: &SourceWrite) -> Result<bool, StoreError> {
+    let created = sqlx::query(
         "-- store::content::create_source
          INSERT INTO weir.sources (namespace, name, model)
          SELECT $1, $2, $3
@@ -256,5 +265,5 @@ async fn create_source(tx: &mut Transaction, write: &SourceWrite) -> Result<(), 
     .bind(write.model.as_ref().unwrap_or(&write.default_model))
     .execute(&mut **tx)
     .await?;
-    Ok(())
+    Ok(created.rows_affected() > 0)
 }

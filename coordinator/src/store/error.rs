@@ -41,6 +41,9 @@ pub enum StoreError {
     /// What the call built on is gone; it has to begin again.
     #[error("{0}")]
     Aborted(String),
+    /// It would be more than the namespace may have.
+    #[error("{0}")]
+    Exhausted(String),
     /// The input does not fit what is stored.
     #[error("{}", .0.iter().map(|v| format!("{}: {}", v.field, v.message)).collect::<Vec<_>>().join("; "))]
     Invalid(Vec<Violation>),
@@ -56,6 +59,11 @@ impl StoreError {
     /// One field's fault.
     pub fn invalid(field: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Invalid(vec![Violation::new(field, message)])
+    }
+
+    /// There is no such job.
+    pub fn no_job(job_id: i64) -> Self {
+        Self::NotFound(format!("there is no job {job_id}"))
     }
 
     /// A row that does not read as it was written.

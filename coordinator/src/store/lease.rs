@@ -8,12 +8,14 @@ use sqlx::postgres::types::PgInterval;
 
 use super::{
     QUEUE_CHANNEL, Store, StoreError,
+    attempts::{Ended, record_attempt},
+    failures::count_failures,
     rows::{Job, LeaseKey, job_columns},
     sources::notify,
 };
 use crate::job::{
     retry::{Decision, RetryPolicy},
-    state::{JobState, RevokeReason},
+    state::{AttemptOutcome, JobState, RevokeReason},
 };
 
 /// Whether a lease is held.
@@ -23,6 +25,17 @@ pub enum LeaseState {
     Held(Box<Job>),
     /// The job succeeded under this lease.
     Finished(Box<Job>),
+}
+
+/// Who took a lease.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct Holder {
+    /// The job's namespace.
+    pub namespace: String,
+    /// The job's present epoch.
+    pub epoch: i64,
+    /// The name of the token with which the job was last claimed, if with one.
+    pub claimed_by: Option<String>,
 }
 
 /// What a charged try led to.
@@ -131,14 +144,25 @@ impl Store {
         Ok(LeaseState::Finished(Box::new(self.not_held(lease).await?)))
     }
 
+    /// Who took the present lease of a job, or its last one. `None` where there
+    /// is no such job.
+    pub async fn holder(&self, job_id: i64) -> Result<Option<Holder>, StoreError> {
+        Ok(sqlx::query_as(
+            "-- store::lease::holder
+             SELECT namespace, epoch, claimed_by FROM weir.jobs WHERE id = $1",
+        )
+        .bind(job_id)
+        .fetch_optional(&self.pool)
+        .await?)
+    }
+
     /// Ends a job as succeeded when nothing of it is pending.
     pub async fn complete(&self, lease: LeaseKey) -> Result<Job, StoreError> {
         let job: Option<Job> = sqlx::query_as(concat!(
             "-- store::lease::complete
              UPDATE weir.jobs j
              SET state = 'succeeded', settled = true, finished_at = now(), attempt = 0,
-                 chunks_done = j.chunks_total - j.chunks_rejected,
-                 worker_id = NULL, lease_expires_at = NULL, claimed_at = NULL
+                 chunks_done = j.chunks_total - j.chunks_rejected, lease_expires_at = NULL
              WHERE j.id = $1 AND j.epoch = $2 AND j.state = 'running'
                AND (j.chunks_done + j.chunks_rejected = j.chunks_total
                     -- The counts are of what this job wrote; somebody else may have written the rest.
@@ -203,10 +227,17 @@ impl Store {
                 (JobState::Failed, attempt, policy.parking.delay(parkings))
             }
         };
+        let ended = Ended {
+            outcome: AttemptOutcome::Failed,
+            error: reason,
+            charged: true,
+        };
+        record_attempt(&mut tx, lease.job_id, &ended).await?;
+        let failures = count_failures(&mut tx, &[(lease.job_id, reason)]).await?;
         sqlx::query(
             "-- store::lease::fail
              UPDATE weir.jobs
-             SET state = $2, attempt = $3, last_error = $4, worker_id = NULL, lease_expires_at = NULL,
+             SET state = $2, attempt = $3, last_error = $4, failure_id = $6, worker_id = NULL, lease_expires_at = NULL,
                  claimed_at = NULL, run_at = now() + $5,
                  finished_at = CASE WHEN $2 = 'failed' THEN now() END
              WHERE id = $1",
@@ -216,6 +247,7 @@ impl Store {
         .bind(attempt)
         .bind(reason)
         .bind(interval(delay))
+        .bind(failures.get(&lease.job_id))
         .execute(&mut *tx)
         .await?;
         tx.commit().await?;
@@ -227,24 +259,60 @@ impl Store {
 
     /// Takes a job back, uncharged, and queues it at once. Returns its source.
     pub async fn release(&self, lease: LeaseKey, reason: &str) -> Result<i64, StoreError> {
+        self.release_as(lease, reason, false).await
+    }
+
+    /// Takes a job back as [`Self::release`] does, for want of an embedder: a
+    /// failure, if not one of the job.
+    pub async fn release_embedder_down(
+        &self,
+        lease: LeaseKey,
+        reason: &str,
+    ) -> Result<i64, StoreError> {
+        self.release_as(lease, reason, true).await
+    }
+
+    async fn release_as(
+        &self,
+        lease: LeaseKey,
+        reason: &str,
+        embedder_down: bool,
+    ) -> Result<i64, StoreError> {
         let mut tx = self.pool.begin().await?;
         let source_id: Option<i64> = sqlx::query_scalar(
             "-- store::lease::release
-             UPDATE weir.jobs
-             SET state = 'queued', last_error = $3, run_at = now(), worker_id = NULL, lease_expires_at = NULL,
-                 claimed_at = NULL
-             WHERE id = $1 AND epoch = $2 AND state = 'running'
-             RETURNING source_id",
+             SELECT source_id FROM weir.jobs WHERE id = $1 AND epoch = $2 AND state = 'running' FOR UPDATE",
         )
         .bind(lease.job_id)
         .bind(lease.epoch)
-        .bind(reason)
         .fetch_optional(&mut *tx)
         .await?;
         let Some(source_id) = source_id else {
             drop(tx);
             return Err(self.not_fallible(lease).await);
         };
+        let ended = Ended {
+            outcome: AttemptOutcome::Released,
+            error: reason,
+            charged: false,
+        };
+        record_attempt(&mut tx, lease.job_id, &ended).await?;
+        let befell = [(lease.job_id, reason)];
+        let befell = if embedder_down { &befell[..] } else { &[] };
+        let failures = count_failures(&mut tx, befell).await?;
+        sqlx::query(
+            "-- store::lease::release
+             UPDATE weir.jobs
+             SET state = 'queued', last_error = $2, embedder_down = $3, failure_id = coalesce($4, failure_id),
+                 run_at = now(), worker_id = NULL, lease_expires_at = NULL, claimed_at = NULL
+             WHERE id = $1",
+        )
+        .bind(lease.job_id)
+        .bind(reason)
+        .bind(embedder_down)
+        .bind(failures.get(&lease.job_id))
+        .execute(&mut *tx)
+        .await?;
         notify(&mut tx, QUEUE_CHANNEL, source_id).await?;
         tx.commit().await?;
         Ok(source_id)

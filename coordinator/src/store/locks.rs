@@ -122,10 +122,15 @@ pub(super) async fn cancel_open_jobs(
         "-- store::sources::cancel_open_jobs
          WITH open AS (
              SELECT id, state FROM weir.jobs WHERE source_id = $1 AND state IN ('queued', 'running') AND NOT settled
+         ), attempts AS (
+             INSERT INTO weir.attempts (job_id, epoch, worker_id, started_at, outcome, error, chunks_done, charged)
+             SELECT j.id, j.epoch, j.worker_id, j.claimed_at, 'cancelled', $3,
+                    j.chunks_done + j.chunks_rejected - j.claimed_done, false
+             FROM open JOIN weir.jobs j USING (id) WHERE j.state = 'running'
          ), cancelled AS (
              UPDATE weir.jobs j
              SET state = 'cancelled', settled = true, epoch = j.epoch + 1, revoke_reason = $2, last_error = $3,
-                 worker_id = NULL, lease_expires_at = NULL, claimed_at = NULL, finished_at = now()
+                 embedder_down = false, worker_id = NULL, lease_expires_at = NULL, claimed_at = NULL, finished_at = now()
              FROM open WHERE j.id = open.id
              RETURNING open.state AS was
          )

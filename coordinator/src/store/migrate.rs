@@ -1,5 +1,7 @@
 //! Brings a database up to this version's schema.
 
+use std::collections::HashSet;
+
 use sqlx::{
     Connection as _, Executor as _, PgConnection, PgPool,
     migrate::{Migrate as _, Migrator},
@@ -67,6 +69,18 @@ pub enum MigrateError {
         /// The database.
         database: String,
     },
+    /// The role may not read or write the schema.
+    #[error(
+        "the role {role:?} may not read and write {what} of the schema weir: have its owner run \
+         GRANT USAGE ON SCHEMA weir TO {role:?}; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA weir \
+         TO {role:?}; or let the owner be the role"
+    )]
+    MayNotUseSchema {
+        /// The role.
+        role: String,
+        /// What of the schema.
+        what: String,
+    },
     /// The database was migrated by a newer Weir, or its history was changed.
     #[error("the database does not fit this version of Weir: {0}")]
     History(sqlx::migrate::MigrateError),
@@ -106,7 +120,7 @@ pub async fn migrate(pool: &PgPool, apply: bool) -> Result<(), MigrateError> {
 
 /// A connection that is not the pool's. The pool waits a moment for a database
 /// that is starting, but does not tell why it waited in vain; a last try does.
-async fn connect(pool: &PgPool) -> Result<PgConnection, MigrateError> {
+pub(super) async fn connect(pool: &PgPool) -> Result<PgConnection, MigrateError> {
     match pool.acquire().await {
         Ok(connection) => Ok(connection.detach()),
         Err(sqlx::Error::PoolTimedOut) => PgConnection::connect_with(&pool.connect_options())
@@ -131,21 +145,50 @@ async fn check(connection: &mut PgConnection) -> Result<(), MigrateError> {
     if !there {
         return Err(MigrateError::NotMigrated);
     }
-    let migrator = migrator();
-    let applied = connection
-        .list_applied_migrations(&migrator.table_name)
-        .await
-        .map_err(MigrateError::History)?;
-    let missing = migrator
-        .iter()
-        .any(|wanted| !applied.iter().any(|done| done.version == wanted.version));
-    if missing {
+    if steps(connection).await?.pending > 0 {
         return Err(MigrateError::NotMigrated);
     }
     Ok(())
 }
 
-async fn check_server(connection: &mut PgConnection) -> Result<(), MigrateError> {
+/// Steps of the schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SchemaSteps {
+    /// Those of this version that the database has.
+    pub applied: usize,
+    /// Those of this version that it lacks.
+    pub pending: usize,
+    /// Those that this version does not know: a newer one was here.
+    pub unknown: usize,
+}
+
+/// Which steps a database lacks that has none.
+pub(super) fn no_steps() -> SchemaSteps {
+    SchemaSteps {
+        applied: 0,
+        pending: migrator().iter().count(),
+        unknown: 0,
+    }
+}
+
+/// Which steps a database has, whose record of them is there.
+pub(super) async fn steps(connection: &mut PgConnection) -> Result<SchemaSteps, MigrateError> {
+    let migrator = migrator();
+    let applied = connection
+        .list_applied_migrations(&migrator.table_name)
+        .await
+        .map_err(MigrateError::History)?;
+    let known: HashSet<i64> = migrator.iter().map(|step| step.version).collect();
+    let done: HashSet<i64> = applied.iter().map(|step| step.version).collect();
+    Ok(SchemaSteps {
+        applied: known.intersection(&done).count(),
+        pending: known.difference(&done).count(),
+        unknown: done.difference(&known).count(),
+    })
+}
+
+/// Returns the server's version, as it calls itself.
+pub(super) async fn check_server(connection: &mut PgConnection) -> Result<String, MigrateError> {
     let (number, found): (i32, String) = sqlx::query_as(
         "-- store::migrate\nSELECT current_setting('server_version_num')::int, current_setting('server_version')",
     )
@@ -154,10 +197,11 @@ async fn check_server(connection: &mut PgConnection) -> Result<(), MigrateError>
     if number < OLDEST_SERVER {
         return Err(MigrateError::ServerTooOld { found });
     }
-    Ok(())
+    Ok(found)
 }
 
-async fn create_extension(connection: &mut PgConnection) -> Result<(), MigrateError> {
+/// Whether pgvector is switched on. Fails when it cannot be, or is out of sight.
+pub(super) async fn find_extension(connection: &mut PgConnection) -> Result<bool, MigrateError> {
     let (available, schema, in_sight): (bool, Option<String>, bool) = sqlx::query_as(
         "-- store::migrate
          SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'vector'),
@@ -168,13 +212,19 @@ async fn create_extension(connection: &mut PgConnection) -> Result<(), MigrateEr
     .fetch_one(&mut *connection)
     .await?;
     match schema {
-        Some(_) if in_sight => return Ok(()),
+        Some(_) if in_sight => Ok(true),
         Some(schema) => {
             let (role, _) = whoami(connection).await?;
-            return Err(MigrateError::ExtensionOutOfSight { schema, role });
+            Err(MigrateError::ExtensionOutOfSight { schema, role })
         }
-        None if !available => return Err(MigrateError::NoPgvector),
-        None => {}
+        None if !available => Err(MigrateError::NoPgvector),
+        None => Ok(false),
+    }
+}
+
+async fn create_extension(connection: &mut PgConnection) -> Result<(), MigrateError> {
+    if find_extension(connection).await? {
+        return Ok(());
     }
     match connection
         .execute("-- store::migrate\nCREATE EXTENSION vector")
@@ -224,7 +274,7 @@ async fn run(connection: &mut PgConnection) -> Result<(), MigrateError> {
         })
 }
 
-async fn whoami(connection: &mut PgConnection) -> Result<(String, String), sqlx::Error> {
+pub(super) async fn whoami(connection: &mut PgConnection) -> Result<(String, String), sqlx::Error> {
     sqlx::query_as("-- store::migrate\nSELECT current_user::text, current_database()::text")
         .fetch_one(connection)
         .await

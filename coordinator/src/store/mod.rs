@@ -1,18 +1,25 @@
 //! The only SQL. One public method is one transaction; each statement begins
 //! with a comment that names its method, so that Postgres' logs point home.
 
+pub mod activity;
+pub mod attempts;
 pub mod batches;
+pub mod chunks;
 pub mod claim;
 pub mod content;
 mod database;
 pub mod error;
+pub mod failures;
 pub mod imports;
+mod inspect;
 pub mod lease;
 mod locks;
 mod migrate;
+pub mod overview;
 pub mod pending;
 mod planning;
 pub mod queue;
+pub mod quota;
 pub mod reconcile;
 pub mod rescue;
 pub mod retention;
@@ -30,9 +37,10 @@ use sqlx::{
 };
 
 pub use error::{StoreError, Violation};
-pub use migrate::{MigrateError, migrate};
+pub use inspect::{Inspection, inspect};
+pub use migrate::{MigrateError, SchemaSteps, migrate};
 
-use self::database::Pool;
+use self::{database::Pool, quota::Quota};
 use crate::config::DatabaseConfig;
 
 /// Channel that says: a job is queued. No payload.
@@ -48,6 +56,7 @@ pub const REVOKE_CHANNEL: &str = "weir_revoke";
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: Pool,
+    quota: Quota,
 }
 
 impl Store {
@@ -57,7 +66,14 @@ impl Store {
     pub fn new(pool: PgPool, limit: Duration) -> Self {
         Self {
             pool: Pool { inner: pool, limit },
+            quota: Quota::default(),
         }
+    }
+
+    /// The same, for namespaces that may have no more than this.
+    #[must_use]
+    pub fn with_quota(self, quota: Quota) -> Self {
+        Self { quota, ..self }
     }
 
     /// The pool, for the listener and for health checks.

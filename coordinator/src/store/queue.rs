@@ -22,7 +22,32 @@ pub struct QueueStats {
     pub oldest_ready_age_seconds: f64,
 }
 
+/// Whose work is asked about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// The models.
+    pub models: Vec<String>,
+    /// The namespaces; all of them if `None`.
+    pub namespaces: Option<Vec<String>>,
+}
+
 impl Store {
+    /// Chunks that workers could embed now or are embedding: those pending in
+    /// running jobs, and in queued ones that need not wait any more.
+    pub async fn workable_chunks(&self, share: &Share) -> Result<i64, StoreError> {
+        Ok(sqlx::query_scalar(
+            "-- store::queue::workable_chunks
+             SELECT coalesce(sum(chunks_total - chunks_done - chunks_rejected), 0)::bigint
+             FROM weir.jobs
+             WHERE state IN ('queued', 'running') AND NOT settled AND (state = 'running' OR run_at <= now())
+               AND model = ANY($1) AND ($2::text[] IS NULL OR namespace = ANY($2))",
+        )
+        .bind(&share.models)
+        .bind(share.namespaces.as_deref())
+        .fetch_one(&self.pool)
+        .await?)
+    }
+
     /// Whether a queued job may run by now.
     pub async fn any_due(&self) -> Result<bool, StoreError> {
         Ok(sqlx::query_scalar(

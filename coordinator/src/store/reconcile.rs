@@ -197,11 +197,13 @@ impl Store {
 
     /// Puts a source right: deletes results of no present text, corrects its
     /// counts, ends open jobs of another model, and queues what is pending and
-    /// in no unsettled job. `None` when the source is gone.
+    /// in no unsettled job. `None` when the source is gone. `traceparent` is the W3C
+    /// trace context of the jobs.
     pub async fn repair_source(
         &self,
         source_id: i64,
         max_chunks_per_job: i32,
+        traceparent: Option<&str>,
     ) -> Result<Option<Repaired>, StoreError> {
         let mut tx = self.pool.begin().await?;
         let Some(source) = lock_source_row(&mut tx, source_id).await? else {
@@ -226,7 +228,7 @@ impl Store {
             trigger: Trigger::Reconcile,
             priority: ended.iter().map(|job| job.priority).max().unwrap_or(0),
             max_chunks_per_job,
-            traceparent: None,
+            traceparent,
             parkings: 0,
         };
         let queued = queue_pending(&mut tx, &source, gaps(&kept), kept, &order).await?;

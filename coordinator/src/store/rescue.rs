@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use super::{
     QUEUE_CHANNEL, REVOKE_CHANNEL, Store, StoreError,
+    attempts::{Ended, record_attempt},
     batches::{Locked, Outcome, upsert_one},
     database::Transaction,
+    failures::count_failures,
     lease::interval,
     pending::{pending_in, texts_in},
     rows::{LeaseKey, Rejected},
@@ -14,7 +16,7 @@ use super::{
 use crate::job::{
     blame::{EndedLease, Verdict},
     retry::RetryPolicy,
-    state::RevokeReason,
+    state::{AttemptOutcome, RevokeReason},
 };
 
 /// How long workers are waited for.
@@ -42,6 +44,10 @@ struct Expired {
     batch_size: Option<i32>,
     suspects: i32,
     pending: i32,
+    /// What the end of its lease was counted under.
+    #[sqlx(default)]
+    failure_id: Option<i64>,
+    traceparent: Option<String>,
 }
 
 /// What a step of the rescuer did.
@@ -53,8 +59,27 @@ pub struct Rescued {
     pub failed: usize,
     /// Texts rejected because workers went silent over them.
     pub rejected: usize,
+    /// Of all these jobs, those whose worker was never heard of after its claim.
+    pub unheard: usize,
+    /// Those whose worker fell silent.
+    pub silent: usize,
+    /// Those whose worker persisted nothing for the progress deadline.
+    pub stalled: usize,
     /// The sources these belong to.
     pub source_ids: Vec<i64>,
+    /// The leases that were taken away.
+    pub leases: Vec<RescuedLease>,
+}
+
+/// A lease that was taken away from its worker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RescuedLease {
+    /// The lease.
+    pub lease: LeaseKey,
+    /// Why, for a person.
+    pub why: &'static str,
+    /// W3C trace context of the job.
+    pub traceparent: Option<String>,
 }
 
 impl Expired {
@@ -78,6 +103,14 @@ impl Expired {
             batch_size: self.batch_size,
             suspects: self.suspects,
             pending: self.pending,
+        }
+    }
+
+    fn outcome(&self) -> AttemptOutcome {
+        if self.stalled() {
+            AttemptOutcome::NoProgress
+        } else {
+            AttemptOutcome::Expired
         }
     }
 
@@ -110,11 +143,11 @@ impl Store {
         mut random: impl FnMut() -> f64 + Send,
     ) -> Result<Rescued, StoreError> {
         let mut tx = self.pool.begin().await?;
-        let expired: Vec<Expired> = sqlx::query_as(
+        let mut expired: Vec<Expired> = sqlx::query_as(
             "-- store::rescue::rescue
              SELECT id, epoch, source_id, attempt, parkings, heard, progressed_at IS NOT NULL AS progressed,
                     lease_expires_at <= now() AS lease_over, batch_size, suspects,
-                    chunks_total - chunks_done - chunks_rejected AS pending
+                    chunks_total - chunks_done - chunks_rejected AS pending, traceparent
              FROM weir.jobs
              WHERE state = 'running'
                AND (lease_expires_at <= now()
@@ -127,10 +160,29 @@ impl Store {
         .bind(limit)
         .fetch_all(&mut *tx)
         .await?;
+        // One that was never heard of did not fail.
+        let failed = expired.iter().filter(|job| job.heard);
+        let failed: Vec<_> = failed.map(|job| (job.id, job.reason().1)).collect();
+        let failures = count_failures(&mut tx, &failed).await?;
+        for job in &mut expired {
+            job.failure_id = failures.get(&job.id).copied();
+        }
         let mut rescued = Rescued::default();
         for job in &expired {
             let (_, why) = job.reason();
-            match job.ended().judge(policy, random()) {
+            match (job.heard, job.stalled()) {
+                (false, _) => rescued.unheard += 1,
+                (true, true) => rescued.stalled += 1,
+                (true, false) => rescued.silent += 1,
+            }
+            let verdict = job.ended().judge(policy, random());
+            let ended = Ended {
+                outcome: job.outcome(),
+                error: why,
+                charged: verdict.is_charged(job.attempt),
+            };
+            record_attempt(&mut tx, job.id, &ended).await?;
+            match verdict {
                 Verdict::Again {
                     attempt,
                     delay,
@@ -157,6 +209,11 @@ impl Store {
             }
             notify(&mut tx, REVOKE_CHANNEL, job.source_id).await?;
             rescued.source_ids.push(job.source_id);
+            rescued.leases.push(RescuedLease {
+                lease: job.lease(),
+                why,
+                traceparent: job.traceparent.clone(),
+            });
         }
         tx.commit().await?;
         Ok(rescued)
@@ -175,7 +232,8 @@ async fn requeue(
         "-- store::rescue::requeue
          UPDATE weir.jobs
          SET state = 'queued', epoch = epoch + 1, attempt = $2, run_at = now() + $3, suspects = $4,
-             revoke_reason = $5, last_error = $6, worker_id = NULL, lease_expires_at = NULL, claimed_at = NULL
+             revoke_reason = $5, last_error = $6, failure_id = coalesce($7, failure_id), worker_id = NULL,
+             lease_expires_at = NULL, claimed_at = NULL
          WHERE id = $1",
     )
     .bind(job.id)
@@ -184,6 +242,7 @@ async fn requeue(
     .bind(suspects)
     .bind(job.reason().0.as_str())
     .bind(why)
+    .bind(job.failure_id)
     .execute(&mut **tx)
     .await?;
     notify(tx, QUEUE_CHANNEL, job.source_id).await
@@ -200,7 +259,8 @@ async fn fail(
         "-- store::rescue::fail
          UPDATE weir.jobs
          SET state = 'failed', epoch = epoch + 1, attempt = $2, finished_at = now(), run_at = now() + $3,
-             revoke_reason = $4, last_error = $5, worker_id = NULL, lease_expires_at = NULL, claimed_at = NULL
+             revoke_reason = $4, last_error = $5, failure_id = coalesce($6, failure_id), worker_id = NULL,
+             lease_expires_at = NULL, claimed_at = NULL
          WHERE id = $1",
     )
     .bind(job.id)
@@ -208,6 +268,7 @@ async fn fail(
     .bind(interval(parked_for))
     .bind(job.reason().0.as_str())
     .bind(why)
+    .bind(job.failure_id)
     .execute(&mut **tx)
     .await?;
     Ok(())

@@ -3,12 +3,13 @@
 use chrono::{DateTime, Utc};
 
 use crate::job::{
+    badge::{Standing, Telling},
     plan::TextHash,
-    state::{JobState, Trigger},
+    state::{JobState, Trigger, UnknownWord},
 };
 
 /// Names a source.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct SourceKey {
     /// The namespace.
     pub namespace: String,
@@ -39,13 +40,54 @@ pub struct Source {
     pub chunks_rejected: i64,
     /// Chunks whose vector is of the beginning of their text only.
     pub chunks_truncated: i64,
+    /// State of the unsettled job that is worst off, if any is unsettled.
+    #[sqlx(try_from = "Word")]
+    pub telling_state: Option<JobState>,
+    /// Tries charged to it.
+    pub telling_attempt: Option<i16>,
+    /// Whether it was handed back for want of an embedder.
+    pub telling_embedder_down: Option<bool>,
+    /// What last went wrong with it.
+    pub telling_error: Option<String>,
+    /// When it may run, or is queued again.
+    pub telling_run_at: Option<DateTime<Utc>>,
+    /// Whether an unsettled job was cancelled.
+    pub cancelled: bool,
     /// When it was first put.
     pub created_at: DateTime<Utc>,
     /// When its content last changed.
     pub updated_at: DateTime<Utc>,
 }
 
+/// A word of the database that may be missing.
+#[derive(Debug, sqlx::Type)]
+#[sqlx(transparent)]
+struct Word(Option<String>);
+
+impl TryFrom<Word> for Option<JobState> {
+    type Error = UnknownWord;
+
+    fn try_from(word: Word) -> Result<Self, UnknownWord> {
+        word.0.map(JobState::try_from).transpose()
+    }
+}
+
 impl Source {
+    /// What its badge is derived from.
+    pub fn standing(&self) -> Standing {
+        Standing {
+            embedded: self.chunks_embedded(),
+            rejected: self.chunks_rejected,
+            total: self.chunks_total,
+            telling: self.telling_state.map(|state| Telling {
+                state,
+                attempt: self.telling_attempt.unwrap_or_default(),
+                embedder_down: self.telling_embedder_down.unwrap_or_default(),
+            }),
+            cancelled: self.cancelled,
+        }
+    }
+
     /// Chunks that have the vector of their current text.
     pub fn chunks_embedded(&self) -> i64 {
         (self.chunks_total - self.chunks_pending - self.chunks_rejected).max(0)
@@ -57,14 +99,33 @@ impl Source {
 macro_rules! source_columns {
     () => {
         "s.id, s.namespace, s.name, s.model, s.revision, s.items_total, s.chunks_total, s.created_at, s.updated_at,
-         (SELECT coalesce(sum(j.chunks_total - j.chunks_done - j.chunks_rejected), 0)::bigint
-            FROM weir.jobs j WHERE j.source_id = s.id AND NOT j.settled) AS chunks_pending,
+         u.chunks_pending, u.cancelled, t.state AS telling_state, t.attempt AS telling_attempt,
+         t.embedder_down AS telling_embedder_down, t.last_error AS telling_error, t.run_at AS telling_run_at,
          (SELECT count(*) FROM weir.rejections r WHERE r.source_id = s.id) AS chunks_rejected,
          (SELECT count(*) FROM weir.embeddings e
            WHERE e.source_id = s.id AND e.model = s.model AND e.truncated_to IS NOT NULL) AS chunks_truncated"
     };
 }
 pub(super) use source_columns;
+
+/// What [`source_columns`] are read from, after `weir.sources s`: the sum of its
+/// unsettled jobs, and the one of them that is worst off.
+macro_rules! source_jobs {
+    () => {
+        " CROSS JOIN LATERAL (
+             SELECT coalesce(sum(j.chunks_total - j.chunks_done - j.chunks_rejected), 0)::bigint AS chunks_pending,
+                    coalesce(bool_or(j.state = 'cancelled'), false) AS cancelled
+             FROM weir.jobs j WHERE j.source_id = s.id AND NOT j.settled) u
+         LEFT JOIN LATERAL (
+             SELECT j.state, j.attempt, j.embedder_down, j.last_error, j.run_at
+             FROM weir.jobs j WHERE j.source_id = s.id AND NOT j.settled
+             ORDER BY array_position('{failed}', j.state), (j.state <> 'cancelled' AND j.attempt > 0) DESC,
+                      j.embedder_down DESC, array_position('{running,queued,cancelled}', j.state), j.attempt DESC,
+                      j.run_at, j.id
+             LIMIT 1) t ON true"
+    };
+}
+pub(super) use source_jobs;
 
 /// A job.
 #[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
@@ -118,6 +179,8 @@ pub struct Job {
     pub stream: i32,
     /// What last went wrong.
     pub last_error: Option<String>,
+    /// The failure that was counted under.
+    pub failure_id: Option<i64>,
     /// W3C trace context.
     pub traceparent: Option<String>,
     /// When it was planned.
@@ -140,7 +203,8 @@ macro_rules! job_columns {
     () => {
         "j.id, j.source_id, j.namespace, j.source, j.model, j.first_item_id, j.last_item_id, j.revision, j.trigger,
          j.state, j.priority, j.attempt, j.epoch, j.run_at, j.worker_id, j.lease_expires_at, j.chunks_total,
-         j.chunks_done, j.chunks_truncated, j.chunks_rejected, j.suspects, j.stream, j.last_error, j.traceparent, j.created_at,
+         j.chunks_done, j.chunks_truncated, j.chunks_rejected, j.suspects, j.stream, j.last_error,
+         j.failure_id, j.traceparent, j.created_at,
          j.started_at, j.finished_at"
     };
 }

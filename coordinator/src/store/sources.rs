@@ -1,15 +1,60 @@
 //! Reading and deleting sources.
 
+use sqlx::{Postgres, QueryBuilder};
+
 use super::{
     CHANGE_CHANNEL, Store, StoreError,
     database::Transaction,
     locks::{cancel_open_jobs, lock_source, lock_unsettled_jobs, settle},
-    rows::{Job, Source, SourceKey, job_columns, source_columns},
+    rows::{Job, Source, SourceKey, job_columns, source_columns, source_jobs},
+    status::{Page, Paging},
 };
 use crate::job::state::RevokeReason;
 
 /// Most jobs that ride along with a source.
 pub const MAX_JOBS_WITH_SOURCE: i64 = 1_000;
+
+/// Which sources to list.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, serde::Serialize)]
+pub struct SourceFilter {
+    /// Only of this namespace.
+    pub namespace: Option<String>,
+    /// Only those whose name begins so.
+    pub name_prefix: Option<String>,
+    /// Only with this model.
+    pub model: Option<String>,
+    /// Only those with an unsettled job.
+    pub unsettled_only: bool,
+}
+
+impl SourceFilter {
+    fn push(&self, query: &mut QueryBuilder<Postgres>) {
+        if let Some(namespace) = &self.namespace {
+            query
+                .push(" AND s.namespace = ")
+                .push_bind(namespace.clone());
+        }
+        if let Some(prefix) = &self.name_prefix {
+            query
+                .push(" AND starts_with(s.name, ")
+                .push_bind(prefix.clone())
+                .push(")");
+        }
+        if let Some(model) = &self.model {
+            query.push(" AND s.model = ").push_bind(model.clone());
+        }
+        if self.unsettled_only {
+            query.push(" AND s.id IN (SELECT source_id FROM weir.jobs WHERE NOT settled)");
+        }
+    }
+}
+
+fn key_of((source, _): &(Source, Option<Job>)) -> SourceKey {
+    SourceKey {
+        namespace: source.namespace.clone(),
+        name: source.name.clone(),
+    }
+}
 
 /// A source and its unsettled jobs, newest first.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,7 +79,8 @@ pub struct Deleted {
 }
 
 impl SourceKey {
-    pub(super) fn not_found(&self) -> StoreError {
+    /// The error for a source that is not there.
+    pub(crate) fn not_found(&self) -> StoreError {
         StoreError::NotFound(format!(
             "there is no source {:?} in namespace {:?}",
             self.name, self.namespace
@@ -43,6 +89,18 @@ impl SourceKey {
 }
 
 impl Store {
+    /// Returns the row of a source.
+    pub async fn source_id(&self, key: &SourceKey) -> Result<i64, StoreError> {
+        let source_id = sqlx::query_scalar(
+            "-- store::sources::source_id\nSELECT id FROM weir.sources WHERE namespace = $1 AND name = $2",
+        )
+        .bind(&key.namespace)
+        .bind(&key.name)
+        .fetch_optional(&self.pool)
+        .await?;
+        source_id.ok_or_else(|| key.not_found())
+    }
+
     /// Returns a source with its unsettled jobs, both as of one moment.
     pub async fn source(&self, key: &SourceKey) -> Result<SourceState, StoreError> {
         let mut tx = self.pool.begin().await?;
@@ -56,31 +114,43 @@ impl Store {
         Ok(state)
     }
 
-    /// Returns up to `limit` sources after `after`, by namespace and name, each
-    /// with its most telling unsettled job.
+    /// Returns a page of up to `limit` sources, by namespace and name, each with
+    /// its most telling unsettled job.
     pub async fn sources(
         &self,
-        namespace: Option<&str>,
-        after: Option<&SourceKey>,
+        filter: &SourceFilter,
+        paging: Option<&Paging<SourceKey>>,
         limit: i64,
-    ) -> Result<Vec<(Source, Option<Job>)>, StoreError> {
+    ) -> Result<Page<(Source, Option<Job>), SourceKey>, StoreError> {
         let mut tx = self.pool.begin().await?;
         sqlx::query("-- store::sources::sources\nSET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             .execute(&mut *tx)
             .await?;
-        let sources: Vec<Source> = sqlx::query_as(concat!(
+        let (bound, order, from) = match paging {
+            Some(Paging::Before(key)) => ("<", " DESC", Some(key)),
+            Some(Paging::After(key)) => (">", "", Some(key)),
+            None => (">", "", None),
+        };
+        let mut query = QueryBuilder::new(concat!(
             "-- store::sources::sources\nSELECT ",
             source_columns!(),
-            " FROM weir.sources s
-             WHERE (s.namespace, s.name) > ($2, $3) AND ($1::text IS NULL OR s.namespace = $1)
-             ORDER BY s.namespace, s.name LIMIT $4"
-        ))
-        .bind(namespace)
-        .bind(after.map_or("", |key| &key.namespace))
-        .bind(after.map_or("", |key| &key.name))
-        .bind(limit)
-        .fetch_all(&mut *tx)
-        .await?;
+            " FROM weir.sources s",
+            source_jobs!(),
+            " WHERE (s.namespace, s.name) "
+        ));
+        query.push(bound).push(" (");
+        query.push_bind(from.map_or("", |key| &key.namespace).to_owned());
+        query.push(", ");
+        query.push_bind(from.map_or("", |key| &key.name).to_owned());
+        query.push(")");
+        filter.push(&mut query);
+        query.push(" ORDER BY s.namespace").push(order);
+        query.push(", s.name").push(order).push(" LIMIT ");
+        // One more than are wanted, to know whether others follow.
+        query.push_bind(limit + 1);
+        let mut sources: Vec<Source> = query.build_query_as().fetch_all(&mut *tx).await?;
+        let others_follow = sources.len() as i64 > limit;
+        sources.truncate(usize::try_from(limit).unwrap_or_default());
         let ids: Vec<i64> = sources.iter().map(|source| source.id).collect();
         let jobs: Vec<Job> = sqlx::query_as(concat!(
             "-- store::sources::sources\nSELECT ",
@@ -88,20 +158,24 @@ impl Store {
             " FROM unnest($1::bigint[]) AS wanted(source_id)
              CROSS JOIN LATERAL (
                  SELECT * FROM weir.jobs u WHERE u.source_id = wanted.source_id AND NOT u.settled
-                 ORDER BY array_position('{failed,running,queued,cancelled}'::text[], u.state), u.attempt DESC, u.id DESC
+                 ORDER BY array_position('{failed}', u.state), (u.state <> 'cancelled' AND u.attempt > 0) DESC,
+                          u.embedder_down DESC, array_position('{running,queued,cancelled}', u.state), u.attempt DESC,
+                          u.run_at, u.id
                  LIMIT 1) j"
         ))
         .bind(&ids)
         .fetch_all(&mut *tx)
         .await?;
         tx.commit().await?;
-        Ok(sources
+        let rows: Vec<(Source, Option<Job>)> = sources
             .into_iter()
             .map(|source| {
                 let job = jobs.iter().find(|job| job.source_id == source.id).cloned();
                 (source, job)
             })
-            .collect())
+            .collect();
+        let more = rows.last().filter(|_| others_follow).map(key_of);
+        Ok(Page::of(rows, paging, more, key_of))
     }
 
     /// Deletes a source with all that belongs to it and cancels its open jobs.
@@ -151,7 +225,9 @@ pub(super) async fn source_in(
     let source: Source = sqlx::query_as(concat!(
         "-- store::sources::source_in\nSELECT ",
         source_columns!(),
-        " FROM weir.sources s WHERE s.namespace = $1 AND s.name = $2"
+        " FROM weir.sources s",
+        source_jobs!(),
+        " WHERE s.namespace = $1 AND s.name = $2"
     ))
     .bind(&key.namespace)
     .bind(&key.name)

@@ -37,10 +37,18 @@ impl Store {
         let mut tx = self.pool.begin().await?;
         let cancelled: Option<Job> = sqlx::query_as(concat!(
             "-- store::steer::cancel_job
+             WITH open AS MATERIALIZED (
+                 SELECT * FROM weir.jobs WHERE id = $1 AND state IN ('queued', 'running') FOR UPDATE
+             ), attempts AS (
+                 INSERT INTO weir.attempts (job_id, epoch, worker_id, started_at, outcome, error, chunks_done, charged)
+                 SELECT id, epoch, worker_id, claimed_at, 'cancelled', 'cancelled by a client',
+                        chunks_done + chunks_rejected - claimed_done, false
+                 FROM open WHERE state = 'running'
+             )
              UPDATE weir.jobs j
              SET state = 'cancelled', epoch = j.epoch + 1, revoke_reason = $2, last_error = 'cancelled by a client',
-                 worker_id = NULL, lease_expires_at = NULL, claimed_at = NULL, finished_at = now()
-             WHERE j.id = $1 AND j.state IN ('queued', 'running')
+                 embedder_down = false, worker_id = NULL, lease_expires_at = NULL, claimed_at = NULL, finished_at = now()
+             FROM open WHERE j.id = open.id
              RETURNING ",
             job_columns!()
         ))

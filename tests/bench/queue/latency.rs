@@ -26,7 +26,11 @@ const CLAIMS: usize = 300;
 pub(crate) async fn arrivals(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
     let server = Server::start();
     let mut stage = Stage::set(&server, &[]).await;
-    stage.worker(768, Duration::ZERO, &["--concurrency=256", "--batch-size=256"]);
+    stage.worker(
+        768,
+        Duration::ZERO,
+        &["--concurrency=256", "--batch-size=256"],
+    );
     let channel = stage.coordinator.connect().await;
     // Whatever is done for the first time is done by now.
     for n in 0..scale.arrivals / 10 {
@@ -56,13 +60,20 @@ pub(crate) async fn arrivals(scale: &Scale, report: &mut Report) -> anyhow::Resu
 }
 
 /// Notes how long sources took whose names begin so.
-async fn note(stage: &Stage, prefix: &str, put_at: &[SystemTime], report: &mut Report) -> anyhow::Result<()> {
+async fn note(
+    stage: &Stage,
+    prefix: &str,
+    put_at: &[SystemTime],
+    report: &mut Report,
+) -> anyhow::Result<()> {
     // When the transaction of the last result was committed; the job's own times are those of its beginning.
     let sql = format!(
         "SELECT extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8 FROM weir.jobs
          WHERE source LIKE '{prefix}-%' ORDER BY source"
     );
-    let done: Vec<f64> = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(stage.pool()).await?;
+    let done: Vec<f64> = sqlx::query_scalar(AssertSqlSafe(sql))
+        .fetch_all(stage.pool())
+        .await?;
     let took: Vec<f64> = put_at
         .iter()
         .zip(&done)
@@ -72,7 +83,11 @@ async fn note(stage: &Stage, prefix: &str, put_at: &[SystemTime], report: &mut R
         })
         .collect();
     for (name, part) in [("p50", 0.5), ("p99", 0.99)] {
-        report.note(format!("put to vector, {prefix}: {name}"), "ms", percentile(&took, part));
+        report.note(
+            format!("put to vector, {prefix}: {name}"),
+            "ms",
+            percentile(&took, part),
+        );
     }
     Ok(())
 }
@@ -83,18 +98,68 @@ pub(crate) async fn history(scale: &Scale, report: &mut Report) -> anyhow::Resul
     let stage = Stage::set(&server, &[]).await;
     put(stage.coordinator.connect().await, "of-all".to_owned(), 1).await?;
     let source = stage.ask("SELECT id FROM weir.sources").await as i64;
-    sqlx::query("DELETE FROM weir.jobs").execute(stage.pool()).await?;
+    sqlx::query("DELETE FROM weir.jobs")
+        .execute(stage.pool())
+        .await?;
     for (what, state, more) in [
         ("nothing else", "succeeded", 0),
         ("history", "succeeded", scale.history),
         ("history and queue", "queued", scale.history),
     ] {
         jobs(&stage, source, state, more).await?;
-        sqlx::query("VACUUM ANALYZE weir.jobs").execute(stage.pool()).await?;
+        sqlx::query("VACUUM ANALYZE weir.jobs")
+            .execute(stage.pool())
+            .await?;
         jobs(&stage, source, "queued", CLAIMS).await?;
         let took = claims(&stage, CLAIMS).await?;
         for (name, part) in [("p50", 0.5), ("p99", 0.99)] {
-            report.note(format!("claim beside {what}: {name}"), "ms", percentile(&took, part));
+            report.note(
+                format!("claim beside {what}: {name}"),
+                "ms",
+                percentile(&took, part),
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Transactions that read for minutes, as reports and backups do.
+const SNAPSHOTS: usize = 3;
+
+/// Claims while long snapshots keep the versions of rows that are dead: the
+/// first ones, and those after a few thousand others.
+pub(crate) async fn snapshots(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
+    let server = Server::start();
+    let stage = Stage::set(&server, &[]).await;
+    put(stage.coordinator.connect().await, "of-all".to_owned(), 1).await?;
+    let source = stage.ask("SELECT id FROM weir.sources").await as i64;
+    sqlx::query("DELETE FROM weir.jobs")
+        .execute(stage.pool())
+        .await?;
+    jobs(&stage, source, "queued", scale.arrivals + CLAIMS).await?;
+    sqlx::query("VACUUM ANALYZE weir.jobs")
+        .execute(stage.pool())
+        .await?;
+    let mut open = Vec::new();
+    for _ in 0..SNAPSHOTS {
+        let mut snapshot = stage
+            .pool()
+            .begin_with("BEGIN ISOLATION LEVEL REPEATABLE READ")
+            .await?;
+        sqlx::query("SELECT count(*) FROM weir.jobs")
+            .execute(&mut *snapshot)
+            .await?;
+        open.push(snapshot);
+    }
+    let took = claims(&stage, scale.arrivals + CLAIMS).await?;
+    for (when, took) in [
+        ("first", &took[..CLAIMS]),
+        ("last", &took[took.len() - CLAIMS..]),
+    ] {
+        for (name, part) in [("p50", 0.5), ("p99", 0.99)] {
+            let what =
+                format!("claim beside {SNAPSHOTS} long snapshots, the {when} {CLAIMS}: {name}");
+            report.note(what, "ms", percentile(took, part));
         }
     }
     Ok(())
@@ -123,7 +188,11 @@ async fn claims(stage: &Stage, how_many: usize) -> anyhow::Result<Vec<f64>> {
     let mut took = Vec::new();
     for _ in 0..how_many {
         let began = Instant::now();
-        let leases = client.claim_job(request("timed".to_owned(), 0)).await?.into_inner().leases;
+        let leases = client
+            .claim_job(request("timed".to_owned(), 0))
+            .await?
+            .into_inner()
+            .leases;
         took.push(began.elapsed().as_secs_f64() * 1_000.0);
         anyhow::ensure!(leases.len() == 1, "there is a job to claim");
     }
@@ -143,5 +212,9 @@ fn request(worker_id: String, wait: i64) -> v1::ClaimJobRequest {
 /// A worker that waits for work and gets none.
 pub(crate) async fn wait_for_work(channel: Channel, worker_id: String) {
     let mut client = WorkerServiceClient::new(channel);
-    while client.claim_job(request(worker_id.clone(), 60)).await.is_ok() {}
+    while client
+        .claim_job(request(worker_id.clone(), 60))
+        .await
+        .is_ok()
+    {}
 }

@@ -12,10 +12,7 @@ use crate::{report::Report, stub};
 /// Rows in a statement of the upsert: what a batch of Weir has at the most.
 const BATCH: usize = 256;
 
-/// How long commits are counted.
-const COUNTED: Duration = Duration::from_secs(3);
-
-/// A table like that of the vectors.
+/// A table like that of the vectors, stored as they are.
 pub(crate) async fn prepare(pool: &PgPool) -> sqlx::Result<()> {
     for sql in [
         "CREATE TABLE rows (LIKE weir.embeddings INCLUDING ALL)",
@@ -27,13 +24,21 @@ pub(crate) async fn prepare(pool: &PgPool) -> sqlx::Result<()> {
 }
 
 /// Rows a second, upserted by so many connections at a time.
-pub(crate) async fn upsert(pool: &PgPool, dimension: usize, rows: usize, connections: usize) -> sqlx::Result<f64> {
+pub(crate) async fn upsert(
+    pool: &PgPool,
+    dimension: usize,
+    rows: usize,
+    connections: usize,
+) -> sqlx::Result<f64> {
     sqlx::query("TRUNCATE rows").execute(pool).await?;
     let share = rows / connections;
     let began = Instant::now();
     try_join_all((0..connections).map(async |part| {
         let mut connection = pool.acquire().await?;
-        let vectors: Vec<Vector> = stub::vectors(dimension).into_iter().map(Vector::from).collect();
+        let vectors: Vec<Vector> = stub::vectors(dimension)
+            .into_iter()
+            .map(Vector::from)
+            .collect();
         let mut done = 0;
         while done < share {
             let next = BATCH.min(share - done);
@@ -53,7 +58,9 @@ async fn upsert_batch(
     from: usize,
     rows: usize,
 ) -> sqlx::Result<()> {
-    let ids: Vec<String> = (from..from + rows).map(|n| format!("item-{n:08}")).collect();
+    let ids: Vec<String> = (from..from + rows)
+        .map(|n| format!("item-{n:08}"))
+        .collect();
     let hashes = vec![vec![7_u8; 32]; rows];
     let embeddings: Vec<&Vector> = (0..rows).map(|n| &vectors[n % vectors.len()]).collect();
     sqlx::query(
@@ -73,7 +80,12 @@ async fn upsert_batch(
 }
 
 /// Rows a second, copied in binary by so many connections at a time.
-pub(crate) async fn copy(pool: &PgPool, dimension: usize, rows: usize, connections: usize) -> anyhow::Result<f64> {
+pub(crate) async fn copy(
+    pool: &PgPool,
+    dimension: usize,
+    rows: usize,
+    connections: usize,
+) -> anyhow::Result<f64> {
     sqlx::query("TRUNCATE rows").execute(pool).await?;
     let share = rows / connections;
     let began = Instant::now();
@@ -122,13 +134,57 @@ fn binary(vectors: &[Vec<f32>], part: usize, from: usize, rows: usize) -> Vec<u8
     bytes
 }
 
-/// Commits a second, of one small row each, by so many connections.
-pub(crate) async fn commits(pool: &PgPool, connections: usize, for_how_long: Duration) -> sqlx::Result<f64> {
+/// Rows a second, upserted and copied, into the report. Returns the best upsert.
+pub(crate) async fn rows(
+    pool: &PgPool,
+    dimension: usize,
+    rows: usize,
+    report: &mut Report,
+) -> anyhow::Result<f64> {
+    let mut best = 0.0_f64;
+    for connections in [1, 4] {
+        let rate = upsert(pool, dimension, rows, connections).await?;
+        report.note(
+            format!("limit: upsert, {dimension} dim., {connections} conn."),
+            "rows/s",
+            rate,
+        );
+        best = best.max(rate);
+        let rate = copy(pool, dimension, rows, connections).await?;
+        report.note(
+            format!("limit: copy, {dimension} dim., {connections} conn."),
+            "rows/s",
+            rate,
+        );
+    }
+    Ok(best)
+}
+
+/// Commits a second, of one small row each, into the report. Returns those of
+/// 32 connections.
+pub(crate) async fn commits(
+    pool: &PgPool,
+    counted: Duration,
+    report: &mut Report,
+) -> anyhow::Result<f64> {
+    let mut rate = 0.0;
+    for connections in [1, 32] {
+        rate = commit(pool, connections, counted).await?;
+        report.note(
+            format!("limit: commits, {connections} conn."),
+            "commits/s",
+            rate,
+        );
+    }
+    Ok(rate)
+}
+
+async fn commit(pool: &PgPool, connections: usize, counted: Duration) -> sqlx::Result<f64> {
     let began = Instant::now();
     let counts = try_join_all((0..connections).map(async |_| {
         let mut connection = pool.acquire().await?;
         let mut count = 0_u64;
-        while began.elapsed() < for_how_long {
+        while began.elapsed() < counted {
             sqlx::query("INSERT INTO commits (n) VALUES ($1)")
                 .bind(count as i64)
                 .execute(&mut *connection)
@@ -139,22 +195,4 @@ pub(crate) async fn commits(pool: &PgPool, connections: usize, for_how_long: Dur
     }))
     .await?;
     Ok(counts.iter().sum::<u64>() as f64 / began.elapsed().as_secs_f64())
-}
-
-/// All limits, into the report.
-pub(crate) async fn measure(pool: &PgPool, rows: usize, report: &mut Report, smoke: bool) -> anyhow::Result<()> {
-    for dimension in [384, 768] {
-        for connections in [1, 2, 4] {
-            let rate = upsert(pool, dimension, rows, connections).await?;
-            report.note(format!("limit: upsert, {dimension} dim., {connections} conn."), "rows/s", rate);
-            let rate = copy(pool, dimension, rows, connections).await?;
-            report.note(format!("limit: copy, {dimension} dim., {connections} conn."), "rows/s", rate);
-        }
-    }
-    let counted = if smoke { Duration::from_millis(100) } else { COUNTED };
-    for connections in [1, 32] {
-        let rate = commits(pool, connections, counted).await?;
-        report.note(format!("limit: commits, {connections} conn."), "commits/s", rate);
-    }
-    Ok(())
 }

@@ -31,14 +31,20 @@ struct Args {
     #[command(subcommand)]
     role: Option<Role>,
     /// How often each figure is measured.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, env = "BENCH_RUNS", default_value_t = 5)]
     runs: usize,
     /// Chunks that are embedded in a run.
-    #[arg(long, default_value_t = 100_000)]
+    #[arg(long, env = "BENCH_CHUNKS", default_value_t = 100_000)]
     chunks: usize,
+    /// Jobs in a long history, and in a long queue.
+    #[arg(long, env = "BENCH_HISTORY", default_value_t = 1_000_000)]
+    history: usize,
     /// Only what has this in its name.
-    #[arg(long, default_value = "")]
+    #[arg(long, env = "BENCH_ONLY", default_value = "")]
     only: String,
+    /// What was measured, for the JSON.
+    #[arg(long, env = "BENCH_COMMIT", default_value = "unknown")]
+    commit: String,
     /// Also write the figures here, as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -64,9 +70,12 @@ async fn main() -> anyhow::Result<()> {
     let scale = if args.smoke {
         Scale::smoke()
     } else {
-        Scale::full(args.chunks, args.runs)
+        Scale::full(args.chunks, args.runs, args.history)
     };
     let mut report = Report::new();
+    for (name, value) in stage::circumstances() {
+        println!("{name:<20} {value}");
+    }
     for scenario in scenarios::ALL {
         if !scenario.name.contains(&args.only) {
             continue;
@@ -78,7 +87,7 @@ async fn main() -> anyhow::Result<()> {
     }
     println!("{report}");
     if let Some(path) = args.json {
-        std::fs::write(path, report.to_json())?;
+        std::fs::write(path, report.to_json(&args.commit, &stage::circumstances()))?;
     }
     Ok(())
 }

@@ -27,12 +27,15 @@ impl Report {
         self.values.entry(name).or_default().push(value);
     }
 
-    pub(crate) fn to_json(&self) -> String {
+    /// All values, with what was measured and where.
+    pub(crate) fn to_json(&self, commit: &str, circumstances: &[(String, String)]) -> String {
+        let circumstances: HashMap<_, _> = circumstances.iter().cloned().collect();
         let figures = self.order.iter().map(|(name, unit)| {
             let values = &self.values[name];
             json!({ "name": name, "unit": unit, "median": median(values), "values": values })
         });
-        json!({ "figures": figures.collect::<Vec<_>>() }).to_string()
+        let figures: Vec<_> = figures.collect();
+        json!({ "commit": commit, "circumstances": circumstances, "figures": figures }).to_string()
     }
 }
 
@@ -51,7 +54,12 @@ pub(crate) fn percentile(values: &[f64], part: f64) -> f64 {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let width = self.order.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        let width = self
+            .order
+            .iter()
+            .map(|(name, _)| name.len())
+            .max()
+            .unwrap_or(0);
         for (name, unit) in &self.order {
             let values = &self.values[name];
             let (low, high) = (percentile(values, 0.0), percentile(values, 1.0));

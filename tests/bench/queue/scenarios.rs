@@ -11,8 +11,7 @@ use weir_proto::v1::{self, source_service_client::SourceServiceClient};
 use weir_tests::clients::{item, put_items};
 
 use crate::{
-    latency,
-    limits,
+    latency, limits,
     report::Report,
     stage::{Server, Stage},
 };
@@ -30,19 +29,23 @@ pub(crate) struct Scale {
     /// Jobs in a long history, and in a long queue.
     pub(crate) history: usize,
     pub(crate) idle_workers: usize,
-    pub(crate) smoke: bool,
+    /// How long commits are counted.
+    pub(crate) counted: Duration,
+    /// How long idle workers are watched.
+    pub(crate) watched: Duration,
 }
 
 impl Scale {
-    pub(crate) fn full(chunks: usize, runs: usize) -> Self {
+    pub(crate) fn full(chunks: usize, runs: usize, history: usize) -> Self {
         Self {
             runs,
             chunks,
             jobs: (chunks / 5).max(1),
             arrivals: 5_000,
-            history: 1_000_000,
+            history,
             idle_workers: 1_000,
-            smoke: false,
+            counted: Duration::from_secs(3),
+            watched: Duration::from_secs(20),
         }
     }
 
@@ -54,7 +57,8 @@ impl Scale {
             arrivals: 20,
             history: 500,
             idle_workers: 5,
-            smoke: true,
+            counted: Duration::from_millis(100),
+            watched: Duration::from_millis(200),
         }
     }
 }
@@ -68,13 +72,35 @@ pub(crate) struct Scenario {
 }
 
 /// All of them.
-pub(crate) const ALL: [Scenario; 6] = [
-    Scenario { name: "bulk", run: |scale, report| Box::pin(bulk(scale, report)) },
-    Scenario { name: "jobs", run: |scale, report| Box::pin(jobs(scale, report)) },
-    Scenario { name: "latency", run: |scale, report| Box::pin(latency::arrivals(scale, report)) },
-    Scenario { name: "pipelining", run: |scale, report| Box::pin(pipelining(scale, report)) },
-    Scenario { name: "history", run: |scale, report| Box::pin(latency::history(scale, report)) },
-    Scenario { name: "idle", run: |scale, report| Box::pin(idle(scale, report)) },
+pub(crate) const ALL: [Scenario; 7] = [
+    Scenario {
+        name: "bulk",
+        run: |scale, report| Box::pin(bulk(scale, report)),
+    },
+    Scenario {
+        name: "jobs",
+        run: |scale, report| Box::pin(jobs(scale, report)),
+    },
+    Scenario {
+        name: "latency",
+        run: |scale, report| Box::pin(latency::arrivals(scale, report)),
+    },
+    Scenario {
+        name: "pipelining",
+        run: |scale, report| Box::pin(pipelining(scale, report)),
+    },
+    Scenario {
+        name: "history",
+        run: |scale, report| Box::pin(latency::history(scale, report)),
+    },
+    Scenario {
+        name: "snapshots",
+        run: |scale, report| Box::pin(latency::snapshots(scale, report)),
+    },
+    Scenario {
+        name: "idle",
+        run: |scale, report| Box::pin(idle(scale, report)),
+    },
 ];
 
 /// Chunks a second through the whole pair, and what the server can do at all.
@@ -82,9 +108,12 @@ async fn bulk(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
     let server = Server::start();
     let stage = Stage::set(&server, &[]).await;
     limits::prepare(stage.pool()).await?;
-    limits::measure(stage.pool(), scale.chunks, report, scale.smoke).await?;
+    let mut limit = [384, 768].map(|dimension| (dimension, 0.0));
+    for (dimension, best) in &mut limit {
+        *best = limits::rows(stage.pool(), *dimension, scale.chunks, report).await?;
+    }
     drop(stage);
-    for dimension in [384, 768] {
+    for (dimension, limit) in limit {
         for per_source in [150, 1_000, scale.chunks] {
             let mut stage = Stage::set(&server, &[]).await;
             let what = format!("{dimension} dim., sources of {per_source}");
@@ -92,8 +121,19 @@ async fn bulk(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
             let began = Instant::now();
             put_all(&stage, sources, per_source).await?;
             let planned = (sources * per_source) as f64 / began.elapsed().as_secs_f64();
-            report.note(format!("submit: sources of {per_source}"), "chunks/s", planned);
-            embed_all(&server, &mut stage, dimension, &what, report).await;
+            report.note(
+                format!("submit: sources of {per_source}"),
+                "chunks/s",
+                planned,
+            );
+            let rate = embed_all(&server, &mut stage, dimension, &what, report)
+                .await
+                .chunks;
+            report.note(
+                format!("embed: {what}: part of the best upsert"),
+                "×",
+                rate / limit,
+            );
         }
     }
     Ok(())
@@ -103,13 +143,29 @@ async fn bulk(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
 async fn jobs(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
     let server = Server::start();
     let mut stage = Stage::set(&server, &[]).await;
+    limits::prepare(stage.pool()).await?;
+    let limit = limits::commits(stage.pool(), scale.counted, report).await?;
+    let began = Instant::now();
     put_all(&stage, scale.jobs, 1).await?;
+    let planned = scale.jobs as f64 / began.elapsed().as_secs_f64();
+    report.note("submit: sources of 1", "chunks/s", planned);
     let wal_before = stage.ask(WAL).await;
-    let rate = embed_all(&server, &mut stage, 768, "768 dim., sources of 1", report).await;
+    let rate = embed_all(&server, &mut stage, 768, "768 dim., sources of 1", report)
+        .await
+        .jobs;
     report.note("jobs of one chunk", "jobs/s", rate);
+    report.note(
+        "jobs of one chunk: part of the commits of 32 conn.",
+        "×",
+        rate / limit,
+    );
     let wal = stage.ask(WAL).await - wal_before;
     let vector = 4.0 * 768.0;
-    report.note("WAL of a job of one chunk, without its vector", "bytes", wal / scale.jobs as f64 - vector);
+    report.note(
+        "WAL of a job of one chunk, without its vector",
+        "bytes",
+        wal / scale.jobs as f64 - vector,
+    );
     Ok(())
 }
 
@@ -127,7 +183,11 @@ async fn pipelining(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
     stage.done().await;
     let calls = chunks.div_ceil(batch);
     let own = delay.as_secs_f64() * calls as f64;
-    report.note("pipelining: time over the embedder's own", "×", stage.ask(SPAN).await / own);
+    report.note(
+        "pipelining: time over the embedder's own",
+        "×",
+        stage.ask(SPAN).await / own,
+    );
     Ok(())
 }
 
@@ -141,24 +201,46 @@ async fn idle(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
         polls.spawn(latency::wait_for_work(channel, format!("idle-{n}")));
     }
     let before = stage.usage().0;
-    let watched = if scale.smoke { 1 } else { 20 };
-    tokio::time::sleep(Duration::from_secs(watched)).await;
+    tokio::time::sleep(scale.watched).await;
     let after = stage.usage().0;
     let workers = scale.idle_workers;
-    report.note(format!("{workers} idle workers: coordinator's peak memory"), "MiB", after.peak_mib);
-    let cpu = (after.cpu - before.cpu).as_secs_f64() / watched as f64;
-    report.note(format!("{workers} idle workers: coordinator's CPU"), "cores", cpu);
+    report.note(
+        format!("{workers} idle workers: coordinator's peak memory"),
+        "MiB",
+        after.peak_mib,
+    );
+    let cpu = (after.cpu - before.cpu).as_secs_f64() / scale.watched.as_secs_f64();
+    report.note(
+        format!("{workers} idle workers: coordinator's CPU"),
+        "cores",
+        cpu,
+    );
     Ok(())
 }
 
 /// From the first claim to the last end, by the database's clock.
 const SPAN: &str = "SELECT extract(epoch FROM max(finished_at) - min(started_at)) FROM weir.jobs";
 
-/// Has a worker embed all that is queued. Returns the jobs that it did in a
-/// second.
-async fn embed_all(server: &Server, stage: &mut Stage, dimension: usize, what: &str, report: &mut Report) -> f64 {
+/// What was done in a second.
+struct Rate {
+    jobs: f64,
+    chunks: f64,
+}
+
+/// Has a worker embed all that is queued.
+async fn embed_all(
+    server: &Server,
+    stage: &mut Stage,
+    dimension: usize,
+    what: &str,
+    report: &mut Report,
+) -> Rate {
     let (postgres, wal) = (server.cpu(), stage.ask(WAL).await);
-    stage.worker(dimension, Duration::ZERO, &["--batch-size=256", "--batch-tokens=1000000"]);
+    stage.worker(
+        dimension,
+        Duration::ZERO,
+        &["--batch-size=256", "--batch-tokens=1000000"],
+    );
     stage.done().await;
     let span = stage.ask(SPAN).await;
     let chunks = stage.ask("SELECT sum(chunks_done) FROM weir.jobs").await;
@@ -169,7 +251,11 @@ async fn embed_all(server: &Server, stage: &mut Stage, dimension: usize, what: &
     );
     let (coordinator, worker) = stage.usage();
     report.note(format!("embed: {what}"), "chunks/s", chunks / span);
-    report.note(format!("embed: {what}: WAL"), "bytes/chunk", (stage.ask(WAL).await - wal) / chunks);
+    report.note(
+        format!("embed: {what}: WAL"),
+        "bytes/chunk",
+        (stage.ask(WAL).await - wal) / chunks,
+    );
     for (of, cpu) in [
         ("postgres", server.cpu() - postgres),
         ("coordinator", coordinator.cpu),
@@ -178,9 +264,23 @@ async fn embed_all(server: &Server, stage: &mut Stage, dimension: usize, what: &
         let micros = cpu.as_secs_f64() * 1e6 / chunks;
         report.note(format!("embed: {what}: CPU of {of}"), "µs/chunk", micros);
     }
-    report.note(format!("embed: {what}: peak of coordinator"), "MiB", coordinator.peak_mib);
-    report.note(format!("embed: {what}: peak of worker"), "MiB", worker.peak_mib);
-    stage.ask("SELECT count(*) FROM weir.jobs WHERE state = 'succeeded'").await / span
+    report.note(
+        format!("embed: {what}: peak of coordinator"),
+        "MiB",
+        coordinator.peak_mib,
+    );
+    report.note(
+        format!("embed: {what}: peak of worker"),
+        "MiB",
+        worker.peak_mib,
+    );
+    Rate {
+        jobs: stage
+            .ask("SELECT count(*) FROM weir.jobs WHERE state = 'succeeded'")
+            .await
+            / span,
+        chunks: chunks / span,
+    }
 }
 
 /// Sources put at the same time.

@@ -26,6 +26,19 @@ pub(crate) const SETTINGS: [(&str, &str); 8] = [
     ("autovacuum_naptime", "10s"),
 ];
 
+/// The machine and the settings of the server.
+pub(crate) fn circumstances() -> Vec<(String, String)> {
+    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let cpu = cpus
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"));
+    let cpu = cpu.map_or("unknown", |rest| rest.trim_start_matches([' ', '\t', ':']));
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let settings = SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let machine = [("machine".to_owned(), format!("{cores} cores of {cpu}"))];
+    machine.into_iter().chain(settings).collect()
+}
+
 /// A Postgres of the benchmark's own.
 pub(crate) struct Server {
     server: EmbeddedPostgres,
@@ -55,7 +68,9 @@ impl Server {
         let mut ticks = stat(parent).map_or(0, |stat| stat.own + stat.waited_for);
         for pid in fs::read_dir("/proc").expect("Linux").flatten() {
             let pid = pid.file_name().to_string_lossy().parse().unwrap_or(0);
-            ticks += stat(pid).filter(|it| it.parent == parent).map_or(0, |it| it.own);
+            ticks += stat(pid)
+                .filter(|it| it.parent == parent)
+                .map_or(0, |it| it.own);
         }
         from_ticks(ticks)
     }
@@ -123,7 +138,11 @@ impl Stage {
 
     /// Waits until no job is open. Asks rarely: the question costs time, too.
     pub(crate) async fn done(&self) {
-        while self.ask("SELECT count(*) FROM weir.jobs WHERE state IN ('queued', 'running')").await > 0.0 {
+        while self
+            .ask("SELECT count(*) FROM weir.jobs WHERE state IN ('queued', 'running')")
+            .await
+            > 0.0
+        {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }

@@ -61,13 +61,21 @@ impl Embedder for Stub {
 pub(crate) fn vectors(dimension: usize) -> Vec<Vec<f32>> {
     let mut random = SmallRng::seed_from_u64(dimension as u64);
     (0..VECTORS)
-        .map(|_| (0..dimension).map(|_| random.random_range(-1.0..1.0)).collect())
+        .map(|_| {
+            (0..dimension)
+                .map(|_| random.random_range(-1.0..1.0))
+                .collect()
+        })
         .collect()
 }
 
 /// Works until it is told to stop.
 pub(crate) async fn work(args: WorkerArgs) -> anyhow::Result<()> {
-    let own = [OsString::from("weir-worker"), "--model".into(), MODEL.into()];
+    let own = [
+        OsString::from("weir-worker"),
+        "--model".into(),
+        MODEL.into(),
+    ];
     let words: Vec<OsString> = own.into_iter().chain(args.worker).collect();
     let config = Config::parse_from(&words);
     telemetry::init(config.log_format, &config.log)?;

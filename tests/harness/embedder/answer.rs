@@ -15,6 +15,7 @@ use axum::{
 use futures::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use tokio::time;
+use weir_proto::trace::TRACEPARENT;
 
 use super::{
     Call, Limits, RetryAfter, Rude, Script, Shared,
@@ -32,11 +33,15 @@ pub(super) struct Asked {
     texts: Vec<String>,
     caller: String,
     authorization: Option<String>,
+    traceparent: Option<String>,
 }
 
 impl Asked {
     pub(super) fn new(dialect: Dialect, parts: &Parts, model: String, texts: Vec<String>) -> Self {
-        let authorization = parts.headers.get(header::AUTHORIZATION);
+        let sent = |name: &str| {
+            let value = parts.headers.get(name)?;
+            Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
+        };
         let caller = parts.uri.path().strip_suffix(dialect.path());
         Self {
             dialect,
@@ -46,8 +51,8 @@ impl Asked {
                 .unwrap_or_default()
                 .trim_start_matches('/')
                 .to_owned(),
-            authorization: authorization
-                .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()),
+            authorization: sent(header::AUTHORIZATION.as_str()),
+            traceparent: sent(TRACEPARENT),
         }
     }
 
@@ -112,6 +117,7 @@ pub(super) async fn answer(
             model: asked.model.clone(),
             texts: asked.texts.clone(),
             authorization: asked.authorization.clone(),
+            traceparent: asked.traceparent.clone(),
             answered: false,
         });
         (script.calls.len() - 1, decision, delay)

@@ -3,8 +3,11 @@
 
 use std::time::Duration;
 
-use weir_proto::v1::{
-    self, RevokeReason, stream_batches_request as request, stream_batches_response as response,
+use weir_proto::{
+    trace::TraceContext,
+    v1::{
+        self, RevokeReason, stream_batches_request as request, stream_batches_response as response,
+    },
 };
 
 use super::{CallError, Claimed, Event, Lease};
@@ -46,6 +49,7 @@ impl TryFrom<v1::Lease> for Lease {
             max_batch_size: u32::try_from(lease.max_batch_size).unwrap_or(0).max(1),
             chunks_pending: lease.chunks_pending,
             attempt: lease.attempt,
+            trace: TraceContext::read(&lease.traceparent),
         })
     }
 }

@@ -319,13 +319,12 @@ impl WorkerService for Service {
         request: Request<v1::ReleaseJobRequest>,
     ) -> Result<Response<v1::ReleaseJobResponse>, Status> {
         let request = request.into_inner();
-        self.handed_back(
-            HandBack::Release,
-            request.job_id,
-            request.epoch,
-            request.reason,
-        )
-        .await?;
+        let how = match request.cause() {
+            v1::ReleaseCause::EmbedderDown => HandBack::EmbedderDown,
+            _ => HandBack::Drain,
+        };
+        self.handed_back(how, request.job_id, request.epoch, request.reason)
+            .await?;
         Ok(Response::new(v1::ReleaseJobResponse::default()))
     }
 

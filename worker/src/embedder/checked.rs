@@ -67,15 +67,18 @@ impl<P: Provider> Embedder for Checked<P> {
                 retry_after: None,
             });
         }
-        let unusable = vectors.iter().filter_map(|vector| flaw(vector));
+        let places = vectors.iter().enumerate();
+        let unusable = places.filter_map(|(place, vector)| Some((place, flaw(vector)?)));
         match (unusable.clone().next(), unusable.count()) {
             (None, _) => Ok(vectors),
-            // It embeds other texts: those without a vector are to blame. Sent
-            // alone, they are found.
-            (Some(flaw), count) if count < vectors.len() || count == 1 => Err(EmbedError::Input {
-                reason: self.broken(&format!("returned a vector that {flaw}")),
-            }),
-            (Some(flaw), count) => Err(EmbedError::Transient {
+            // It embeds other texts: those without a vector are to blame.
+            (Some((place, flaw)), count) if count < vectors.len() || count == 1 => {
+                Err(EmbedError::Input {
+                    reason: self.broken(&format!("returned a vector that {flaw}")),
+                    culprit: Some(place),
+                })
+            }
+            (Some((_, flaw)), count) => Err(EmbedError::Transient {
                 reason: self.broken(&format!(
                     "returned {count} vectors, each of which {flaw} or worse"
                 )),

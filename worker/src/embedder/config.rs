@@ -53,6 +53,18 @@ pub enum EmbedderKind {
     Local,
 }
 
+impl EmbedderKind {
+    /// The word for it, as in the settings.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ollama => "ollama",
+            Self::Openai => "openai",
+            Self::Tei => "tei",
+            Self::Local => "local",
+        }
+    }
+}
+
 fn parse_timeout(text: &str) -> Result<Duration, String> {
     let timeout = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if timeout.is_zero() {

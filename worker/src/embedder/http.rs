@@ -10,7 +10,8 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use weir_proto::limits::MAX_DIMENSION;
+use weir_proto::{limits::MAX_DIMENSION, trace::TRACEPARENT};
+use weir_telemetry::{KeyValue, Span};
 
 use super::key::ApiKey;
 use super::refusal::Refusal;
@@ -195,8 +196,20 @@ impl Server {
         if let Some(key) = &key {
             request = request.header(AUTHORIZATION, key);
         }
+        let span = Span::current();
+        if let Some(trace) = span.context() {
+            request = request.header(TRACEPARENT, trace.to_string());
+        }
         let response = request.send().await;
         let response = response.map_err(|error| Failure::Other(self.broken(&error)))?;
+        span.set(|| {
+            let status = i64::from(response.status().as_u16());
+            let host = self.base.host_str().unwrap_or_default();
+            [
+                KeyValue::new("http.response.status_code", status),
+                KeyValue::new("server.address", host.to_owned()),
+            ]
+        });
         if response.status().is_success() {
             return Ok(response);
         }

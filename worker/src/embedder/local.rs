@@ -81,8 +81,14 @@ impl Provider for Local {
         vectors.map_err(|failure| {
             let reason = format!("the local model failed: {failure}");
             match failure {
-                EmbedFailure::TooLong { .. } => EmbedError::TooLong { reason },
-                EmbedFailure::Tokenize(_) => EmbedError::Input { reason },
+                EmbedFailure::TooLong { .. } => EmbedError::TooLong {
+                    reason,
+                    culprit: None,
+                },
+                EmbedFailure::Tokenize(_) => EmbedError::Input {
+                    reason,
+                    culprit: None,
+                },
                 EmbedFailure::Stopped => EmbedError::Transient { reason },
             }
         })

@@ -3,6 +3,7 @@
 
 mod checked;
 mod config;
+mod culprit;
 mod http;
 mod key;
 #[cfg(feature = "local-model")]
@@ -70,6 +71,8 @@ pub enum EmbedError {
     TooLong {
         /// What the embedder said, for a person.
         reason: String,
+        /// The place of that text among those sent, where it was named.
+        culprit: Option<usize>,
     },
     /// The texts together are more than the server takes in one call; fewer may
     /// pass.
@@ -84,6 +87,8 @@ pub enum EmbedError {
     Input {
         /// What the embedder said, for a person.
         reason: String,
+        /// The place of that text among those sent, where it was named.
+        culprit: Option<usize>,
     },
     /// The embedder works and has too much to do, or a quota is used up: the
     /// same call may pass later.
@@ -116,6 +121,17 @@ pub enum EmbedError {
         /// What happened, for a person.
         reason: String,
     },
+}
+
+impl EmbedError {
+    /// The place of the text that is to blame among those sent, where the
+    /// embedder named it. A hint: it may be wrong.
+    pub fn culprit(&self) -> Option<usize> {
+        match self {
+            Self::TooLong { culprit, .. } | Self::Input { culprit, .. } => *culprit,
+            _ => None,
+        }
+    }
 }
 
 /// Makes the configured embedder for one model. Reads the key file or loads the

@@ -7,7 +7,7 @@ use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 use serde_json::Value;
 
-use super::EmbedError;
+use super::{EmbedError, culprit};
 
 /// Longest time that a server may ask to be left alone.
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
@@ -26,9 +26,10 @@ const TOO_MANY: [&str; 5] = [
 ];
 
 /// What servers say when a text is too long, whatever status they say it with:
-/// OpenAI, vLLM and Ollama; OpenAI; llama.cpp; llama-cpp-python and Voyage;
-/// text-embeddings-inference; Cohere; llama.cpp; llama-cpp-python.
-const TOO_LONG: [&str; 8] = [
+/// OpenAI; OpenAI, vLLM and Ollama; OpenAI; llama.cpp; llama-cpp-python and
+/// Voyage; text-embeddings-inference; Cohere; llama.cpp; llama-cpp-python.
+const TOO_LONG: [&str; 9] = [
+    "maximum input length",
     "context length",
     "context_length",
     "context size",
@@ -105,8 +106,15 @@ impl Refusal<'_> {
             retry_after,
         };
         let reason = || format!("{answered}{quoted}");
-        let input = || EmbedError::Input { reason: reason() };
-        let too_long = || EmbedError::TooLong { reason: reason() };
+        let culprit = culprit::named(self.body).filter(|place| *place < self.texts.len());
+        let input = || {
+            let reason = reason();
+            EmbedError::Input { reason, culprit }
+        };
+        let too_long = || {
+            let reason = reason();
+            EmbedError::TooLong { reason, culprit }
+        };
         let too_large = || {
             if self.texts.len() > 1 {
                 EmbedError::TooMany { reason: reason() }

@@ -62,14 +62,14 @@ async fn sorted(head: &str, body: &str) -> EmbedError {
 
 fn reason_of_input(error: EmbedError) -> String {
     match error {
-        EmbedError::Input { reason } => reason,
+        EmbedError::Input { reason, .. } => reason,
         other => panic!("not an input error: {other:?}"),
     }
 }
 
 fn reason_of_too_long(error: EmbedError) -> String {
     match error {
-        EmbedError::TooLong { reason } => reason,
+        EmbedError::TooLong { reason, .. } => reason,
         other => panic!("not a text that is too long: {other:?}"),
     }
 }

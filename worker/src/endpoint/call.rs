@@ -3,23 +3,35 @@
 use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use futures::FutureExt as _;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
+use weir_telemetry::TraceContext;
 
 use super::{
     Ended, Endpoint,
     queue::{Call, Text, size_of},
+    spans,
 };
 use crate::embedder::EmbedError;
 
 impl Endpoint {
     /// Sends a call when the quotas allow it. `saturated`: as many calls as
-    /// allowed are under way with it.
-    pub(super) async fn call(self: Arc<Self>, id: u64, call: Call, saturated: bool) -> Ended {
-        self.rates.wait(size_of(&call.texts)).await;
+    /// allowed are under way with it. It is recorded in these traces, as what
+    /// was tried so many times before.
+    pub(super) async fn call(
+        self: Arc<Self>,
+        id: u64,
+        call: Call,
+        saturated: bool,
+        (traces, retries): (Vec<TraceContext>, u32),
+    ) -> Ended {
+        let size = size_of(&call.texts);
+        self.rates.wait(size).await;
+        let span = self.spans.begin(traces, &call, retries);
+        let began = Instant::now();
         let answer = {
             let texts: Vec<&str> = call.texts.iter().map(Text::as_str).collect();
             let limit = self.settings.timeout;
-            let answer = AssertUnwindSafe(self.embedder.embed(&texts)).catch_unwind();
+            let answer = AssertUnwindSafe(span.around(self.embedder.embed(&texts))).catch_unwind();
             let answer = match timeout(limit, answer).await {
                 Ok(Ok(answer)) => answer,
                 Ok(Err(_)) => Err(EmbedError::Transient {
@@ -43,11 +55,31 @@ impl Endpoint {
                 }),
             })
         };
+        spans::answered(&span, &answer);
+        let seconds = began.elapsed().as_secs_f64();
+        let carried = (size.texts, size.tokens);
+        self.metrics.called(&answer, carried, seconds);
+        let down = match &answer {
+            Err(EmbedError::Transient { .. }) => self.fails_a_probe().await,
+            _ => None,
+        };
         Ended {
             id,
             call,
             answer,
+            down,
             saturated,
+        }
+    }
+
+    /// Why the embedder does not answer a probe, if it does not. Asked after a
+    /// call that broke: one embedder dies of a text and is there again, another
+    /// is gone, and breaks every connection that is made to it.
+    async fn fails_a_probe(&self) -> Option<String> {
+        match timeout(self.settings.timeout, self.embedder.probe()).await {
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some("the embedder does not answer a probe in time".to_owned()),
         }
     }
 }

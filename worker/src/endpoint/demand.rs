@@ -1,7 +1,7 @@
 //! How much the sessions want of an endpoint, so that no more is claimed than it
-//! can be given.
+//! can be given, and how it stands.
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
 use super::Endpoint;
 
@@ -35,6 +35,21 @@ impl Endpoint {
         };
         share.set(texts);
         share
+    }
+
+    /// Shows how the embedder is now.
+    pub(crate) fn show(&self) {
+        let shown = &self.metrics.embedder;
+        shown.up.set(f64::from(self.governor.ailment().is_none()));
+        let resting = self
+            .rest
+            .borrow()
+            .is_some_and(|until| until > Instant::now());
+        shown.resting.set(f64::from(resting));
+        let state = self.state();
+        shown.under_way.set(state.under_way.len() as f64);
+        shown.allowed.set(state.limits.calls() as f64);
+        shown.texts_allowed.set(state.limits.size().texts as f64);
     }
 
     /// Waits until the sessions want less than the embedder can be given, and

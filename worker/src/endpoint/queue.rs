@@ -27,6 +27,11 @@ impl Text {
         &self.batch.chunks[self.place].text[..self.bytes]
     }
 
+    /// Whether it is of the same chunk, shortened or not.
+    pub(crate) fn is_of(&self, other: &Self) -> bool {
+        (self.request, self.place) == (other.request, other.place)
+    }
+
     /// Whether it was shortened.
     pub(crate) fn is_short(&self) -> bool {
         self.bytes < self.batch.chunks[self.place].text.len()
@@ -58,6 +63,55 @@ pub(crate) struct Call {
     /// The other half of a call that was refused: where these texts pass, the
     /// culprit is there; where they do not, nothing speaks against it.
     pub(crate) rest: Vec<Text>,
+    /// Who is held to be the culprit of a call that was refused; these are the
+    /// others.
+    pub(crate) accused: Option<Accused>,
+}
+
+/// A text that is taken out of a call that was refused. Where the others pass
+/// without it, or with its beginning only, it was the culprit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Accused {
+    /// As it was when it was accused.
+    pub(crate) text: Text,
+    /// Why it is rejected once it is proven; unset where its beginning travels
+    /// with the others.
+    pub(crate) rejection: Option<String>,
+}
+
+impl Call {
+    /// Texts that have nothing to do with what was before.
+    fn of(texts: Vec<Text>) -> Self {
+        Self {
+            texts,
+            ..Self::default()
+        }
+    }
+
+    /// Its texts as they were before one of them was accused.
+    pub(crate) fn acquit(self) -> Vec<Text> {
+        let mut texts = self.texts;
+        if let Some(accused) = self.accused {
+            texts.retain(|text| !text.is_of(&accused.text));
+            texts.push(accused.text);
+        }
+        texts
+    }
+
+    /// Whether several requests have texts in it.
+    pub(crate) fn is_shared(&self) -> bool {
+        let accused = self.accused.iter().map(|accused| &accused.text);
+        let mut requests = self.texts.iter().chain(accused).map(|text| text.request);
+        let first = requests.next();
+        requests.any(|request| Some(request) != first)
+    }
+
+    /// Leaves out the texts for which this does not hold.
+    pub(crate) fn retain(&mut self, keep: impl Fn(&Text) -> bool) {
+        self.texts.retain(&keep);
+        self.rest.retain(&keep);
+        self.accused.take_if(|accused| !keep(&accused.text));
+    }
 }
 
 /// Texts in the order they came, and calls that search for a culprit.
@@ -83,15 +137,12 @@ impl Queue {
 
     /// Forgets what waits of a request.
     pub(crate) fn withdraw(&mut self, request: u64) {
-        self.fresh.retain(|text| text.request != request);
-        for call in &mut self.apart {
-            call.texts.retain(|text| text.request != request);
-            call.rest.retain(|text| text.request != request);
-        }
-        // A search whose next half is gone ends; the other half may have been innocent.
-        for call in std::mem::take(&mut self.apart) {
+        let keep = |text: &Text| text.request != request;
+        self.fresh.retain(keep);
+        for mut call in std::mem::take(&mut self.apart) {
+            call.retain(keep);
             if call.texts.is_empty() {
-                self.put_back(call.rest);
+                self.put_back_untried(call);
             } else {
                 self.apart.push_back(call);
             }
@@ -115,10 +166,7 @@ impl Queue {
             return Some(call);
         }
         let fits = fitting(self.fresh.iter(), size);
-        (fits > 0).then(|| Call {
-            texts: self.fresh.drain(..fits).collect(),
-            rest: Vec::new(),
-        })
+        (fits > 0).then(|| Call::of(self.fresh.drain(..fits).collect()))
     }
 
     /// Has these texts come first, as if they had never been sent.
@@ -128,11 +176,27 @@ impl Queue {
         }
     }
 
+    /// Ends a search whose texts are not wanted any more; what it had not tried
+    /// may be innocent.
+    pub(crate) fn put_back_untried(&mut self, call: Call) {
+        self.put_back(call.rest);
+        if let Some(accused) = call.accused {
+            self.alone(accused.text);
+        }
+    }
+
     /// Has a text travel alone.
     pub(crate) fn alone(&mut self, text: Text) {
+        self.apart.push_back(Call::of(vec![text]));
+    }
+
+    /// Tries the others of a call, of which there is one at least, without the
+    /// text that is held to be the culprit.
+    pub(crate) fn accuse(&mut self, texts: Vec<Text>, accused: Accused) {
         self.apart.push_back(Call {
-            texts: vec![text],
+            texts,
             rest: Vec::new(),
+            accused: Some(accused),
         });
     }
 
@@ -140,21 +204,19 @@ impl Queue {
     /// of them are tried.
     pub(crate) fn search(&mut self, mut texts: Vec<Text>) {
         let rest = texts.split_off(texts.len() / 2);
-        self.apart.push_back(Call { texts, rest });
+        self.apart.push_back(Call {
+            texts,
+            rest,
+            accused: None,
+        });
     }
 
     /// Takes a call apart by the requests in it, so that the trouble of one is
-    /// not another's. `false`, and nothing is queued, when there is but one.
-    pub(crate) fn part(&mut self, texts: &[Text]) -> bool {
-        let groups = || texts.chunk_by(|a, b| a.request == b.request);
-        if groups().nth(1).is_none() {
-            return false;
-        }
-        self.apart.extend(groups().map(|texts| Call {
-            texts: texts.to_vec(),
-            rest: Vec::new(),
-        }));
-        true
+    /// not another's.
+    pub(crate) fn part(&mut self, texts: &[Text]) {
+        let groups = texts.chunk_by(|a, b| a.request == b.request);
+        let calls = groups.map(|texts| Call::of(texts.to_vec()));
+        self.apart.extend(calls);
     }
 }
 

@@ -4,8 +4,9 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use std::{collections::HashMap, sync::Arc};
 
 use tokio::sync::oneshot;
+use weir_telemetry::TraceContext;
 
-use super::queue::Text;
+use super::queue::{Call, Text};
 use crate::plan::{Batch, BatchResult, Embedded, MAX_REJECTION_BYTES};
 
 /// What became of a batch. The result covers all of it, unless a failure kept
@@ -35,6 +36,7 @@ pub(crate) struct Requests {
 #[derive(Debug)]
 struct Request {
     batch: Arc<Batch>,
+    trace: Option<TraceContext>,
     settled: Vec<Option<Settled>>,
     left: usize,
     reply: oneshot::Sender<Outcome>,
@@ -49,18 +51,39 @@ enum Settled {
 
 impl Requests {
     /// Takes a batch in and names it.
-    pub(crate) fn admit(&mut self, batch: Arc<Batch>, reply: oneshot::Sender<Outcome>) -> u64 {
+    pub(crate) fn admit(
+        &mut self,
+        batch: Arc<Batch>,
+        trace: Option<TraceContext>,
+        reply: oneshot::Sender<Outcome>,
+    ) -> u64 {
         self.last += 1;
         let left = batch.chunks.len();
         let settled = batch.chunks.iter().map(|_| None).collect();
         let request = Request {
             batch,
+            trace,
             settled,
             left,
             reply,
         };
         self.open.insert(self.last, request);
         self.last
+    }
+
+    /// The sampled traces of the jobs whose texts travel together, each once.
+    pub(crate) fn traces(&self, call: &Call) -> Vec<TraceContext> {
+        let mut traces = Vec::new();
+        for texts in call.texts.chunk_by(|a, b| a.request == b.request) {
+            let request = texts.first().and_then(|text| self.open.get(&text.request));
+            if let Some(trace) = request.and_then(|request| request.trace)
+                && trace.sampled
+                && !traces.contains(&trace)
+            {
+                traces.push(trace);
+            }
+        }
+        traces
     }
 
     pub(crate) fn contains(&self, request: u64) -> bool {

@@ -7,10 +7,24 @@ use tracing::info;
 
 use super::{
     Ended, Endpoint, FIRST_REST, LONGEST_REST, MOST_TIMEOUTS, State,
-    queue::{Text, size_of},
+    blame::Fault,
+    limits::CallSize,
+    queue::{Accused, Call, Text, size_of},
     request::Failure,
 };
 use crate::embedder::EmbedError;
+
+/// A call that got no vectors.
+struct Failed {
+    /// What is still wanted of it.
+    call: Call,
+    /// All that was sent.
+    size: CallSize,
+    /// Several requests were in it.
+    shared: bool,
+    /// The text that the embedder blames.
+    named: Option<Text>,
+}
 
 impl Endpoint {
     pub(super) fn settle(&self, ended: Ended) {
@@ -25,11 +39,19 @@ impl Endpoint {
                 state.embedded(&ended, vectors, self.began.elapsed());
             }
             Err(error) => {
-                // What was withdrawn meanwhile is not sent again.
-                let texts = state.wanted(ended.call.texts);
-                let rest = state.wanted(ended.call.rest);
-                state.queue.put_back(rest);
-                self.failed(&mut state, texts, error);
+                let named = error.culprit().and_then(|at| ended.call.texts.get(at));
+                let failed = Failed {
+                    size: size_of(&ended.call.texts),
+                    shared: ended.call.is_shared(),
+                    named: named.cloned(),
+                    // What was withdrawn meanwhile is not sent again.
+                    call: state.wanted_of(ended.call),
+                };
+                self.failed(&mut state, failed, error);
+                if let Some(reason) = ended.down {
+                    // Only what broke is charged, and only once.
+                    self.down(&mut state, &reason, None);
+                }
             }
         }
         state.fail_idle();
@@ -37,30 +59,51 @@ impl Endpoint {
         self.work.notify_one();
     }
 
-    fn failed(&self, state: &mut State, texts: Vec<Text>, error: EmbedError) {
-        let size = size_of(&texts);
+    fn failed(&self, state: &mut State, failed: Failed, error: EmbedError) {
+        let Failed {
+            mut call,
+            size,
+            shared,
+            named,
+        } = failed;
+        let alone = size.texts == 1;
+        let first_try = call.rest.is_empty() && call.accused.is_none();
+        state.queue.put_back(std::mem::take(&mut call.rest));
+        let too_long = |reason| Fault {
+            reason,
+            floor: Some(self.settings.shortest),
+            alone,
+        };
         match error {
-            EmbedError::Input { reason } => match texts.as_slice() {
-                [text] => state.requests.rejected(text, &reason),
-                _ => state.suspect(texts),
-            },
-            EmbedError::TooLong { reason } => self.too_long(state, texts, &reason),
+            EmbedError::Input { reason, .. } => {
+                let fault = Fault {
+                    reason,
+                    floor: None,
+                    alone,
+                };
+                state.blame(call, named, &fault);
+            }
+            EmbedError::TooLong { reason, .. } => {
+                let named = named.or_else(|| call.longest(first_try));
+                state.blame(call, named, &too_long(reason));
+            }
             EmbedError::TooMany { reason } => {
                 state.limits.too_many(size);
-                if texts.len() > 1 {
-                    state.queue.put_back(texts);
+                if alone {
+                    state.blame(call, None, &too_long(reason));
                 } else {
-                    self.too_long(state, texts, &reason);
+                    state.queue.put_back(call.acquit());
                 }
             }
             EmbedError::Timeout { reason } => {
                 state.limits.timed_out(size);
-                state.timed_out(texts, &reason);
+                state.timed_out(call.acquit(), alone, &reason);
             }
             EmbedError::Transient { reason } => {
-                if !state.queue.part(&texts)
-                    && let Some(text) = texts.first()
-                {
+                let texts = call.acquit();
+                if shared {
+                    state.queue.part(&texts);
+                } else if let Some(text) = texts.first() {
                     state.fail_job(text.request, &reason);
                 }
             }
@@ -68,7 +111,7 @@ impl Endpoint {
                 reason,
                 retry_after,
             } => {
-                state.queue.put_back(texts);
+                state.queue.put_back(call.acquit());
                 self.overloaded(state, &reason, retry_after);
             }
             EmbedError::Embedder {
@@ -78,22 +121,14 @@ impl Endpoint {
         }
     }
 
-    /// A text that is too long is sent again by half, until it would be too
-    /// short to mean anything.
-    fn too_long(&self, state: &mut State, texts: Vec<Text>, reason: &str) {
-        match texts.as_slice() {
-            [text] => match text.shortened(self.settings.shortest) {
-                Some(text) => state.queue.alone(text),
-                None => state.requests.rejected(text, reason),
-            },
-            _ => state.suspect(texts),
-        }
-    }
-
     /// Leaves the embedder alone for a while and sends the same again; one that
     /// needs too long is down.
     fn overloaded(&self, state: &mut State, reason: &str, retry_after: Option<Duration>) {
-        state.limits.overloaded();
+        // One that says for how long counts calls by the minute, and not how
+        // many there are at a time.
+        if retry_after.is_none() {
+            state.limits.overloaded();
+        }
         let doubled = FIRST_REST * 2_u32.saturating_pow(state.overloads.min(16));
         let rest = retry_after.unwrap_or(doubled);
         state.overloads += 1;
@@ -101,6 +136,7 @@ impl Endpoint {
             return self.down(state, reason, retry_after);
         }
         let until = Instant::now() + rest;
+        self.metrics.pauses.overloaded.increment(1);
         let later = self.rest.send_if_modified(|old| {
             let later = old.is_none_or(|old| old < until);
             if later {
@@ -120,7 +156,9 @@ impl Endpoint {
     /// The embedder is at fault: no job is charged, and all go back, once what
     /// the embedder still has of them is answered.
     fn down(&self, state: &mut State, reason: &str, retry_after: Option<Duration>) {
-        self.governor.failed(reason, retry_after);
+        if self.governor.failed(reason, retry_after) {
+            self.metrics.pauses.down.increment(1);
+        }
         state.overloads = 0;
         state.outage = Some(reason.to_owned());
     }
@@ -131,24 +169,20 @@ impl State {
         let texts = &ended.call.texts;
         self.limits.went_well(size_of(texts), now, ended.saturated);
         self.overloads = 0;
+        self.were_short(texts);
         for (text, vector) in texts.iter().zip(vectors) {
             self.requests.embedded(text, vector);
+        }
+        if let Some(Accused { text, rejection }) = &ended.call.accused
+            && let Some(reason) = rejection
+        {
+            self.requests.rejected(text, reason);
         }
         let rest = self.wanted(ended.call.rest.clone());
         self.suspect(rest);
     }
 
-    /// One of these texts cannot be embedded.
-    fn suspect(&mut self, mut texts: Vec<Text>) {
-        if texts.len() > 1 {
-            self.queue.search(texts);
-        } else if let Some(text) = texts.pop() {
-            self.queue.alone(text);
-        }
-    }
-
-    fn timed_out(&mut self, mut texts: Vec<Text>, reason: &str) {
-        let alone = texts.len() == 1;
+    fn timed_out(&mut self, mut texts: Vec<Text>, alone: bool, reason: &str) {
         for text in &mut texts {
             text.timeouts += 1;
             if alone || text.timeouts >= MOST_TIMEOUTS {
@@ -199,9 +233,17 @@ impl State {
 
     /// Those that somebody still waits for.
     fn wanted(&self, mut texts: Vec<Text>) -> Vec<Text> {
-        texts.retain(|text| {
-            self.requests.contains(text.request) && !self.failing.contains_key(&text.request)
-        });
+        texts.retain(|text| self.is_wanted(text));
         texts
+    }
+
+    /// The same of a call.
+    fn wanted_of(&self, mut call: Call) -> Call {
+        call.retain(|text| self.is_wanted(text));
+        call
+    }
+
+    fn is_wanted(&self, text: &Text) -> bool {
+        self.requests.contains(text.request) && !self.failing.contains_key(&text.request)
     }
 }

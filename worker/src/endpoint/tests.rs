@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::join_all;
 use proptest::{collection::vec, prelude::*};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
@@ -70,7 +70,10 @@ fn has(texts: &[&str], bad: &str) -> bool {
 fn picky(texts: &[&str]) -> Result<(), EmbedError> {
     let reason = || format!("refused {}", texts.join(" "));
     if has(texts, "bad") {
-        return Err(EmbedError::Input { reason: reason() });
+        return Err(EmbedError::Input {
+            reason: reason(),
+            culprit: None,
+        });
     }
     Ok(())
 }
@@ -93,7 +96,7 @@ fn start(
     settings: Settings,
 ) -> (Arc<Endpoint>, AbortOnDropHandle<Infallible>) {
     let embedder: Arc<dyn Embedder> = Arc::clone(server) as _;
-    let endpoint = Arc::new(Endpoint::new(embedder, settings));
+    let endpoint = Arc::new(Endpoint::new(embedder, settings, Metrics::unseen()));
     let running = Arc::clone(&endpoint);
     let running = tokio::spawn(async move { running.run().await });
     (endpoint, AbortOnDropHandle::new(running))
@@ -139,7 +142,12 @@ async fn small_batches_travel_together_and_come_apart_again() {
     let server = Server::new(picky);
     let (endpoint, _running) = start(&server, SETTINGS);
     let texts: Vec<String> = (0..20).map(|n| format!("text {n}")).collect();
-    let outcomes = join_all(texts.iter().map(|text| endpoint.embed(batch(&[text])))).await;
+    let outcomes = join_all(
+        texts
+            .iter()
+            .map(|text| endpoint.embed(batch(&[text]), None)),
+    )
+    .await;
     for (text, outcome) in texts.iter().zip(&outcomes) {
         assert_eq!(embedded(outcome), [text]);
         assert_eq!(outcome.failure, None);
@@ -152,7 +160,7 @@ async fn a_poison_text_hurts_no_other_batch() {
     let server = Server::new(picky);
     let (endpoint, _running) = start(&server, SETTINGS);
     let texts = ["a", "b", "bad", "c", "d", "e", "f", "g"];
-    let outcomes = join_all(texts.map(|text| endpoint.embed(batch(&[text])))).await;
+    let outcomes = join_all(texts.map(|text| endpoint.embed(batch(&[text]), None))).await;
     for (text, outcome) in texts.iter().zip(&outcomes) {
         assert_eq!(outcome.failure, None, "{text}");
         let healthy = usize::from(*text != "bad");
@@ -173,7 +181,7 @@ async fn calls_keep_to_the_bounds_of_texts_and_of_tokens() {
     let (endpoint, _running) = start(&server, Settings { call, ..SETTINGS });
     let long = "x".repeat(200);
     let texts = ["a", "b", "c", "d", &long, "e"];
-    let outcome = endpoint.embed(batch(&texts)).await;
+    let outcome = endpoint.embed(batch(&texts), None).await;
     assert_eq!(embedded(&outcome), texts);
     let sizes: Vec<usize> = server.calls().iter().map(Vec::len).collect();
     assert_eq!(sizes, [3, 1, 1, 1], "a text larger than a call is a call");
@@ -190,7 +198,7 @@ async fn a_transient_failure_charges_only_those_who_fail_alone() {
         }
     });
     let (endpoint, _running) = start(&server, SETTINGS);
-    let [good, bad] = ["good", "fail"].map(|text| endpoint.embed(batch(&[text])));
+    let [good, bad] = ["good", "fail"].map(|text| endpoint.embed(batch(&[text]), None));
     let (good, bad) = tokio::join!(good, bad);
     assert_eq!((embedded(&good), &good.failure), (vec!["good"], &None));
     let reason = "a broken answer".to_owned();
@@ -199,18 +207,50 @@ async fn a_transient_failure_charges_only_those_who_fail_alone() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_embedder_that_breaks_a_call_and_fails_a_probe_is_down() {
+    struct Gone;
+    #[async_trait]
+    impl Embedder for Gone {
+        async fn embed(&self, _: &[&str]) -> Answer {
+            let reason = "it broke the connection".to_owned();
+            Err(EmbedError::Transient { reason })
+        }
+
+        async fn probe(&self) -> Result<Probe, EmbedError> {
+            let reason = "it broke the probe".to_owned();
+            Err(EmbedError::Transient { reason })
+        }
+    }
+    let endpoint = Arc::new(Endpoint::new(Arc::new(Gone), SETTINGS, Metrics::unseen()));
+    endpoint.governor.fit_for_tests(2);
+    let running = Arc::clone(&endpoint);
+    let _running = AbortOnDropHandle::new(tokio::spawn(async move { running.dispatch().await }));
+    // The first call is of both; neither is to blame more than the other.
+    let both = ["a", "b"].map(|text| endpoint.embed(batch(&[text]), None));
+    let reason = "it broke the probe".to_owned();
+    for outcome in join_all(both).await {
+        let reason = reason.clone();
+        assert_eq!(outcome.failure, Some(Failure::Embedder { reason }));
+    }
+    assert_eq!(endpoint.governor.down().await, reason);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_too_long_is_halved_until_it_fits_or_is_too_short_to_mean_anything() {
     let server = Server::new(|texts| {
         let long = texts.iter().any(|text| text.len() > 10);
         let reason = "the context length is exceeded".to_owned();
         if long || texts.contains(&"€€€") {
-            return Err(EmbedError::TooLong { reason });
+            return Err(EmbedError::TooLong {
+                reason,
+                culprit: None,
+            });
         }
         Ok(())
     });
     let (endpoint, _running) = start(&server, SETTINGS);
     let long = "0123456789abcdefghijklmnopqrstuv";
-    let outcome = endpoint.embed(batch(&["short", long, "€€€"])).await;
+    let outcome = endpoint.embed(batch(&["short", long, "€€€"]), None).await;
     assert_eq!(outcome.failure, None);
     let vector = |text: &str, sent: &str, chars| crate::plan::Embedded {
         key: key(text),
@@ -223,6 +263,110 @@ async fn what_is_too_long_is_halved_until_it_fits_or_is_too_short_to_mean_anythi
     ];
     assert_eq!(outcome.result.embedded, expected);
     assert_eq!(rejected(&outcome), ["€€€"], "half of it is too little");
+}
+
+/// Refuses a call with a text that begins with "bad", and says which: what
+/// `name` makes of the places of all of them.
+fn naming(
+    name: impl Fn(&[usize]) -> Option<usize> + Send + Sync + 'static,
+) -> impl Fn(&[&str]) -> Result<(), EmbedError> + Send + Sync + 'static {
+    move |texts| {
+        let bad: Vec<usize> = (0..texts.len())
+            .filter(|place| texts[*place].starts_with("bad"))
+            .collect();
+        if bad.is_empty() {
+            return Ok(());
+        }
+        Err(EmbedError::Input {
+            reason: "refused".to_owned(),
+            culprit: name(&bad),
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_left_of_a_refused_call_is_not_taken_for_its_culprit() {
+    let server = Server::new(picky);
+    let (endpoint, _running) = start(&server, SETTINGS);
+    let given_up = timeout(
+        Duration::from_millis(500),
+        endpoint.embed(batch(&["bad"]), None),
+    );
+    let (given_up, outcome) = tokio::join!(given_up, endpoint.embed(batch(&["good"]), None));
+    assert!(given_up.is_err());
+    assert_eq!(embedded(&outcome), ["good"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_text_that_is_named_costs_one_call() {
+    let server = Server::new(naming(|bad| bad.first().copied()));
+    let (endpoint, _running) = start(&server, SETTINGS);
+    let mut texts: Vec<String> = (0..32).map(|n| format!("text {n}")).collect();
+    texts[20] = "bad".to_owned();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let outcome = endpoint.embed(batch(&texts), None).await;
+    assert_eq!(
+        (embedded(&outcome).len(), rejected(&outcome)),
+        (31, vec!["bad"])
+    );
+    let sizes: Vec<usize> = server.calls().iter().map(Vec::len).collect();
+    assert_eq!(sizes, [32, 31], "all, and all others");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_text_that_is_too_long_by_far_is_shortened_at_once() {
+    let server = Server::new(|texts| {
+        let long = texts.iter().any(|text| text.len() > 10);
+        let reason = "the context length is exceeded".to_owned();
+        let culprit = None;
+        if long {
+            return Err(EmbedError::TooLong { reason, culprit });
+        }
+        Ok(())
+    });
+    let (endpoint, _running) = start(&server, SETTINGS);
+    let long = "0123456789abcdefghijklmnopqrstuv";
+    let outcome = endpoint
+        .embed(batch(&["a", long, "b", "c", "d"]), None)
+        .await;
+    let chars: Vec<Option<u32>> = outcome.result.embedded.iter().map(|it| it.chars).collect();
+    assert_eq!(chars, [None, Some(8), None, None, None]);
+    let sizes: Vec<usize> = server.calls().iter().map(Vec::len).collect();
+    assert_eq!(sizes, [5, 5, 5], "all, with a half, with a quarter");
+}
+
+#[tokio::test(start_paused = true)]
+async fn texts_that_are_all_too_long_cost_little_more_than_a_call_each() {
+    let server = Server::new(|texts| {
+        let long = texts.iter().any(|text| text.len() > 20);
+        let reason = "the context length is exceeded".to_owned();
+        let culprit = None;
+        if long {
+            return Err(EmbedError::TooLong { reason, culprit });
+        }
+        Ok(())
+    });
+    let (endpoint, _running) = start(&server, SETTINGS);
+    let long: Vec<String> = (10..42).map(|n| format!("{n}{}", "x".repeat(28))).collect();
+    let long: Vec<&str> = long.iter().map(String::as_str).collect();
+    let outcome = endpoint.embed(batch(&long), None).await;
+    assert_eq!(outcome.result.embedded.len(), 32);
+    let calls = server.calls().len();
+    assert!(calls <= 32 + 16, "{calls}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn texts_that_keep_coming_do_not_make_others_wait() {
+    let server = Server::new(|_| Ok(()));
+    let (endpoint, _running) = start(&server, SETTINGS);
+    endpoint.governor.fit().await;
+    let texts: Vec<String> = (0..20).map(|n| format!("text {n}")).collect();
+    let trickle = texts.iter().zip(0..).map(async |(text, n)| {
+        sleep(n * MERGE_WAIT / 2).await;
+        endpoint.embed(batch(&[text]), None).await
+    });
+    join_all(trickle).await;
+    assert!(server.calls()[0].len() <= 3, "{:?}", server.calls());
 }
 
 #[tokio::test(start_paused = true)]
@@ -240,8 +384,8 @@ async fn an_embedder_that_is_down_charges_nobody() {
     });
     let (endpoint, _running) = start(&server, SETTINGS);
     let (down, other) = tokio::join!(
-        endpoint.embed(batch(&["down"])),
-        endpoint.embed(batch(&["other"]))
+        endpoint.embed(batch(&["down"]), None),
+        endpoint.embed(batch(&["other"]), None)
     );
     let reason = "401".to_owned();
     for outcome in [down, other] {
@@ -258,12 +402,16 @@ async fn what_the_embedder_had_before_it_went_down_is_waited_for() {
         texts: 1,
         tokens: 100,
     };
-    let endpoint = Arc::new(Endpoint::new(Arc::new(fake), Settings { call, ..SETTINGS }));
+    let endpoint = Arc::new(Endpoint::new(
+        Arc::new(fake),
+        Settings { call, ..SETTINGS },
+        Metrics::unseen(),
+    ));
     endpoint.governor.fit_for_tests(2);
     let running = Arc::clone(&endpoint);
     let _running = AbortOnDropHandle::new(tokio::spawn(async move { running.dispatch().await }));
     let asked = Arc::clone(&endpoint);
-    let both = tokio::spawn(async move { asked.embed(batch(&["a", "b", "c"])).await });
+    let both = tokio::spawn(async move { asked.embed(batch(&["a", "b", "c"]), None).await });
     let (first, second) = (calls.next().await, calls.next().await);
     first.break_down("gone");
     assert_eq!(endpoint.governor.down().await, "gone");
@@ -290,7 +438,7 @@ async fn an_overloaded_embedder_is_left_alone_for_as_long_as_it_asks_and_loses_n
         })
     });
     let (endpoint, _running) = start(&server, SETTINGS);
-    let outcome = endpoint.embed(batch(&["a", "b"])).await;
+    let outcome = endpoint.embed(batch(&["a", "b"]), None).await;
     assert_eq!(
         (embedded(&outcome), outcome.failure.clone()),
         (vec!["a", "b"], None)
@@ -312,7 +460,7 @@ async fn an_overload_of_many_minutes_is_an_outage() {
         })
     });
     let (endpoint, _running) = start(&server, SETTINGS);
-    let outcome = endpoint.embed(batch(&["a"])).await;
+    let outcome = endpoint.embed(batch(&["a"]), None).await;
     assert!(matches!(outcome.failure, Some(Failure::Embedder { .. })));
 }
 
@@ -328,12 +476,12 @@ async fn calls_that_take_too_long_are_made_smaller() {
     let (endpoint, _running) = start(&server, SETTINGS);
     let texts: Vec<String> = (0..32).map(|n| n.to_string()).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    let outcome = endpoint.embed(batch(&texts)).await;
+    let outcome = endpoint.embed(batch(&texts), None).await;
     assert_eq!(
         (embedded(&outcome), outcome.failure.clone()),
         (texts.clone(), None)
     );
-    let again = endpoint.embed(batch(&texts)).await;
+    let again = endpoint.embed(batch(&texts), None).await;
     assert_eq!(again.failure, None);
     assert!(
         server.calls().last().unwrap().len() <= 10,
@@ -353,7 +501,7 @@ async fn a_text_that_always_takes_too_long_charges_its_job_and_names_the_setting
         },
     );
     endpoint.governor.fit_for_tests(2);
-    let outcome = endpoint.embed(batch(&["a"])).await;
+    let outcome = endpoint.embed(batch(&["a"]), None).await;
     let reason = "the embedder took longer than embed_timeout (300ms)".to_owned();
     assert_eq!(outcome.failure, Some(Failure::Job { reason }));
 }
@@ -372,11 +520,11 @@ async fn a_batch_that_nobody_waits_for_is_not_sent() {
     };
     let (endpoint, _running) = start(&server, settings);
     {
-        let given_up = endpoint.embed(batch(&["gone 1", "gone 2", "gone 3"]));
+        let given_up = endpoint.embed(batch(&["gone 1", "gone 2", "gone 3"]), None);
         let given_up = timeout(Duration::from_millis(1_500), given_up).await;
         assert!(given_up.is_err());
     }
-    let outcome = endpoint.embed(batch(&["a"])).await;
+    let outcome = endpoint.embed(batch(&["a"]), None).await;
     assert_eq!(embedded(&outcome), ["a"]);
     let calls = server.calls().concat();
     assert!(!calls.contains(&"gone 3".to_owned()), "{calls:?}");
@@ -398,10 +546,10 @@ async fn too_few_vectors_are_never_paired_with_texts() {
             })
         }
     }
-    let endpoint = Arc::new(Endpoint::new(Arc::new(Short), SETTINGS));
+    let endpoint = Arc::new(Endpoint::new(Arc::new(Short), SETTINGS, Metrics::unseen()));
     let running = Arc::clone(&endpoint);
     let _running = AbortOnDropHandle::new(tokio::spawn(async move { running.run().await }));
-    let outcome = endpoint.embed(batch(&["a", "b"])).await;
+    let outcome = endpoint.embed(batch(&["a", "b"]), None).await;
     let reason = "the embedder answered 1 vectors for 2 texts".to_owned();
     assert_eq!(outcome.failure, Some(Failure::Job { reason }));
     assert!(outcome.result.is_empty());
@@ -414,11 +562,47 @@ async fn a_panic_of_the_embedder_charges_the_job_and_ends_nothing_else() {
         Ok(())
     });
     let (endpoint, _running) = start(&server, SETTINGS);
-    let outcome = endpoint.embed(batch(&["panic"])).await;
+    let outcome = endpoint.embed(batch(&["panic"]), None).await;
     assert!(
         matches!(outcome.failure, Some(Failure::Job { reason }) if reason.contains("panicked"))
     );
-    assert_eq!(embedded(&endpoint.embed(batch(&["a"])).await), ["a"]);
+    assert_eq!(embedded(&endpoint.embed(batch(&["a"]), None).await), ["a"]);
+}
+
+/// Cuts texts into batches of these sizes and embeds all of them at once.
+fn embed_in_batches<'a>(
+    server: &Arc<Server>,
+    most: usize,
+    texts: &'a [String],
+    sizes: &[usize],
+) -> Vec<(Vec<&'a str>, Outcome)> {
+    let call = CallSize {
+        texts: most,
+        tokens: 10_000,
+    };
+    let mut rest: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let mut batches = Vec::new();
+    for size in sizes {
+        let size = rest.len().min(*size);
+        if size > 0 {
+            batches.push(rest.drain(..size).collect::<Vec<_>>());
+        }
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let outcomes = runtime.block_on(async {
+        let (endpoint, _running) = start(server, Settings { call, ..SETTINGS });
+        join_all(
+            batches
+                .iter()
+                .map(|texts| endpoint.embed(batch(texts), None)),
+        )
+        .await
+    });
+    batches.into_iter().zip(outcomes).collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -449,32 +633,62 @@ proptest! {
             .map(|(n, bad)| format!("{} {n}", if *bad { "bad" } else { "good" }))
             .collect();
         let server = Server::new(picky);
-        let call = CallSize { texts: most, tokens: 10_000 };
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .build()
-            .unwrap();
-        runtime.block_on(async {
-            let (endpoint, _running) = start(&server, Settings { call, ..SETTINGS });
-            let mut rest: Vec<&str> = texts.iter().map(String::as_str).collect();
-            let mut batches = Vec::new();
-            for size in sizes {
-                let size = size.min(rest.len());
-                if size > 0 {
-                    batches.push(rest.drain(..size).collect::<Vec<_>>());
-                }
+        for (texts, outcome) in embed_in_batches(&server, most, &texts, &sizes) {
+            let (good, bad): (Vec<&str>, Vec<&str>) = texts.iter().partition(|text| text.starts_with("good"));
+            assert_eq!(embedded(&outcome), good);
+            assert_eq!(rejected(&outcome), bad);
+            assert_eq!(outcome.failure, None);
+            for (key, reason) in &outcome.result.rejected {
+                assert_eq!(*reason, format!("refused {}", key.item_id), "refused alone");
             }
-            let outcomes = join_all(batches.iter().map(|texts| endpoint.embed(batch(texts)))).await;
-            for (texts, outcome) in batches.iter().zip(&outcomes) {
-                let (good, bad): (Vec<&str>, Vec<&str>) = texts.iter().partition(|text| text.starts_with("good"));
-                assert_eq!(embedded(outcome), good);
-                assert_eq!(rejected(outcome), bad);
-                assert_eq!(outcome.failure, None);
-                for (key, reason) in &outcome.result.rejected {
-                    assert_eq!(*reason, format!("refused {}", key.item_id), "refused alone");
-                }
-            }
+        }
+    }
+
+    #[test]
+    fn nobody_innocent_is_rejected_whomever_the_embedder_names(
+        guilty in vec(any::<bool>(), 1..40), sizes in vec(1..8_usize, 40), most in 1..33_usize, lie in 0..5_u8
+    ) {
+        let texts: Vec<String> = guilty.iter().enumerate()
+            .map(|(n, bad)| format!("{} {n}", if *bad { "bad" } else { "good" }))
+            .collect();
+        let server = Server::new(naming(move |bad| match lie {
+            0 => bad.first().copied(),
+            1 => bad.last().copied(),
+            2 => Some(bad[0] + 1),
+            3 => Some(0),
+            _ => Some(bad[0] * 7 % 5),
+        }));
+        for (texts, outcome) in embed_in_batches(&server, most, &texts, &sizes) {
+            let (good, bad): (Vec<&str>, Vec<&str>) = texts.iter().partition(|text| text.starts_with("good"));
+            assert_eq!(embedded(&outcome), good);
+            assert_eq!(rejected(&outcome), bad);
+            assert_eq!(outcome.failure, None);
+        }
+    }
+
+    #[test]
+    fn exactly_the_texts_that_are_too_long_are_shortened(
+        lengths in vec(1..60_usize, 1..40), sizes in vec(1..8_usize, 40), most in 1..33_usize, named in any::<bool>()
+    ) {
+        let texts: Vec<String> = lengths.iter().map(|length| "x".repeat(*length)).collect();
+        let server = Server::new(move |texts| {
+            let Some(long) = texts.iter().position(|text| text.len() > 12) else {
+                return Ok(());
+            };
+            Err(EmbedError::TooLong { reason: "too long".to_owned(), culprit: named.then_some(long) })
         });
+        for (texts, outcome) in embed_in_batches(&server, most, &texts, &sizes) {
+            assert_eq!(outcome.failure, None);
+            assert_eq!(rejected(&outcome), Vec::<&str>::new());
+            for (text, got) in texts.iter().zip(&outcome.result.embedded) {
+                let mut kept = text.len();
+                while kept > 12 {
+                    kept /= 2;
+                }
+                assert_eq!(got.key.item_id, *text);
+                assert_eq!(got.chars, (kept < text.len()).then_some(kept as u32));
+                assert_eq!(&*got.vector, testing::packed(&text[..kept]));
+            }
+        }
     }
 }

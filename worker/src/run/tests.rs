@@ -129,7 +129,10 @@ async fn a_broken_embedder_stops_all_claims_until_it_is_back() {
     let mut released = Vec::new();
     for _ in 0..2 {
         let call = scene.coordinator.hand_back().await;
-        assert_eq!((call.how, call.reason.as_str()), (HandBack::Release, "503"));
+        assert_eq!(
+            (call.how, call.reason.as_str()),
+            (HandBack::EmbedderDown, "503")
+        );
         released.push(call.job_id);
         call.accept();
     }
@@ -151,7 +154,7 @@ async fn a_job_claimed_while_the_embedder_broke_goes_back() {
     scene.coordinator.hand_back().await.accept();
     waiting.answer(vec![lease(2, LEASE_DURATION)]);
     let call = scene.coordinator.hand_back().await;
-    assert_eq!((call.how, call.job_id), (HandBack::Release, 2));
+    assert_eq!((call.how, call.job_id), (HandBack::EmbedderDown, 2));
     call.accept();
 }
 
@@ -170,7 +173,7 @@ async fn a_drain_gives_the_claim_up_and_waits_for_the_jobs() {
     stream.result().await;
     stream.ack(1, 1, 2).await;
     let call = scene.coordinator.hand_back().await;
-    assert_eq!(call.how, HandBack::Release);
+    assert_eq!(call.how, HandBack::Drain);
     assert!(!scene.worker.is_finished());
     call.accept();
     scene.drained().await;

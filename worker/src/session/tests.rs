@@ -1,10 +1,12 @@
 use tokio::{net::TcpListener, task::JoinHandle};
 use tonic::Status;
 use weir_proto::v1::{self, RevokeReason};
+use weir_telemetry::Tracer;
 
 use super::*;
 use crate::{
     coordinator::fake::{FakeCoordinator, FakeStream, lease},
+    metrics::Metrics,
     testing::{EmbedCalls, FakeEmbedder, config, packed, soon},
 };
 
@@ -40,15 +42,16 @@ impl Scene {
             settings.push("--batch-size=1");
         }
         let (config, model) = config(uri, &settings);
-        let endpoint = Endpoint::new(Arc::new(fake), model.settings.endpoint());
+        let endpoint = Endpoint::new(Arc::new(fake), model.settings.endpoint(), Metrics::unseen());
         let endpoint = Arc::new(endpoint);
         endpoint.governor.fit_for_tests(2);
         let running = Arc::clone(&endpoint);
         tokio::spawn(async move { running.dispatch().await });
         let context = Arc::new(Context {
+            tracer: Tracer::OFF,
             config: Arc::new(config),
             model,
-            coordinator: Coordinator::new(uri).unwrap(),
+            coordinator: Coordinator::new(uri, &crate::config::Credentials::default()).unwrap(),
             endpoint,
             refusal: watch::Sender::new(None),
             shutdown: CancellationToken::new(),
@@ -80,8 +83,13 @@ impl Scene {
     }
 }
 
-fn released(reason: &str) -> End {
-    let (how, reason) = (HandBack::Release, reason.to_owned());
+fn drained() -> End {
+    let (how, reason) = (HandBack::Drain, "the worker is draining".to_owned());
+    End::HandBack { how, reason }
+}
+
+fn embedder_down(reason: &str) -> End {
+    let (how, reason) = (HandBack::EmbedderDown, reason.to_owned());
     End::HandBack { how, reason }
 }
 
@@ -325,7 +333,7 @@ async fn a_broken_embedder_costs_the_job_nothing() {
     assert_eq!(soon(scene.context.endpoint.governor.down()).await, "503");
     assert!(scene.coordinator.no_hand_back());
     stream.ack(1, 1, 3).await;
-    assert_eq!(scene.handed_back().await, released("503"));
+    assert_eq!(scene.handed_back().await, embedder_down("503"));
     assert!(scene.embedder.none());
 }
 
@@ -341,7 +349,7 @@ async fn a_session_releases_its_job_when_another_finds_the_embedder_broken() {
     in_flight.succeed();
     assert_eq!(stream.result().await.seq, 1);
     stream.ack(1, 1, 2).await;
-    assert_eq!(scene.handed_back().await, released("401"));
+    assert_eq!(scene.handed_back().await, embedder_down("401"));
     assert!(scene.embedder.none());
 }
 
@@ -351,6 +359,8 @@ async fn a_transient_failure_is_charged() {
     let stream = scene.coordinator.stream().await;
     stream.batch(1, &["a"]).await;
     scene.embedder.next().await.fail("a broken answer");
+    // It is asked whether it is there at all.
+    scene.embedder.next().await.succeed();
     assert_eq!(scene.handed_back().await, failed("a broken answer"));
     stream.closed().await;
 }
@@ -398,6 +408,7 @@ async fn what_a_failing_batch_did_embed_is_persisted_first() {
     scene.embedder.next().await.refuse("too long together");
     scene.embedder.next().await.succeed();
     scene.embedder.next().await.fail("a broken answer");
+    scene.embedder.next().await.succeed();
     assert_eq!(stream.result().await, result_of(1, &["a"]));
     assert!(scene.coordinator.no_hand_back());
     stream.ack(1, 1, 2).await;
@@ -421,10 +432,7 @@ async fn a_draining_session_finishes_what_it_has_and_takes_nothing_more() {
     assert_eq!(stream.result().await, result_of(2, &["b"]));
     assert!(scene.coordinator.no_hand_back());
     stream.ack(2, 2, 9).await;
-    assert_eq!(
-        scene.handed_back().await,
-        released("the worker is draining")
-    );
+    assert_eq!(scene.handed_back().await, drained());
     assert!(scene.embedder.none());
     stream.closed().await;
 }
@@ -440,10 +448,7 @@ async fn a_draining_session_outlives_a_break_of_the_stream() {
     call.succeed();
     assert_eq!(stream.result().await, result_of(1, &["a"]));
     stream.ack(1, 1, 2).await;
-    assert_eq!(
-        scene.handed_back().await,
-        released("the worker is draining")
-    );
+    assert_eq!(scene.handed_back().await, drained());
 }
 
 #[tokio::test]
@@ -469,10 +474,7 @@ async fn a_drain_that_takes_too_long_gives_the_call_up() {
     let call = scene.embedder.next().await;
     scene.context.shutdown.cancel();
     call.cancelled().await;
-    assert_eq!(
-        scene.handed_back().await,
-        released("the worker is draining")
-    );
+    assert_eq!(scene.handed_back().await, drained());
 }
 
 #[tokio::test]
@@ -489,10 +491,7 @@ async fn what_is_embedded_but_not_acknowledged_is_persisted_before_the_job_is_ha
     let upsert = scene.coordinator.upsert().await;
     assert_eq!((upsert.job_id, upsert.epoch), (42, 7));
     assert_eq!(upsert.embedded, result.embedded);
-    assert_eq!(
-        scene.handed_back().await,
-        released("the worker is draining")
-    );
+    assert_eq!(scene.handed_back().await, drained());
 }
 
 #[tokio::test]
@@ -502,10 +501,7 @@ async fn handing_back_is_tried_again_while_the_coordinator_is_away() {
     scene.context.shutdown.cancel();
     let call = scene.coordinator.hand_back().await;
     call.fail(Status::unavailable("restarting"));
-    assert_eq!(
-        scene.handed_back().await,
-        released("the worker is draining")
-    );
+    assert_eq!(scene.handed_back().await, drained());
 }
 
 #[tokio::test]
@@ -515,6 +511,6 @@ async fn a_lease_that_ended_before_the_hand_back_is_left_alone() {
     scene.context.shutdown.cancel();
     let call = scene.coordinator.hand_back().await;
     call.fail(Status::aborted("epoch 8"));
-    assert_eq!(scene.end().await, released("the worker is draining"));
+    assert_eq!(scene.end().await, drained());
     assert!(scene.coordinator.no_hand_back());
 }

@@ -9,6 +9,8 @@ use serde_json::{Value, json};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
+use crate::grpc::auth::http_headers;
+
 /// A call that was refused or failed.
 pub(super) struct Refusal {
     http: StatusCode,
@@ -64,7 +66,12 @@ impl Refusal {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        (self.http, Json(self.to_json())).into_response()
+        let more = http_headers(&self.status);
+        let mut answer = (self.http, Json(self.to_json())).into_response();
+        if let Some((name, value)) = more {
+            answer.headers_mut().insert(name, value);
+        }
+        answer
     }
 }
 

@@ -1,21 +1,34 @@
 //! What a stream hands out, and what comes back for it.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    time::{Instant, SystemTime},
+};
 
 use chrono::{DateTime, Utc};
+use tonic::Status;
 use weir_proto::{
     limits::{MAX_BATCH_SIZE, MAX_WINDOW},
     v1::{self, stream_batches_response::Message as ToWorker},
 };
+use weir_telemetry::{KeyValue, SpanKind, TraceContext};
 
 use super::{End, Outbox, finished, send};
 use crate::{
-    grpc::{Services, door::Door, error::invalid_field, worker::MAX_BATCH_BYTES},
+    grpc::{
+        Services,
+        auth::Caller,
+        door::Door,
+        error::invalid_field,
+        spans::{self, trace_id},
+        worker::MAX_BATCH_BYTES,
+    },
     job::{
         blame::suspected_batch,
         plan::{PendingChunk, next_batch_len},
     },
     store::{
+        StoreError,
         batches::{Outcome, Progress},
         lease::LeaseState,
         rows::{ChunkText, Job, LeaseKey},
@@ -34,6 +47,8 @@ const READ_AHEAD: usize = 4;
 pub(super) struct Handout {
     lease: LeaseKey,
     pub(super) source_id: i64,
+    /// What the spans of this attempt hang on.
+    trace: Option<TraceContext>,
     window: usize,
     batch_size: i32,
     /// How many of the next chunks may hold a text that kills its worker.
@@ -44,6 +59,8 @@ pub(super) struct Handout {
     renewed_until: DateTime<Utc>,
     /// Batches that the worker holds, by number.
     outstanding: HashMap<i64, Vec<(String, i32)>>,
+    /// When this stream sent those of them that it sent.
+    sent: HashMap<i64, Instant>,
     next_seq: i64,
     /// Pending chunks not handed out yet, shortest first.
     listed: VecDeque<PendingChunk>,
@@ -54,50 +71,23 @@ pub(super) struct Handout {
 }
 
 impl Handout {
-    pub(super) async fn open(services: &Services, open: v1::StreamOpen) -> Result<Self, End> {
-        let mut door = Door::default();
-        let lease = door.lease(open.job_id, open.epoch);
-        if !(1..=MAX_WINDOW).contains(&open.window) {
-            door.refuse(
-                "open.window",
-                format!("must be 1 to {MAX_WINDOW}, not {}", open.window),
-            );
-        }
-        if !(1..=MAX_BATCH_SIZE).contains(&open.batch_size) {
-            door.refuse(
-                "open.batch_size",
-                format!("must be 1 to {MAX_BATCH_SIZE}, not {}", open.batch_size),
-            );
-        }
-        if open.held.len() > MAX_WINDOW as usize
-            || open
-                .held
-                .iter()
-                .any(|held| held.chunks.len() > MAX_BATCH_SIZE as usize)
-        {
-            door.refuse("open.held", "names more than a window of batches");
-        }
-        let mut seqs = HashSet::new();
-        if let Some(held) = open
-            .held
-            .iter()
-            .find(|held| !(1..i64::MAX / 2).contains(&held.seq) || !seqs.insert(held.seq))
-        {
-            door.refuse(
-                "open.held",
-                format!(
-                    "seq {} is not the number of one batch that was sent",
-                    held.seq
-                ),
-            );
-        }
-        door.close()?;
+    /// `trace` is what the worker says that the attempt belongs to; without it,
+    /// it belongs to the trace of the job.
+    pub(super) async fn open(
+        services: &Services,
+        caller: &Caller,
+        open: v1::StreamOpen,
+        trace: Option<TraceContext>,
+    ) -> Result<Self, End> {
+        let lease = check_open(&open)?;
+        services.check_holder(caller, lease).await?;
         let batch_size = open.batch_size.min(services.max_batch_size);
         let opened = services
             .store
             .open(lease, services.lease_duration, batch_size)
             .await?;
         let job = held(opened)?;
+        services.metrics.renewals.open.increment(1);
         let outstanding: HashMap<_, _> = open
             .held
             .into_iter()
@@ -111,6 +101,7 @@ impl Handout {
             .collect();
         Ok(Self {
             lease,
+            trace: trace.or_else(|| spans::trace_of(&job)),
             window: open.window as usize,
             batch_size,
             suspects: job.suspects,
@@ -123,6 +114,7 @@ impl Handout {
                 .unwrap_or(0)
                 .saturating_add(1),
             outstanding,
+            sent: HashMap::new(),
             listed: VecDeque::new(),
             ready: VecDeque::new(),
             listed_all: false,
@@ -153,8 +145,11 @@ impl Handout {
             }
             if self.ready.is_empty() {
                 if self.outstanding.is_empty() {
+                    let began = SystemTime::now();
                     let job = services.store.complete(self.lease).await?;
                     services.wakeup.report_change(job.source_id);
+                    services.metrics.jobs_ended.succeeded.increment(1);
+                    self.succeeded(services, began);
                     return Err(finished(&job));
                 }
                 return Ok(());
@@ -164,6 +159,7 @@ impl Handout {
             let chunks: Vec<ChunkText> = self.ready.drain(..len).collect();
             let seq = self.next_seq;
             self.next_seq += 1;
+            self.sent.insert(seq, Instant::now());
             self.outstanding.insert(
                 seq,
                 chunks
@@ -221,20 +217,23 @@ impl Handout {
             )
             .into());
         };
+        if let Some(sent) = self.sent.remove(&result.seq) {
+            let round_trip = sent.elapsed().as_secs_f64();
+            services.metrics.round_trip.record(round_trip);
+        }
         let whole = result.embedded.len() + result.rejected.len() >= batch.len();
         let mut door = Door::default();
         let (embedded, rejected) = door.outcome(result.embedded, result.rejected);
         door.close()?;
-        let progress = services
-            .writer
-            .upsert(Outcome {
-                lease: self.lease,
-                embedded,
-                rejected,
-                complete: true,
-            })
-            .await?;
+        let outcome = Outcome {
+            lease: self.lease,
+            embedded,
+            rejected,
+            complete: true,
+        };
+        let progress = self.persist(services, result.seq, outcome).await?;
         services.wakeup.report_change(progress.source_id);
+        services.metrics.renewals.result.increment(1);
         self.outstanding.remove(&result.seq);
         if !whole {
             // What the result leaves out is pending again.
@@ -258,14 +257,54 @@ impl Handout {
         };
         send(outbox, ToWorker::Ack(ack)).await?;
         if progress.finished {
-            tracing::info!(
-                job_id = self.lease.job_id,
-                epoch = self.lease.epoch,
-                "A job succeeded."
-            );
+            services.metrics.jobs_ended.succeeded.increment(1);
+            self.succeeded(services, SystemTime::now());
             return Err(finished(&progress));
         }
         Ok(())
+    }
+
+    /// Has an outcome written, together with others that wait.
+    async fn persist(
+        &self,
+        services: &Services,
+        seq: i64,
+        outcome: Outcome,
+    ) -> Result<Progress, StoreError> {
+        let trace = self.trace.as_ref();
+        let span = services
+            .tracer
+            .child(trace, "persist", SpanKind::Internal, || {
+                [
+                    KeyValue::new("weir.batch.seq", seq),
+                    KeyValue::new("weir.chunks.embedded", outcome.embedded.len() as i64),
+                    KeyValue::new("weir.chunks.rejected", outcome.rejected.len() as i64),
+                ]
+            });
+        let progress = services.writer.upsert(outcome, self.trace).await;
+        if let Err(error) = &progress {
+            span.fail(error.to_string());
+        }
+        progress
+    }
+
+    /// Tells that the job has succeeded, by a statement that began at `began`.
+    fn succeeded(&self, services: &Services, began: SystemTime) {
+        spans::completed(&services.tracer, self.trace, self.lease, began);
+        tracing::info!(
+            job_id = self.lease.job_id,
+            epoch = self.lease.epoch,
+            trace_id = trace_id(self.trace),
+            "A job succeeded."
+        );
+    }
+
+    /// Tells that the lease is gone.
+    pub(super) fn revoked(&self, services: &Services, reason: v1::RevokeReason) {
+        let (tracer, lease) = (&services.tracer, self.lease);
+        spans::happened(tracer, self.trace, "revoke", lease, || {
+            reason.as_str_name().to_owned()
+        });
     }
 
     pub(super) async fn renew(&mut self, services: &Services) -> Result<(), End> {
@@ -273,6 +312,7 @@ impl Handout {
             .store
             .renew(self.lease, services.lease_duration)
             .await?;
+        services.metrics.renewals.heartbeat.increment(1);
         self.renewed_until = held(renewed)?.lease_expires_at.unwrap_or_default();
         Ok(())
     }
@@ -295,12 +335,20 @@ impl Handout {
             )
             .await;
         match orphaned {
-            Ok(true) => tracing::info!(
-                job_id = self.lease.job_id,
-                epoch = self.lease.epoch,
-                grace_ms = services.orphan_grace.as_millis() as u64,
-                "A worker's stream broke; its lease ends early unless it comes back."
-            ),
+            Ok(true) => {
+                services.metrics.streams_broken.increment(1);
+                let (tracer, lease, grace) = (&services.tracer, self.lease, services.orphan_grace);
+                spans::happened(tracer, self.trace, "orphan", lease, || {
+                    format!("the worker's stream broke; it is waited for {grace:?}")
+                });
+                tracing::info!(
+                    job_id = lease.job_id,
+                    epoch = lease.epoch,
+                    grace_ms = grace.as_millis() as u64,
+                    trace_id = trace_id(self.trace),
+                    "A worker's stream broke; its lease ends early unless it comes back."
+                );
+            }
             // It is back already, or the lease has ended anyway.
             Ok(false) => {}
             // The lease runs out by itself.
@@ -309,6 +357,48 @@ impl Handout {
             }
         }
     }
+}
+
+/// Checks how a worker opens a stream.
+pub(in crate::grpc) fn check_open(open: &v1::StreamOpen) -> Result<LeaseKey, Status> {
+    let mut door = Door::default();
+    let lease = door.lease(open.job_id, open.epoch);
+    if !(1..=MAX_WINDOW).contains(&open.window) {
+        door.refuse(
+            "open.window",
+            format!("must be 1 to {MAX_WINDOW}, not {}", open.window),
+        );
+    }
+    if !(1..=MAX_BATCH_SIZE).contains(&open.batch_size) {
+        door.refuse(
+            "open.batch_size",
+            format!("must be 1 to {MAX_BATCH_SIZE}, not {}", open.batch_size),
+        );
+    }
+    if open.held.len() > MAX_WINDOW as usize
+        || open
+            .held
+            .iter()
+            .any(|held| held.chunks.len() > MAX_BATCH_SIZE as usize)
+    {
+        door.refuse("open.held", "names more than a window of batches");
+    }
+    let mut seqs = HashSet::new();
+    if let Some(held) = open
+        .held
+        .iter()
+        .find(|held| !(1..i64::MAX / 2).contains(&held.seq) || !seqs.insert(held.seq))
+    {
+        door.refuse(
+            "open.held",
+            format!(
+                "seq {} is not the number of one batch that was sent",
+                held.seq
+            ),
+        );
+    }
+    door.close()?;
+    Ok(lease)
 }
 
 /// The job of a lease that is held; the end of the stream, when it succeeded.

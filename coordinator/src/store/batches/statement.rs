@@ -163,8 +163,6 @@ macro_rules! outcomes_sql {
              state = CASE WHEN s.finished THEN 'succeeded' ELSE j.state END,
              settled = s.finished,
              finished_at = CASE WHEN s.finished THEN now() END,
-             worker_id = CASE WHEN s.finished THEN NULL ELSE j.worker_id END,
-             claimed_at = CASE WHEN s.finished THEN NULL ELSE j.claimed_at END,
              lease_expires_at = CASE WHEN s.finished THEN NULL ELSE now() + $1 END
          FROM settled s WHERE j.id = s.id
          RETURNING j.id, j.source_id, j.chunks_done AS done, j.chunks_truncated AS truncated,

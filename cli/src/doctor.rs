@@ -1,0 +1,172 @@
+//! `weir doctor`: looks at each part of the set-up, and says what to mend.
+
+mod coordinator;
+mod database;
+mod embedder;
+
+use std::{io, path::PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+use weir_worker::embedder::EmbedderConfig;
+
+use crate::{
+    args::Global,
+    config::{self, Settings},
+    failure::Failure,
+    output::{self, count, printable},
+    table::Tone,
+};
+
+/// What `weir doctor` understands.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Look at this database too, as a coordinator would use it.
+    #[arg(
+        long,
+        env = "WEIR_DATABASE_URL",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    database_url: Option<String>,
+    /// Try the embedder of this model too, as a worker would use it.
+    #[arg(long, env = "WEIR_MODEL", value_name = "NAME")]
+    model: Option<String>,
+    /// Instead of --model: try the embedder of each model in this file of a worker.
+    #[arg(
+        long,
+        env = "WEIR_MODELS_FILE",
+        value_name = "FILE",
+        conflicts_with = "model"
+    )]
+    models_file: Option<PathBuf>,
+    /// How a worker embeds.
+    #[command(flatten)]
+    embedder: Option<EmbedderConfig>,
+}
+
+/// Checks configuration and coordinator, and database and embedder where they
+/// are named. Fails when one of them cannot work.
+pub(crate) async fn doctor(global: &Global, args: DoctorArgs) -> Result<(), Failure> {
+    let mut findings = Findings::new(global.json);
+    match config::describe(global).and_then(|place| Ok((place, Settings::of(global)?))) {
+        Err(failure) => findings.failed("configuration", &failure.to_string())?,
+        Ok((place, settings)) => {
+            findings.ok("configuration", &place)?;
+            coordinator::check(&settings, &mut findings).await?;
+        }
+    }
+    let url = args.database_url.as_deref().filter(|url| !url.is_empty());
+    if let Some(url) = url {
+        database::check(url, &mut findings).await?;
+    }
+    if args.model.is_some() || args.models_file.is_some() || args.embedder.is_some() {
+        embedder::check(&args, &mut findings).await?;
+    }
+    findings.conclude()
+}
+
+/// How a part is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Outcome {
+    Ok,
+    Warning,
+    Failed,
+}
+
+/// What was found of a part.
+#[derive(Debug, Serialize)]
+struct Finding {
+    part: String,
+    outcome: Outcome,
+    text: String,
+}
+
+/// What was found, told as it comes; as JSON, at the end.
+struct Findings {
+    all: Vec<Finding>,
+    json: bool,
+}
+
+impl Findings {
+    fn new(json: bool) -> Self {
+        Self {
+            all: Vec::new(),
+            json,
+        }
+    }
+
+    fn ok(&mut self, part: &str, text: &str) -> io::Result<()> {
+        self.add(part, Outcome::Ok, text)
+    }
+
+    fn warning(&mut self, part: &str, text: &str) -> io::Result<()> {
+        self.add(part, Outcome::Warning, text)
+    }
+
+    fn failed(&mut self, part: &str, text: &str) -> io::Result<()> {
+        self.add(part, Outcome::Failed, text)
+    }
+
+    fn add(&mut self, part: &str, outcome: Outcome, text: &str) -> io::Result<()> {
+        let finding = Finding {
+            part: part.to_owned(),
+            outcome,
+            text: printable(text),
+        };
+        if !self.json {
+            output::line(finding.line())?;
+        }
+        self.all.push(finding);
+        Ok(())
+    }
+
+    fn conclude(self) -> Result<(), Failure> {
+        #[derive(Serialize)]
+        struct Answer<'a> {
+            checks: &'a [Finding],
+        }
+
+        if self.json {
+            output::json(&Answer { checks: &self.all })?;
+        }
+        let failed = |finding: &&Finding| finding.outcome == Outcome::Failed;
+        match self.all.iter().filter(failed).count() {
+            0 => Ok(()),
+            failed => Err(Failure::Partly(format!(
+                "{} failed",
+                count(failed as i64, "check")
+            ))),
+        }
+    }
+}
+
+impl Finding {
+    fn line(&self) -> String {
+        let (word, tone) = match self.outcome {
+            Outcome::Ok => ("ok     ", Tone::Good),
+            Outcome::Warning => ("warning", Tone::Doubtful),
+            Outcome::Failed => ("failed ", Tone::Bad),
+        };
+        format!("{}  {}: {}", tone.paint(word), self.part, self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_failed_fails() {
+        let mut findings = Findings::new(true);
+        findings.ok("a", "fine").unwrap();
+        findings.warning("b", "odd\nly").unwrap();
+        assert_eq!(findings.all[1].line(), "warning  b: odd ly");
+        findings.conclude().unwrap();
+        let mut findings = Findings::new(true);
+        findings.failed("c", "gone").unwrap();
+        let failure = findings.conclude().unwrap_err();
+        assert_eq!(failure.to_string(), "1 check failed");
+    }
+}

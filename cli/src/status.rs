@@ -1,0 +1,244 @@
+//! `weir status`: how a namespace, or all of it, stands.
+
+use std::{
+    io::{self, IsTerminal as _},
+    time::Duration,
+};
+
+use clap::Args;
+use console::Term;
+use tokio_stream::StreamExt as _;
+use weir_proto::v1::{
+    GetStatusRequest, GetStatusResponse, NamespaceStatus, Verdict, WatchStatusRequest,
+};
+
+use crate::{
+    badge,
+    connect::Session,
+    failure::Failure,
+    output::{self, brief},
+    stream::{Event, keep_open},
+    table::{Cell, table},
+    view,
+};
+
+/// What `weir status` understands.
+#[derive(Debug, Args)]
+pub(crate) struct StatusArgs {
+    /// Every namespace.
+    #[arg(long, short = 'A')]
+    all_namespaces: bool,
+    /// Go on: show every change.
+    #[arg(long)]
+    watch: bool,
+}
+
+/// Shows the verdict and the figures behind it. Fails when something is
+/// degraded; with `--watch` it goes on for as long as it can.
+pub(crate) async fn status(session: &Session, args: StatusArgs) -> Result<(), Failure> {
+    let namespace = session.namespace_or_all(args.all_namespaces);
+    if args.watch {
+        return watch(session, namespace).await;
+    }
+    let request = GetStatusRequest { namespace };
+    let status = session.jobs().get_status(request).await?.into_inner();
+    if session.json {
+        output::json(&view::Status::from(&status))?;
+    } else {
+        output::fitting(&text(&status))?;
+    }
+    match total(&status).verdict() {
+        Verdict::Degraded => Err(Failure::Degraded),
+        _ => Ok(()),
+    }
+}
+
+async fn watch(session: &Session, namespace: String) -> Result<(), Failure> {
+    let client = session.jobs();
+    let open = move |_| {
+        let mut client = client.clone();
+        let namespace = namespace.clone();
+        async move { client.watch_status(WatchStatusRequest { namespace }).await }
+    };
+    let mut changes = keep_open(open, true);
+    let mut screen = Screen::new(session.json);
+    while let Some(event) = changes.next().await {
+        match event {
+            Event::Message(message) => screen.show(&message.status.unwrap_or_default())?,
+            Event::Lost(reason) => screen.lost(&reason)?,
+            Event::Ended => {}
+            Event::Failed(status) => return Err(status.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Where changes are shown.
+enum Screen {
+    /// Redrawn in place; so many lines are there.
+    Terminal(usize),
+    /// A line when the verdict, or a reason, changed.
+    Lines(Option<String>),
+    /// A line of JSON a change.
+    Json,
+}
+
+impl Screen {
+    fn new(json: bool) -> Self {
+        if json {
+            Self::Json
+        } else if io::stdout().is_terminal() {
+            Self::Terminal(0)
+        } else {
+            Self::Lines(None)
+        }
+    }
+
+    fn show(&mut self, status: &GetStatusResponse) -> io::Result<()> {
+        match self {
+            Self::Json => output::json(&view::Status::from(status)),
+            Self::Terminal(_) => self.redraw(&text(status)),
+            Self::Lines(told) => {
+                let now = headline(&total(status));
+                if told.as_ref() == Some(&now) {
+                    return Ok(());
+                }
+                output::line(&now)?;
+                *told = Some(now);
+                Ok(())
+            }
+        }
+    }
+
+    fn lost(&mut self, reason: &str) -> io::Result<()> {
+        let text = format!("lost the coordinator, reconnecting: {reason}");
+        match self {
+            Self::Json => {
+                tracing::warn!(reason, "The stream broke; it is opened again.");
+                Ok(())
+            }
+            Self::Terminal(_) => self.redraw(&text),
+            Self::Lines(told) => {
+                // Once, and the next state after it in any case.
+                if told.as_deref().is_none_or(str::is_empty) {
+                    return Ok(());
+                }
+                *told = Some(String::new());
+                output::line(text)
+            }
+        }
+    }
+
+    fn redraw(&mut self, text: &str) -> io::Result<()> {
+        let Self::Terminal(lines) = self else {
+            return Ok(());
+        };
+        let terminal = Term::stdout();
+        // What has scrolled out of sight cannot be drawn over.
+        let (rows, _) = terminal.size();
+        let shown = text.lines().take(usize::from(rows).saturating_sub(1));
+        let shown: Vec<&str> = shown.collect();
+        terminal.clear_last_lines(*lines)?;
+        *lines = shown.len();
+        output::fitting(&shown.join("\n"))
+    }
+}
+
+fn total(status: &GetStatusResponse) -> NamespaceStatus {
+    status.total.clone().unwrap_or_default()
+}
+
+/// The verdict with its reasons.
+fn headline(status: &NamespaceStatus) -> String {
+    let (verdict, tone) = badge::verdict(status.verdict());
+    let reasons = status.reasons.join(", ");
+    let colon = if reasons.is_empty() { "" } else { ": " };
+    format!("{}{colon}{reasons}", tone.paint(verdict))
+}
+
+/// The verdict and a table of the namespaces.
+fn text(status: &GetStatusResponse) -> String {
+    let headline = headline(&total(status));
+    if status.namespaces.is_empty() {
+        return format!("{headline}\nNo sources. Put one: weir put FILE");
+    }
+    let row = |status: &NamespaceStatus| -> [Cell; 10] {
+        let (verdict, tone) = badge::verdict(status.verdict());
+        let age = Duration::try_from_secs_f64(status.oldest_ready_age_seconds);
+        let oldest = age.map_or_else(|_| "-".to_owned(), brief);
+        [
+            status.namespace.as_str().into(),
+            Cell::toned(verdict, tone),
+            status.sources.into(),
+            status.chunks.into(),
+            status.chunks_pending.into(),
+            status.chunks_rejected.into(),
+            status.jobs_running.into(),
+            (status.jobs_ready + status.jobs_delayed).into(),
+            oldest.into(),
+            status.reasons.join(", ").into(),
+        ]
+    };
+    let rows: Vec<_> = status.namespaces.iter().map(row).collect();
+    let titles = [
+        "NAMESPACE",
+        "VERDICT",
+        ">SOURCES",
+        ">CHUNKS",
+        ">PENDING",
+        ">REJECTED",
+        ">RUNNING",
+        ">QUEUED",
+        ">OLDEST",
+        "WHY",
+    ];
+    format!("{headline}\n\n{}", table(titles, &rows))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_verdict_comes_first_with_its_reasons() {
+        let mut shop = NamespaceStatus {
+            namespace: "shop".into(),
+            reasons: vec!["2 jobs failed".into(), "1 job is retried".into()],
+            sources: 3,
+            chunks: 40,
+            jobs_ready: 1,
+            jobs_delayed: 2,
+            oldest_ready_age_seconds: 61.5,
+            ..NamespaceStatus::default()
+        };
+        shop.set_verdict(Verdict::Degraded);
+        let status = GetStatusResponse {
+            total: Some(shop.clone()),
+            namespaces: vec![shop],
+            ..GetStatusResponse::default()
+        };
+        let text = text(&status);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "degraded: 2 jobs failed, 1 job is retried");
+        let cells: Vec<&str> = lines[3]
+            .split("  ")
+            .filter(|cell| !cell.is_empty())
+            .collect();
+        let cells: Vec<&str> = cells.iter().map(|cell| cell.trim()).collect();
+        assert_eq!(
+            cells,
+            [
+                "shop",
+                "degraded",
+                "3",
+                "40",
+                "0",
+                "0",
+                "0",
+                "3",
+                "1 min 01 s",
+                "2 jobs failed, 1 job is retried"
+            ]
+        );
+    }
+}

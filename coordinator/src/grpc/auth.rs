@@ -1,0 +1,292 @@
+//! The gate of the port: who calls, whether they may call this service at all,
+//! and how often. Decided once for each call, before anything is decoded; what
+//! of it concerns a namespace is for the services to ask of the [`Caller`].
+//!
+//! What is below `/weir.v1.` and `/api/` is closed. All else is open: health,
+//! reflection and pages, which tell nothing of anybody's content.
+
+mod caller;
+mod guarded;
+mod rate;
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use http::{HeaderValue, Request, Response, header};
+use tokio::sync::watch;
+use tonic::{Code, Status, body::Body};
+use tower::{Layer, Service};
+
+pub(crate) use self::caller::Caller;
+use self::{
+    guarded::{Guarded, Revoked},
+    rate::{Key, Rate},
+};
+use super::json;
+use crate::{
+    access::{Role, Tokens},
+    config::{LimitsConfig, SecurityConfig},
+    tls::Peer,
+};
+
+/// The service that a path leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// What anybody may have.
+    Open,
+    /// What needs this role.
+    Closed(Role),
+}
+
+impl Wanted {
+    fn at(path: &str) -> Self {
+        let path = path
+            .strip_prefix("/weir.v1.")
+            .or(path.strip_prefix("/api/"));
+        match path.and_then(|path| path.split('/').next()) {
+            None => Self::Open,
+            Some("WorkerService") => Self::Closed(Role::Worker),
+            Some(_) => Self::Closed(Role::Client),
+        }
+    }
+}
+
+/// What callers are asked for.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    tokens: Option<watch::Receiver<Arc<Tokens>>>,
+    needs_certificate: bool,
+    rate: Option<Rate>,
+}
+
+/// Who was let in, and until when.
+struct Admitted {
+    caller: Caller,
+    revoked: Option<Revoked>,
+}
+
+impl Gate {
+    /// Asks for what the settings say; `tokens` are those of the tokens file.
+    pub(crate) fn new(
+        tokens: Option<watch::Receiver<Arc<Tokens>>>,
+        security: &SecurityConfig,
+        limits: &LimitsConfig,
+    ) -> Self {
+        Self {
+            tokens,
+            needs_certificate: security.tls_client_ca.is_some(),
+            rate: limits.requests_per_second.map(Rate::new),
+        }
+    }
+
+    fn admit<B>(&self, request: &Request<B>, role: Role) -> Result<Admitted, Status> {
+        let peer = request.extensions().get::<Peer>();
+        if self.needs_certificate && !peer.is_some_and(|peer| peer.certified) {
+            return Err(Status::unauthenticated(
+                "this call needs a certificate of the client",
+            ));
+        }
+        let Some(tokens) = &self.tokens else {
+            self.count(|| peer.map(|peer| Key::Address(peer.address.ip())))?;
+            return Ok(Admitted {
+                caller: Caller { grant: None },
+                revoked: None,
+            });
+        };
+        let token = bearer(request).ok_or_else(|| {
+            Status::unauthenticated("this call needs a token: send authorization: Bearer …")
+        })?;
+        let found = tokens.borrow().find(token);
+        let (digest, grant) =
+            found.ok_or_else(|| Status::unauthenticated("the token is not, or no longer, good"))?;
+        if grant.role != role {
+            return Err(Status::permission_denied(format!(
+                "this is a token of a {}, and the call is one of a {}",
+                grant.role.as_str(),
+                role.as_str()
+            )));
+        }
+        self.count(|| Some(Key::Token(grant.name.clone())))?;
+        Ok(Admitted {
+            revoked: Some(guarded::revoked(tokens.clone(), digest, Arc::clone(&grant))),
+            caller: Caller { grant: Some(grant) },
+        })
+    }
+
+    fn count(&self, key: impl FnOnce() -> Option<Key>) -> Result<(), Status> {
+        match self.rate.as_ref().zip(key()) {
+            Some((rate, key)) => rate.count(&key),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The token in a request's headers.
+/// <https://www.rfc-editor.org/rfc/rfc6750#section-2.1>
+fn bearer<B>(request: &Request<B>) -> Option<&[u8]> {
+    let value = request.headers().get(header::AUTHORIZATION)?.as_bytes();
+    let (scheme, token) = value.split_at_checked("Bearer ".len())?;
+    scheme
+        .eq_ignore_ascii_case(b"Bearer ")
+        .then_some(token.trim_ascii())
+}
+
+/// Puts the gate before all services.
+#[derive(Debug, Clone)]
+pub(crate) struct GateLayer(pub(crate) Arc<Gate>);
+
+impl<S> Layer<S> for GateLayer {
+    type Service = AtGate<S>;
+
+    fn layer(&self, inner: S) -> AtGate<S> {
+        AtGate {
+            inner,
+            gate: Arc::clone(&self.0),
+        }
+    }
+}
+
+/// All services, behind the gate.
+#[derive(Debug, Clone)]
+pub(crate) struct AtGate<S> {
+    inner: S,
+    gate: Arc<Gate>,
+}
+
+impl<S> Service<Request<Body>> for AtGate<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Send,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let Wanted::Closed(role) = Wanted::at(request.uri().path()) else {
+            return Box::pin(self.inner.call(request));
+        };
+        let speaks = Speaks::of(&request);
+        match self.gate.admit(&request, role) {
+            Err(status) => Box::pin(std::future::ready(Ok(speaks.refusal(status)))),
+            Ok(Admitted { caller, revoked }) => {
+                request.extensions_mut().insert(caller);
+                let Some(revoked) = revoked else {
+                    return Box::pin(self.inner.call(request));
+                };
+                // A call lasts no longer than the token it was made with: what still comes from
+                // the client ends, what it waits for, and what is still sent to it.
+                let reading = revoked.clone();
+                let request = request.map(|body| Body::new(Guarded::request(body, reading)));
+                let answer = self.inner.call(request);
+                Box::pin(async move {
+                    tokio::select! {
+                        biased;
+                        answer = answer => {
+                            let grpc = speaks == Speaks::Grpc;
+                            Ok(answer?.map(|body| Body::new(Guarded::answer(body, revoked, grpc))))
+                        }
+                        () = revoked.clone() => Ok(speaks.refusal(guarded::ended())),
+                    }
+                })
+            }
+        }
+    }
+}
+
+/// What a client understands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Speaks {
+    Grpc,
+    GrpcWeb,
+    Json,
+}
+
+impl Speaks {
+    fn of<B>(request: &Request<B>) -> Self {
+        let kind = request.headers().get(header::CONTENT_TYPE);
+        let kind = kind.map_or(&b""[..], HeaderValue::as_bytes);
+        if kind.starts_with(b"application/grpc-web") {
+            Self::GrpcWeb
+        } else if kind.starts_with(b"application/grpc") {
+            Self::Grpc
+        } else {
+            Self::Json
+        }
+    }
+
+    /// A refusal in the client's own terms.
+    fn refusal(self, status: Status) -> Response<Body> {
+        if self == Self::Json {
+            return json::refuse(status).map(Body::new);
+        }
+        let mut answer = status.into_http();
+        if self == Self::GrpcWeb {
+            let kind = HeaderValue::from_static("application/grpc-web+proto");
+            answer.headers_mut().insert(header::CONTENT_TYPE, kind);
+        }
+        answer
+    }
+}
+
+/// What a refusal adds to the headers of plain HTTP.
+pub(super) fn http_headers(status: &Status) -> Option<(http::HeaderName, HeaderValue)> {
+    match status.code() {
+        Code::Unauthenticated => {
+            let how = HeaderValue::from_static("Bearer");
+            Some((header::WWW_AUTHENTICATE, how))
+        }
+        Code::ResourceExhausted => Some((
+            header::RETRY_AFTER,
+            HeaderValue::from(rate::seconds(status)?),
+        )),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_tells_nothing_is_open() {
+        for (path, wanted) in [
+            ("/livez", Wanted::Open),
+            ("/", Wanted::Open),
+            ("/grpc.health.v1.Health/Check", Wanted::Open),
+            ("/weir.v1.JobService/GetJob", Wanted::Closed(Role::Client)),
+            ("/weir.v1.NewService/Call", Wanted::Closed(Role::Client)),
+            (
+                "/weir.v1.WorkerService/ClaimJob",
+                Wanted::Closed(Role::Worker),
+            ),
+            ("/api/SourceService/PutSource", Wanted::Closed(Role::Client)),
+            ("/api/WorkerService/ClaimJob", Wanted::Closed(Role::Worker)),
+        ] {
+            assert_eq!(Wanted::at(path), wanted, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_read_in_any_spelling_of_its_scheme() {
+        for (value, token) in [
+            ("Bearer weir_a", Some(&b"weir_a"[..])),
+            ("bearer  weir_a ", Some(b"weir_a")),
+            ("Basic weir_a", None),
+            ("weir_a", None),
+            ("", None),
+        ] {
+            let request = Request::builder().header(header::AUTHORIZATION, value);
+            assert_eq!(bearer(&request.body(()).unwrap()), token, "{value}");
+        }
+    }
+}

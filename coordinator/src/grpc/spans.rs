@@ -1,0 +1,310 @@
+//! The spans of calls, and of what happens to a job between them.
+//!
+//! The span of a call that writes is the root that its jobs' spans hang on, and
+//! the claim that of an attempt: both are over before anything below them
+//! begins. So whoever dies later takes the spans with it that it had not ended,
+//! and leaves no orphans.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::{Duration, SystemTime},
+};
+
+use futures::future::Either;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use tonic::Code;
+use tower::{Layer, Service};
+use tracing::field::display;
+use weir_proto::trace::TRACEPARENT;
+use weir_telemetry::{KeyValue, Span, SpanKind, TraceContext, Tracer};
+
+use crate::{
+    job::retry::Decision,
+    store::{
+        content::{SourceWrite, Written},
+        rows::{Job, LeaseKey, SourceKey},
+    },
+};
+
+/// Gives each call a span, and the call its context as the header
+/// `traceparent`, whatever header it came with.
+///
+/// Calls of workers have one only within a trace that is sampled, so that
+/// polling makes none; a claim and a stream of batches have the spans of their
+/// jobs.
+#[derive(Debug, Clone)]
+pub(crate) struct SpanLayer {
+    tracer: Tracer,
+}
+
+impl SpanLayer {
+    pub(crate) fn new(tracer: Tracer) -> Self {
+        Self { tracer }
+    }
+}
+
+impl<S> Layer<S> for SpanLayer {
+    type Service = Spans<S>;
+
+    fn layer(&self, inner: S) -> Spans<S> {
+        Spans {
+            inner,
+            tracer: self.tracer.clone(),
+        }
+    }
+}
+
+/// What [`SpanLayer`] makes of a service.
+#[derive(Debug, Clone)]
+pub(crate) struct Spans<S> {
+    inner: S,
+    tracer: Tracer,
+}
+
+impl<S> Spans<S> {
+    /// The span of a call, and the header for it unless it has that already.
+    fn enter(&self, path: &str, headers: &HeaderMap) -> (Span, Option<HeaderValue>) {
+        let method = path.strip_prefix("/weir.v1.").unwrap_or_default();
+        let caller = caller(headers);
+        let of_worker = method.strip_prefix("WorkerService/");
+        let has_others = matches!(of_worker, Some("ClaimJob" | "StreamBatches"));
+        if method.is_empty()
+            || has_others
+            || of_worker.is_some() && !self.tracer.records(caller.as_ref())
+        {
+            return (Span::NONE, None);
+        }
+        let name = path.trim_start_matches('/');
+        let (span, context) = self
+            .tracer
+            .enter(caller, name.to_owned(), SpanKind::Server, || {
+                [
+                    KeyValue::new("rpc.system.name", "grpc"),
+                    KeyValue::new("rpc.method", name.to_owned()),
+                ]
+            });
+        let header = (caller != Some(context)).then(|| context.to_string());
+        (
+            span,
+            header.and_then(|text| HeaderValue::try_from(text).ok()),
+        )
+    }
+}
+
+type Answering<F> = Either<F, Pin<Box<dyn Future<Output = <F as Future>::Output> + Send>>>;
+
+impl<S, B, A> Service<Request<B>> for Spans<S>
+where
+    S: Service<Request<B>, Response = Response<A>, Future: Send + 'static, Error: Send>,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Answering<S::Future>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> Self::Future {
+        let (span, header) = self.enter(request.uri().path(), request.headers());
+        if let Some(header) = header {
+            request.headers_mut().insert(TRACEPARENT, header);
+        }
+        let answer = self.inner.call(request);
+        if !span.is_recorded() {
+            return Either::Left(answer);
+        }
+        Either::Right(Box::pin(async move {
+            let answer = span.around(answer).await;
+            if let Ok(response) = &answer {
+                tell_status(&span, response.headers());
+            }
+            answer
+        }))
+    }
+}
+
+/// Says how a call went. A success has its status after the answer, a failure
+/// before it.
+fn tell_status(span: &Span, headers: &HeaderMap) {
+    let code = headers
+        .get("grpc-status")
+        .map_or(Code::Ok, |status| Code::from_bytes(status.as_bytes()));
+    span.set(|| {
+        [KeyValue::new(
+            "rpc.response.status_code",
+            format!("{code:?}"),
+        )]
+    });
+    // Of the others the caller is to blame.
+    if matches!(
+        code,
+        Code::Unknown
+            | Code::DeadlineExceeded
+            | Code::Unimplemented
+            | Code::Internal
+            | Code::Unavailable
+            | Code::DataLoss
+    ) {
+        span.fail(code.description());
+    }
+}
+
+/// The trace context that a call came with, or that [`SpanLayer`] gave it.
+pub(super) fn caller(headers: &HeaderMap) -> Option<TraceContext> {
+    TraceContext::read(headers.get(TRACEPARENT)?.to_str().ok()?)
+}
+
+/// The trace that a job takes part in.
+pub(super) fn trace_of(job: &Job) -> Option<TraceContext> {
+    TraceContext::read(job.traceparent.as_deref()?)
+}
+
+/// The id of a trace, for a log.
+pub(super) fn trace_id(trace: Option<TraceContext>) -> Option<impl tracing::Value> {
+    trace.map(|trace| display(trace.trace_id()))
+}
+
+/// What names a job and its lease in a span.
+pub(super) fn names(lease: LeaseKey) -> [KeyValue; 2] {
+    [
+        KeyValue::new("weir.job.id", lease.job_id),
+        KeyValue::new("weir.job.epoch", lease.epoch),
+    ]
+}
+
+/// The trace of a write.
+pub(super) fn trace_of_write(write: &SourceWrite) -> Option<TraceContext> {
+    TraceContext::read(write.traceparent.as_deref()?)
+}
+
+/// The span of the transaction that writes content and plans the jobs for it.
+pub(super) fn plan(tracer: &Tracer, write: &SourceWrite) -> Span {
+    let trace = trace_of_write(write);
+    tracer.child(trace.as_ref(), "plan", SpanKind::Client, || {
+        let SourceKey { namespace, name } = &write.key;
+        [
+            KeyValue::new("db.system.name", "postgresql"),
+            KeyValue::new(
+                "db.query.summary",
+                "UPSERT weir.items weir.chunks weir.jobs",
+            ),
+            KeyValue::new("weir.source", format!("{namespace}/{name}")),
+        ]
+    })
+}
+
+/// Says what a plan came to.
+pub(super) fn planned(plan: &Span, written: &Written) {
+    plan.set(|| {
+        let (change, state) = (&written.change, &written.state);
+        [
+            KeyValue::new("weir.items.added", change.items_added),
+            KeyValue::new("weir.items.changed", change.items_changed),
+            KeyValue::new("weir.items.deleted", change.items_deleted),
+            KeyValue::new("weir.chunks.pending", state.source.chunks_pending),
+            KeyValue::new("weir.jobs.open", state.jobs.len() as i64),
+            KeyValue::new("weir.jobs.superseded", change.jobs_superseded),
+        ]
+    });
+}
+
+/// Records that a job was claimed, by a statement that began at `began`: how
+/// long it was queued, and the claim. Returns the context that the attempt's
+/// spans hang on: the claim's, or where nothing is recorded that of the job.
+///
+/// How long it was queued is by the clock of the database alone: from when it
+/// was due (`run_at`) to the claim, which is when its lease began to run. By
+/// the clock here it ends with the claim: too late by what the claim took at
+/// most, and so never begins before what it follows.
+pub(super) fn claimed(
+    tracer: &Tracer,
+    job: &Job,
+    lease_duration: Duration,
+    began: SystemTime,
+) -> Option<TraceContext> {
+    let trace = trace_of(job)?;
+    if !tracer.records(Some(&trace)) {
+        return Some(trace);
+    }
+    let waited = job.lease_expires_at.and_then(|until| {
+        let claimed_at = until - chrono::Duration::from_std(lease_duration).ok()?;
+        (claimed_at - job.run_at).to_std().ok()
+    });
+    let ended = SystemTime::now();
+    let due = ended - waited.unwrap_or_default();
+    let attributes = || {
+        let about = [
+            KeyValue::new("messaging.system", "weir"),
+            KeyValue::new("messaging.destination.name", job.model.clone()),
+            KeyValue::new("messaging.message.id", job.id.to_string()),
+            KeyValue::new("weir.source", format!("{}/{}", job.namespace, job.source)),
+            KeyValue::new("weir.job.attempt", i64::from(job.attempt)),
+            KeyValue::new("weir.chunks.pending", i64::from(job.chunks_pending())),
+        ];
+        let lease = LeaseKey {
+            job_id: job.id,
+            epoch: job.epoch,
+        };
+        about.into_iter().chain(names(lease))
+    };
+    let queued = tracer.child_since(Some(&trace), "queued", SpanKind::Internal, due, attributes);
+    if let Some(error) = &job.last_error {
+        queued.set(|| [KeyValue::new("weir.job.last_error", error.clone())]);
+    }
+    queued.end_at(ended);
+    let claim = tracer.child_since(Some(&trace), "claim", SpanKind::Consumer, began, attributes);
+    claim.set(|| {
+        let worker_id = job.worker_id.clone().unwrap_or_default();
+        [
+            KeyValue::new("messaging.operation.type", "receive"),
+            KeyValue::new("messaging.operation.name", "claim"),
+            KeyValue::new("weir.worker.id", worker_id),
+        ]
+    });
+    let context = claim.context();
+    claim.end_at(ended);
+    context
+}
+
+/// Says of the call that hands a job back what became of the job.
+pub(super) fn handed_back(lease: LeaseKey, reason: &str, decision: Option<Decision>) {
+    let call = Span::current();
+    call.set(|| names(lease));
+    call.set(|| [KeyValue::new("weir.reason", reason.to_owned())]);
+    match decision {
+        None => {}
+        Some(Decision::Retry { delay, .. }) => call.set(|| {
+            [KeyValue::new(
+                "weir.retry.delay_ms",
+                delay.as_millis() as i64,
+            )]
+        }),
+        Some(Decision::Fail { .. }) => call.set(|| [KeyValue::new("weir.job.failed", true)]),
+    }
+}
+
+/// Records that a job has succeeded, by a statement that began at `began`.
+pub(super) fn completed(
+    tracer: &Tracer,
+    trace: Option<TraceContext>,
+    lease: LeaseKey,
+    began: SystemTime,
+) {
+    let attributes = || names(lease);
+    let (name, kind) = ("complete", SpanKind::Internal);
+    drop(tracer.child_since(trace.as_ref(), name, kind, began, attributes));
+}
+
+/// Records a moment of a lease: that it was orphaned or revoked, and why.
+pub(super) fn happened(
+    tracer: &Tracer,
+    trace: Option<TraceContext>,
+    name: &'static str,
+    lease: LeaseKey,
+    reason: impl FnOnce() -> String,
+) {
+    let moment = tracer.child(trace.as_ref(), name, SpanKind::Internal, || names(lease));
+    moment.set(|| [KeyValue::new("weir.reason", reason())]);
+}

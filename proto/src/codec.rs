@@ -1,0 +1,73 @@
+//! The codec of every call: prost's own, after a look at how much a message
+//! would take once it is decoded.
+
+use std::marker::PhantomData;
+
+use prost::{Message, Name, bytes::Buf as _};
+use tonic::{
+    Status,
+    codec::{BufferSettings, Codec, DecodeBuf, Decoder},
+};
+use tonic_prost::{ProstDecoder, ProstEncoder};
+
+use crate::{
+    limits::MAX_MESSAGE_PARTS,
+    parts::{self, Fault},
+};
+
+/// Encodes `T`, and decodes `U` where it has no more than
+/// [`MAX_MESSAGE_PARTS`]; a message with more is `RESOURCE_EXHAUSTED`.
+#[derive(Debug, Clone)]
+pub struct BoundedCodec<T, U>(PhantomData<(T, U)>);
+
+impl<T, U> Default for BoundedCodec<T, U> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T, U> Codec for BoundedCodec<T, U>
+where
+    T: Message + Send + 'static,
+    U: Message + Name + Default + Send + 'static,
+{
+    type Encode = T;
+    type Decode = U;
+    type Encoder = ProstEncoder<T>;
+    type Decoder = BoundedDecoder<U>;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstEncoder::default()
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        BoundedDecoder(ProstDecoder::default())
+    }
+}
+
+/// Decodes `U` where it is within bounds.
+#[derive(Debug, Clone)]
+pub struct BoundedDecoder<U>(ProstDecoder<U>);
+
+impl<U: Message + Name + Default> Decoder for BoundedDecoder<U> {
+    type Item = U;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
+        // The transport gathers a message before it is decoded: one chunk has all of it.
+        match parts::check(&U::full_name(), buffer.chunk(), MAX_MESSAGE_PARTS) {
+            Ok(()) => self.0.decode(buffer),
+            Err(Fault::TooMany) => Err(Status::resource_exhausted(format!(
+                "the message has more than {MAX_MESSAGE_PARTS} fields; send its items in several"
+            ))),
+            Err(Fault::Malformed) => Err(Status::invalid_argument(format!(
+                "failed to decode Protobuf message: these bytes are no {}",
+                U::NAME
+            ))),
+        }
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        self.0.buffer_settings()
+    }
+}

@@ -1,0 +1,12 @@
+//! The dashboard in a real browser, on the real processes. `make test-browser`
+//! gets the browser where it is missing and runs this.
+
+mod access;
+mod browser;
+mod keyboard;
+mod looks;
+mod safety;
+mod scene;
+mod states;
+mod story;
+mod streams;

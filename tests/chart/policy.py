@@ -1,0 +1,116 @@
+"""What must hold of every manifest, whatever the values."""
+
+import re
+
+PROGRAMS = {"coordinator", "worker", "migrate", "weir"}
+
+
+def pods_of(manifests):
+    """(what it is, labels, spec) of everything that becomes a pod."""
+    for manifest in manifests:
+        what = f"{manifest['kind']} {manifest['metadata']['name']}"
+        if manifest["kind"] == "Pod":
+            yield what, manifest["metadata"]["labels"], manifest["spec"]
+        elif "template" in manifest.get("spec", {}):
+            template = manifest["spec"]["template"]
+            yield what, template["metadata"]["labels"], template["spec"]
+
+
+def seconds(text):
+    return int(re.fullmatch(r"(\d+)s", text)[1])
+
+
+def check_pod(spec):
+    """Faults of a pod's own settings."""
+    security = spec.get("securityContext", {})
+    if spec.get("automountServiceAccountToken") is not False:
+        yield "a token of the Kubernetes API is mounted"
+    if security.get("runAsNonRoot") is not True or not security.get("runAsUser"):
+        yield "it may run as root"
+    if security.get("seccompProfile", {}).get("type") != "RuntimeDefault":
+        yield "it has no seccomp profile"
+    for key in ("hostNetwork", "hostPID", "hostIPC"):
+        if spec.get(key):
+            yield f"it has {key}"
+    for volume in spec.get("volumes") or []:
+        if "hostPath" in volume:
+            yield f"the volume {volume['name']} is of the node"
+    mounted = {mount["name"] for container in spec["containers"] for mount in container.get("volumeMounts") or []}
+    for name in sorted(mounted ^ {volume["name"] for volume in spec.get("volumes") or []}):
+        yield f"the volume {name} is not there, or nowhere mounted"
+
+
+def check_container(container):
+    """Faults of a container's settings."""
+    security = container.get("securityContext", {})
+    if container["name"] not in PROGRAMS:
+        yield "it is none of Weir's programs"
+    if security.get("allowPrivilegeEscalation") is not False or security.get("privileged"):
+        yield "it may gain privileges"
+    if security.get("readOnlyRootFilesystem") is not True:
+        yield "its file system can be written"
+    if security.get("capabilities", {}).get("drop") != ["ALL"] or security["capabilities"].get("add"):
+        yield "it has capabilities"
+    if re.search(r":latest$|/[^:@]+$", "/" + container["image"]):
+        yield f"the image {container['image']} has no fixed version"
+    resources = container.get("resources", {})
+    if not {"cpu", "memory"} <= resources.get("requests", {}).keys() or "memory" not in resources.get("limits", {}):
+        yield "it requests or limits no processor or memory"
+    names = [env["name"] for env in container.get("env", [])]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield f"{name} is set twice"
+    for env in container.get("env", []):
+        if re.search(r"DATABASE_URL|PASSWORD|(?<!_)SECRET|API_KEY$|TOKEN$", env["name"]) and "value" in env:
+            yield f"{env['name']} is in the manifest instead of a Secret"
+
+
+def check_long_lived(spec):
+    """Faults of a Deployment's pod."""
+    container = spec["containers"][0]
+    for probe in ("livenessProbe", "readinessProbe"):
+        if probe not in container:
+            yield f"it has no {probe}"
+    env = {env["name"]: env.get("value") for env in container["env"]}
+    drain = seconds(env["WEIR_DRAIN_TIMEOUT"]) + seconds(env.get("WEIR_DRAIN_DELAY", "0s"))
+    if spec["terminationGracePeriodSeconds"] <= drain:
+        yield "it is killed before it has drained"
+    if not spec.get("topologySpreadConstraints"):
+        yield "its replicas may all be on one node"
+
+
+def selects(selector, labels):
+    return selector["matchLabels"].items() <= labels.items()
+
+
+def check(manifests):
+    """All faults, in words."""
+    faults, pods = [], list(pods_of(manifests))
+    of_kind = lambda kind: [one for one in manifests if one["kind"] == kind]
+    for what, labels, spec in pods:
+        found = list(check_pod(spec))
+        for container in spec["containers"]:
+            found += check_container(container)
+        if what.startswith("Deployment"):
+            found += check_long_lived(spec)
+        policies = [one["spec"] for one in of_kind("NetworkPolicy") if selects(one["spec"]["podSelector"], labels)]
+        if of_kind("NetworkPolicy") and {kind for one in policies for kind in one["policyTypes"]} != {"Ingress", "Egress"}:
+            found.append("no network policy limits it both ways")
+        if spec["serviceAccountName"] not in {one["metadata"]["name"] for one in of_kind("ServiceAccount")}:
+            found.append("its ServiceAccount is not there")
+        faults += [f"{what}: {fault}" for fault in found]
+    labelled = [labels for _, labels, _ in pods]
+    for one in of_kind("Service"):
+        if not any(one["spec"]["selector"].items() <= labels.items() for labels in labelled):
+            faults.append(f"Service {one['metadata']['name']}: it leads to no pod")
+    for one in of_kind("PodDisruptionBudget"):
+        if not any(selects(one["spec"]["selector"], labels) for labels in labelled):
+            faults.append(f"PodDisruptionBudget {one['metadata']['name']}: it is about no pod")
+    deployments = {one["metadata"]["name"]: one for one in of_kind("Deployment")}
+    for one in of_kind("ScaledObject") + of_kind("HorizontalPodAutoscaler"):
+        target = deployments.get(one["spec"]["scaleTargetRef"]["name"])
+        if not target or "replicas" in target["spec"]:
+            faults.append(f"{one['kind']} {one['metadata']['name']}: it scales nothing, or what has a fixed number")
+    faults += [f"Secret {one['metadata']['name']}: secrets are for others to make" for one in of_kind("Secret")]
+    names = [(one["kind"], one["metadata"]["name"]) for one in manifests]
+    faults += [f"{kind} {name} is there twice" for kind, name in sorted(set(names)) if names.count((kind, name)) > 1]
+    return faults

@@ -1,0 +1,100 @@
+//! Certificates of an authority that a test makes itself.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd,
+};
+use tonic::transport::{Certificate, ClientTlsConfig, Identity};
+
+/// An authority, and a folder that everything it issues is written to.
+#[derive(Debug)]
+pub struct Authority {
+    folder: tempfile::TempDir,
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+/// A certificate and its key, in files.
+#[derive(Debug, Clone)]
+pub struct Issued {
+    /// The certificate.
+    pub cert: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+}
+
+impl Authority {
+    /// Makes one.
+    pub fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        // Each has a name of its own, by which it is looked for.
+        let name = format!("authority {:x}", rand::random::<u64>());
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("ca.pem"), issuer.pem()).unwrap();
+        Self { folder, issuer }
+    }
+
+    /// Its own certificate.
+    pub fn ca(&self) -> PathBuf {
+        self.folder.path().join("ca.pem")
+    }
+
+    /// Issues a certificate for 127.0.0.1 and localhost, and writes it to files
+    /// of this name; those of an earlier one are replaced.
+    pub fn issue(&self, name: &str) -> Issued {
+        self.issue_until(name, 2100)
+    }
+
+    /// Issues one that has expired long ago.
+    pub fn issue_expired(&self, name: &str) -> Issued {
+        self.issue_until(name, 2001)
+    }
+
+    fn issue_until(&self, name: &str, year: i32) -> Issued {
+        let names = ["127.0.0.1", "localhost"].map(str::to_owned);
+        let mut params = CertificateParams::new(names.to_vec()).unwrap();
+        params.not_before = date_time_ymd(2000, 1, 1);
+        params.not_after = date_time_ymd(year, 1, 1);
+        let key = KeyPair::generate().unwrap();
+        let cert = params.signed_by(&key, &self.issuer).unwrap();
+        let issued = Issued {
+            cert: self.folder.path().join(format!("{name}.pem")),
+            key: self.folder.path().join(format!("{name}.key")),
+        };
+        fs::write(&issued.cert, cert.pem()).unwrap();
+        fs::write(&issued.key, key.serialize_pem()).unwrap();
+        issued
+    }
+
+    /// How a client that trusts this authority connects, with a certificate of
+    /// its own or without.
+    pub fn client(&self, own: Option<&Issued>) -> ClientTlsConfig {
+        let trusting =
+            ClientTlsConfig::new().ca_certificate(Certificate::from_pem(text(&self.ca())));
+        match own {
+            None => trusting,
+            Some(own) => trusting.identity(Identity::from_pem(text(&own.cert), text(&own.key))),
+        }
+    }
+}
+
+impl Default for Authority {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A path as an environment variable has it.
+pub fn text_of(path: &Path) -> &str {
+    path.to_str().expect("a temporary folder's path is text")
+}
+
+fn text(path: &Path) -> String {
+    fs::read_to_string(path).unwrap()
+}

@@ -1,0 +1,84 @@
+//! The span of a call to the embedder, by the conventions for generative AI:
+//! <https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/>.
+
+use weir_telemetry::{KeyValue, Span, SpanKind, TraceContext, Tracer};
+
+use super::queue::{Call, size_of};
+use crate::embedder::{EmbedError, EmbedderKind};
+
+/// Makes the spans of calls with one model.
+#[derive(Debug, Default)]
+pub(crate) struct CallSpans {
+    tracer: Tracer,
+    provider: &'static str,
+    model: String,
+}
+
+impl CallSpans {
+    pub(crate) fn new(tracer: Tracer, embedder: EmbedderKind, model: &str) -> Self {
+        let provider = match embedder {
+            EmbedderKind::Ollama => "ollama",
+            EmbedderKind::Openai => "openai",
+            EmbedderKind::Tei => "tei",
+            EmbedderKind::Local => "local",
+        };
+        Self {
+            tracer,
+            provider,
+            model: model.to_owned(),
+        }
+    }
+
+    /// The span of a call for the jobs of these traces: a child of one, linked
+    /// to the others. `retries` counts the calls before it that failed the same
+    /// texts.
+    pub(super) fn begin(&self, traces: Vec<TraceContext>, call: &Call, retries: u32) -> Span {
+        if traces.is_empty() {
+            return Span::NONE;
+        }
+        let jobs = traces.len() as i64;
+        let name = format!("embeddings {}", self.model);
+        self.tracer.shared(traces, name, SpanKind::Client, || {
+            let size = size_of(&call.texts);
+            [
+                KeyValue::new("gen_ai.operation.name", "embeddings"),
+                KeyValue::new("gen_ai.provider.name", self.provider),
+                KeyValue::new("gen_ai.request.model", self.model.clone()),
+                // As the worker estimates them; no provider is asked to count.
+                KeyValue::new("gen_ai.usage.input_tokens", size.tokens as i64),
+                KeyValue::new("weir.texts", size.texts as i64),
+                KeyValue::new("weir.retries", i64::from(retries)),
+                KeyValue::new("weir.traces", jobs),
+            ]
+        })
+    }
+}
+
+/// Says how a call went.
+pub(super) fn answered(span: &Span, answer: &Result<Vec<Vec<f32>>, EmbedError>) {
+    if !span.is_recorded() {
+        return;
+    }
+    match answer {
+        Ok(vectors) => span.set(|| {
+            let dimension = vectors.first().map_or(0, Vec::len);
+            [KeyValue::new(
+                "gen_ai.embeddings.dimension.count",
+                dimension as i64,
+            )]
+        }),
+        Err(error) => {
+            let kind = match error {
+                EmbedError::TooLong { .. } => "too_long",
+                EmbedError::TooMany { .. } => "too_many",
+                EmbedError::Input { .. } => "input",
+                EmbedError::Overloaded { .. } => "overloaded",
+                EmbedError::Embedder { .. } => "embedder",
+                EmbedError::Timeout { .. } => "timeout",
+                EmbedError::Transient { .. } => "transient",
+            };
+            span.set(|| [KeyValue::new("error.type", kind)]);
+            span.fail(error.to_string());
+        }
+    }
+}
