@@ -17,6 +17,7 @@ mod limits;
 mod report;
 mod scenarios;
 mod stage;
+mod statements;
 mod stub;
 
 use std::path::PathBuf;
@@ -42,6 +43,9 @@ struct Args {
     /// Only what has this in its name.
     #[arg(long, env = "BENCH_ONLY", default_value = "")]
     only: String,
+    /// Also say which statements take the time of Postgres.
+    #[arg(long, env = "BENCH_STATEMENTS")]
+    statements: bool,
     /// What was measured, for the JSON.
     #[arg(long, env = "BENCH_COMMIT", default_value = "unknown")]
     commit: String,
@@ -67,11 +71,12 @@ async fn main() -> anyhow::Result<()> {
     if let Some(Role::Worker(worker)) = args.role {
         return stub::work(worker).await;
     }
-    let scale = if args.smoke {
+    let mut scale = if args.smoke {
         Scale::smoke()
     } else {
         Scale::full(args.chunks, args.runs, args.history)
     };
+    scale.statements = args.statements;
     let mut report = Report::new();
     for (name, value) in stage::circumstances() {
         println!("{name:<20} {value}");

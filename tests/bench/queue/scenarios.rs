@@ -14,6 +14,7 @@ use crate::{
     latency, limits,
     report::Report,
     stage::{Server, Stage},
+    statements,
 };
 
 /// How much is measured.
@@ -33,6 +34,8 @@ pub(crate) struct Scale {
     pub(crate) counted: Duration,
     /// How long idle workers are watched.
     pub(crate) watched: Duration,
+    /// Whether to say which statements take the time of Postgres.
+    pub(crate) statements: bool,
 }
 
 impl Scale {
@@ -46,6 +49,7 @@ impl Scale {
             idle_workers: 1_000,
             counted: Duration::from_secs(3),
             watched: Duration::from_secs(20),
+            statements: false,
         }
     }
 
@@ -59,6 +63,7 @@ impl Scale {
             idle_workers: 5,
             counted: Duration::from_millis(100),
             watched: Duration::from_millis(200),
+            statements: false,
         }
     }
 }
@@ -105,7 +110,7 @@ pub(crate) const ALL: [Scenario; 7] = [
 
 /// Chunks a second through the whole pair, and what the server can do at all.
 async fn bulk(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
-    let server = Server::start();
+    let server = Server::start(scale.statements);
     let stage = Stage::set(&server, &[]).await;
     limits::prepare(stage.pool()).await?;
     let mut limit = [384, 768].map(|dimension| (dimension, 0.0));
@@ -141,7 +146,7 @@ async fn bulk(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
 
 /// Jobs of one chunk a second.
 async fn jobs(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
-    let server = Server::start();
+    let server = Server::start(scale.statements);
     let mut stage = Stage::set(&server, &[]).await;
     limits::prepare(stage.pool()).await?;
     let limit = limits::commits(stage.pool(), scale.counted, report).await?;
@@ -174,7 +179,7 @@ const WAL: &str = "pg_current_wal_lsn() - '0/0'::pg_lsn";
 /// How much longer than the embedder's own time all takes, with an embedder of
 /// fixed latency that makes one call at a time.
 async fn pipelining(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
-    let server = Server::start();
+    let server = Server::start(scale.statements);
     let mut stage = Stage::set(&server, &[]).await;
     let (delay, batch) = (Duration::from_millis(50), 32);
     let chunks = scale.chunks.min(100 * batch);
@@ -193,7 +198,7 @@ async fn pipelining(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
 
 /// What connected workers with nothing to do cost the coordinator.
 async fn idle(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
-    let server = Server::start();
+    let server = Server::start(scale.statements);
     let stage = Stage::set(&server, &[]).await;
     let mut polls = tokio::task::JoinSet::new();
     for n in 0..scale.idle_workers {
@@ -235,7 +240,11 @@ async fn embed_all(
     what: &str,
     report: &mut Report,
 ) -> Rate {
+    if server.statements {
+        statements::begin(stage.pool()).await;
+    }
     let (postgres, wal) = (server.cpu(), stage.ask(WAL).await);
+    let before = stage.usage().0.cpu;
     stage.worker(
         dimension,
         Duration::ZERO,
@@ -249,6 +258,9 @@ async fn embed_all(
         stage.ask("SELECT count(*) FROM weir.chunks").await,
         "everything has its vector"
     );
+    if server.statements {
+        statements::print(stage.pool(), what, chunks).await;
+    }
     let (coordinator, worker) = stage.usage();
     report.note(format!("embed: {what}"), "chunks/s", chunks / span);
     report.note(
@@ -258,7 +270,7 @@ async fn embed_all(
     );
     for (of, cpu) in [
         ("postgres", server.cpu() - postgres),
-        ("coordinator", coordinator.cpu),
+        ("coordinator", coordinator.cpu - before),
         ("worker", worker.cpu),
     ] {
         let micros = cpu.as_secs_f64() * 1e6 / chunks;

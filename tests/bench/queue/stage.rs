@@ -42,18 +42,23 @@ pub(crate) fn circumstances() -> Vec<(String, String)> {
 /// A Postgres of the benchmark's own.
 pub(crate) struct Server {
     server: EmbeddedPostgres,
+    /// Whether it counts its statements.
+    pub(crate) statements: bool,
 }
 
 impl Server {
-    pub(crate) fn start() -> Self {
-        let settings = SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    pub(crate) fn start(statements: bool) -> Self {
+        let counted = statements.then_some(("shared_preload_libraries", "pg_stat_statements"));
+        let settings = SETTINGS.into_iter().chain(counted);
+        let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
         let server = EmbeddedPostgres::start(&Options {
             runtime_dir: runtime_dir(),
             data_dir: None,
-            settings: settings.to_vec(),
+            settings: settings.collect(),
         });
         Self {
             server: server.expect("the embedded Postgres starts; `make runtime` gets it"),
+            statements,
         }
     }
 
