@@ -11,6 +11,7 @@ pub mod ingest;
 pub mod job;
 pub mod maintenance;
 pub mod metrics;
+pub mod opener;
 pub mod server;
 pub mod store;
 pub mod telemetry;

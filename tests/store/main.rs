@@ -16,6 +16,7 @@ mod fixture;
 mod groups;
 mod imports;
 mod laws;
+mod openings;
 mod orphans;
 mod reads;
 mod reconcile;

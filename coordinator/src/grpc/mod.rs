@@ -34,6 +34,7 @@ use self::auth::Caller;
 use crate::{
     job::{chunk::Chunker, retry::RetryPolicy},
     metrics::Metrics,
+    opener::Opener,
     store::{Store, StoreError, rows::LeaseKey},
     wakeup::Wakeup,
     writer::Writer,
@@ -58,6 +59,7 @@ pub(crate) struct Services {
 pub(crate) struct Inner {
     pub(crate) store: Store,
     pub(crate) writer: Writer,
+    pub(crate) opener: Opener,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) wakeup: Wakeup,
     pub(crate) tracer: Tracer,

@@ -18,7 +18,7 @@ use super::{
     Services, auth::Caller, convert::wire_reason, error::going_away, limits::relabel_status,
     worker::out_of_order,
 };
-use crate::{job::state::RevokeReason, store::StoreError};
+use crate::{job::state::RevokeReason, store::StoreError, wakeup::Subscription};
 
 /// Answers on a stream that wait for the network.
 const OUTBOX: usize = 4;
@@ -103,8 +103,8 @@ async fn run(
     let FromWorker::Open(open) = next(&mut inbox).await? else {
         return Err(out_of_order("the first message of a stream must open it").into());
     };
-    let mut handout = Handout::open(services, caller, open, trace).await?;
-    let end = hand_out(services, &mut handout, &mut inbox, outbox).await;
+    let (mut handout, revocations) = Handout::open(services, caller, open, trace).await?;
+    let end = hand_out(services, &mut handout, revocations, &mut inbox, outbox).await;
     match &end {
         Err(End::Gone(_)) => handout.orphan(services).await,
         Err(End::Message(ToWorker::Revoked(revoked))) => {
@@ -118,12 +118,14 @@ async fn run(
 async fn hand_out(
     services: &Services,
     handout: &mut Handout,
+    mut revocations: Subscription,
     inbox: &mut Streaming<v1::StreamBatchesRequest>,
     outbox: &Outbox,
 ) -> Result<(), End> {
-    let mut revocations = services.wakeup.revocations(handout.source_id);
-    // What happened between the renewal and the subscription is seen here.
-    handout.check(services).await?;
+    // What happened between the renewal and the subscription is seen here, unless texts were read since.
+    if !handout.is_read() {
+        handout.check(services).await?;
+    }
     loop {
         handout.fill(services, outbox).await?;
         tokio::select! {

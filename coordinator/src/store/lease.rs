@@ -38,6 +38,15 @@ pub struct Holder {
     pub claimed_by: Option<String>,
 }
 
+/// A new stream of a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opening {
+    /// The lease.
+    pub lease: LeaseKey,
+    /// Most chunks in a batch of it.
+    pub batch_size: i32,
+}
+
 /// What a charged try led to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Failed {
@@ -78,6 +87,38 @@ impl Store {
     ) -> Result<LeaseState, StoreError> {
         self.renew_for(lease, lease_duration, Some(batch_size))
             .await
+    }
+
+    /// Does what [`Self::open`] does for streams of several jobs, each named
+    /// once. Returns the jobs of those it opened: it passes by what is not held,
+    /// and by what somebody else has locked.
+    pub async fn open_group(
+        &self,
+        openings: &[Opening],
+        lease_duration: Duration,
+    ) -> Result<Vec<Job>, StoreError> {
+        let column = |of: fn(&Opening) -> i64| openings.iter().map(of).collect::<Vec<_>>();
+        let sizes: Vec<i32> = openings.iter().map(|it| it.batch_size).collect();
+        Ok(sqlx::query_as(concat!(
+            "-- store::lease::open_group
+             WITH opened AS MATERIALIZED (
+                 SELECT j.id, o.batch_size
+                 FROM unnest($1::bigint[], $2::bigint[], $3::int[]) AS o(job_id, epoch, batch_size)
+                 JOIN weir.jobs j ON j.id = o.job_id AND j.epoch = o.epoch
+                 WHERE j.state = 'running' FOR NO KEY UPDATE OF j SKIP LOCKED
+             )
+             UPDATE weir.jobs j
+             SET lease_expires_at = now() + $4, heard = true, batch_size = o.batch_size, stream = j.stream + 1
+             FROM opened o WHERE j.id = o.id
+             RETURNING ",
+            job_columns!()
+        ))
+        .bind(column(|it| it.lease.job_id))
+        .bind(column(|it| it.lease.epoch))
+        .bind(sizes)
+        .bind(interval(lease_duration))
+        .fetch_all(&self.pool)
+        .await?)
     }
 
     async fn renew_for(

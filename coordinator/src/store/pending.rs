@@ -1,5 +1,7 @@
 //! What of a job is pending, and its texts.
 
+use std::collections::HashMap;
+
 use sqlx::PgExecutor;
 
 use super::{
@@ -31,6 +33,55 @@ impl Store {
         chunks: impl IntoIterator<Item = &'a PendingChunk>,
     ) -> Result<Vec<ChunkText>, StoreError> {
         texts_in(&self.pool, source_id, chunks).await
+    }
+
+    /// All pending texts, shortest first, of those of some jobs whose lease is
+    /// held and that have at most so many; the others are left out.
+    pub async fn texts_of_small(
+        &self,
+        leases: &[LeaseKey],
+        most: i32,
+    ) -> Result<HashMap<i64, Vec<ChunkText>>, StoreError> {
+        let (ids, epochs): (Vec<i64>, Vec<i64>) =
+            leases.iter().map(|it| (it.job_id, it.epoch)).unzip();
+        let rows: Vec<(i64, String, i32, Vec<u8>, String)> = sqlx::query_as(
+            "-- store::pending::texts_of_small
+             SELECT j.id, p.item_id, p.chunk_index, p.text_hash, p.text
+             FROM unnest($1::bigint[], $2::bigint[]) AS o(job_id, epoch)
+             JOIN weir.jobs j ON j.id = o.job_id AND j.epoch = o.epoch
+             CROSS JOIN LATERAL (
+                 SELECT c.item_id, c.chunk_index, c.text_hash, c.text, octet_length(c.text) AS text_bytes
+                 FROM weir.chunks c
+                 WHERE c.source_id = j.source_id AND c.item_id BETWEEN j.first_item_id AND j.last_item_id
+                   AND NOT EXISTS (
+                       SELECT FROM weir.embeddings e
+                       WHERE e.source_id = c.source_id AND e.item_id = c.item_id AND e.chunk_index = c.chunk_index
+                         AND e.model = j.model AND e.text_hash = c.text_hash)
+                   AND NOT EXISTS (
+                       SELECT FROM weir.rejections r
+                       WHERE r.source_id = c.source_id AND r.item_id = c.item_id AND r.chunk_index = c.chunk_index
+                         AND r.model = j.model AND r.text_hash = c.text_hash)
+                 -- One more tells that it is not small.
+                 ORDER BY c.item_id, c.chunk_index LIMIT $3 + 1) p
+             WHERE j.state = 'running'
+             ORDER BY p.text_bytes, p.item_id, p.chunk_index",
+        )
+        .bind(ids)
+        .bind(epochs)
+        .bind(most)
+        .fetch_all(&self.pool)
+        .await?;
+        let mut texts: HashMap<i64, Vec<ChunkText>> = HashMap::new();
+        for (job_id, item_id, chunk_index, text_hash, text) in rows {
+            texts.entry(job_id).or_default().push(ChunkText {
+                item_id,
+                chunk_index,
+                text_hash,
+                text,
+            });
+        }
+        texts.retain(|_, texts| texts.len() as i64 <= most.into());
+        Ok(texts)
     }
 }
 

@@ -192,6 +192,14 @@ pub struct Job {
 }
 
 impl Job {
+    /// Its present lease, or its last one.
+    pub fn lease(&self) -> LeaseKey {
+        LeaseKey {
+            job_id: self.id,
+            epoch: self.epoch,
+        }
+    }
+
     /// Chunks it has still to embed.
     pub fn chunks_pending(&self) -> i32 {
         self.chunks_total - self.chunks_done - self.chunks_rejected

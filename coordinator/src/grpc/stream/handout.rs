@@ -27,12 +27,14 @@ use crate::{
         blame::suspected_batch,
         plan::{PendingChunk, next_batch_len},
     },
+    opener::{Held, Opened},
     store::{
         StoreError,
         batches::{Outcome, Progress},
-        lease::LeaseState,
+        lease::{LeaseState, Opening},
         rows::{ChunkText, Job, LeaseKey},
     },
+    wakeup::Subscription,
 };
 
 /// Pending chunks that a stream lists at a time, without their texts.
@@ -78,15 +80,19 @@ impl Handout {
         caller: &Caller,
         open: v1::StreamOpen,
         trace: Option<TraceContext>,
-    ) -> Result<Self, End> {
+    ) -> Result<(Self, Subscription), End> {
         let lease = check_open(&open)?;
         services.check_holder(caller, lease).await?;
         let batch_size = open.batch_size.min(services.max_batch_size);
-        let opened = services
-            .store
-            .open(lease, services.lease_duration, batch_size)
-            .await?;
-        let job = held(opened)?;
+        let opening = Opening { lease, batch_size };
+        let Held {
+            job,
+            revocations,
+            texts,
+        } = match services.opener.open(opening).await? {
+            Opened::Held(held) => *held,
+            Opened::Finished(job) => return Err(finished(&*job)),
+        };
         services.metrics.renewals.open.increment(1);
         let outstanding: HashMap<_, _> = open
             .held
@@ -99,7 +105,7 @@ impl Handout {
                 (held.seq, chunks.collect())
             })
             .collect();
-        Ok(Self {
+        let mut handout = Self {
             lease,
             trace: trace.or_else(|| spans::trace_of(&job)),
             window: open.window as usize,
@@ -117,9 +123,27 @@ impl Handout {
             sent: HashMap::new(),
             listed: VecDeque::new(),
             ready: VecDeque::new(),
-            listed_all: false,
+            listed_all: !texts.is_empty(),
             source_id: job.source_id,
-        })
+        };
+        let held = handout.held();
+        let is_free = |it: &ChunkText| !held.contains(&(it.item_id.as_str(), it.chunk_index));
+        handout.ready = texts.into_iter().filter(is_free).collect();
+        Ok((handout, revocations))
+    }
+
+    /// Whether something is at hand, read when the stream was opened.
+    pub(super) fn is_read(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// The chunks of the batches that the worker holds.
+    fn held(&self) -> HashSet<(&str, i32)> {
+        self.outstanding
+            .values()
+            .flatten()
+            .map(|(item_id, index)| (item_id.as_str(), *index))
+            .collect()
     }
 
     /// How many batches may be outstanding, and of how many chunks. While a
@@ -183,12 +207,7 @@ impl Handout {
         if self.listed.is_empty() && !self.listed_all {
             let pending = services.store.pending(self.lease, LISTED).await?;
             self.listed_all = (pending.len() as i64) < LISTED;
-            let held: HashSet<(&str, i32)> = self
-                .outstanding
-                .values()
-                .flatten()
-                .map(|(item_id, index)| (item_id.as_str(), *index))
-                .collect();
+            let held = self.held();
             self.listed = pending
                 .into_iter()
                 .filter(|chunk| !held.contains(&(chunk.item_id.as_str(), chunk.chunk_index)))

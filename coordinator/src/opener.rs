@@ -1,0 +1,193 @@
+//! The opener: streams that workers open at the same time, in one statement, and
+//! what small jobs have to embed, in another. As the writer it never waits for
+//! more: a stream that finds an opener free is opened alone.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    store::{
+        Store, StoreError,
+        lease::{LeaseState, Opening},
+        rows::{ChunkText, Job},
+    },
+    wakeup::{Subscription, Wakeup},
+};
+
+/// Statements under way at the same time: one commits while the next fills.
+const OPENERS: usize = 2;
+
+/// Most streams in one statement.
+const GROUP: usize = 64;
+
+/// Most chunks that are pending of a job whose texts are read as it is opened.
+const SMALL: i32 = 8;
+
+/// Hands streams to the openers.
+#[derive(Debug, Clone)]
+pub struct Opener {
+    queue: mpsc::Sender<Entry>,
+}
+
+/// How a stream was opened.
+#[derive(Debug)]
+pub enum Opened {
+    /// The lease is held.
+    Held(Box<Held>),
+    /// The job succeeded under this lease.
+    Finished(Box<Job>),
+}
+
+/// A stream whose lease was held when it was opened.
+#[derive(Debug)]
+pub struct Held {
+    /// The job.
+    pub job: Job,
+    /// Wakes when its lease may be gone, from before `texts` were read.
+    pub revocations: Subscription,
+    /// All that is pending, shortest text first, where that is little: the lease
+    /// was still held when this was read. Empty says nothing.
+    pub texts: Vec<ChunkText>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    opening: Opening,
+    reply: oneshot::Sender<Result<Opened, StoreError>>,
+}
+
+/// What the openers share.
+#[derive(Debug)]
+struct Shared {
+    store: Store,
+    wakeup: Wakeup,
+    lease_duration: Duration,
+    entries: Mutex<mpsc::Receiver<Entry>>,
+    tasks: TaskTracker,
+}
+
+impl Opener {
+    /// Starts the openers. They end when the last `Opener` is gone.
+    pub fn start(
+        store: &Store,
+        wakeup: &Wakeup,
+        lease_duration: Duration,
+        tasks: &TaskTracker,
+    ) -> Self {
+        let (queue, entries) = mpsc::channel(GROUP);
+        let shared = Arc::new(Shared {
+            store: store.clone(),
+            wakeup: wakeup.clone(),
+            lease_duration,
+            entries: Mutex::new(entries),
+            tasks: tasks.clone(),
+        });
+        for _ in 0..OPENERS {
+            tasks.spawn(open_all(shared.clone()));
+        }
+        Self { queue }
+    }
+
+    /// Renews a lease for a new stream.
+    pub async fn open(&self, opening: Opening) -> Result<Opened, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || StoreError::Internal("the opener has stopped".into());
+        let entry = Entry { opening, reply };
+        self.queue.send(entry).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+async fn open_all(shared: Arc<Shared>) {
+    let mut group = Vec::with_capacity(GROUP);
+    // Only one opener waits for entries, and for those that are there already it need not wait.
+    while shared
+        .entries
+        .lock()
+        .await
+        .recv_many(&mut group, GROUP)
+        .await
+        > 0
+    {
+        shared.open_group(std::mem::take(&mut group)).await;
+    }
+}
+
+impl Shared {
+    async fn open_group(self: &Arc<Self>, group: Vec<Entry>) {
+        let mut entries = HashMap::with_capacity(group.len());
+        for entry in group {
+            // A second stream of the same job comes after the first.
+            if let Some(first) = entries.insert(entry.opening.lease.job_id, entry) {
+                self.open_apart(first);
+            }
+        }
+        let openings: Vec<Opening> = entries.values().map(|entry| entry.opening).collect();
+        let opened = self.store.open_group(&openings, self.lease_duration).await;
+        let jobs = opened.unwrap_or_else(|error| {
+            tracing::debug!(%error, streams = openings.len(), "A group of streams was not opened; opening each alone.");
+            Vec::new()
+        });
+        let mut opened = Vec::with_capacity(jobs.len());
+        for job in jobs {
+            if let Some(Entry { reply, .. }) = entries.remove(&job.id) {
+                let revocations = self.wakeup.revocations(job.source_id);
+                opened.push((job, revocations, reply));
+            }
+        }
+        for left_out in entries.into_values() {
+            self.open_apart(left_out);
+        }
+        let mut texts = self.small_jobs(opened.iter().map(|(job, ..)| job)).await;
+        for (job, revocations, reply) in opened {
+            let texts = texts.remove(&job.id).unwrap_or_default();
+            let held = Held {
+                job,
+                revocations,
+                texts,
+            };
+            // A stream that has ended meanwhile does not wait for its answer.
+            let _ = reply.send(Ok(Opened::Held(Box::new(held))));
+        }
+    }
+
+    /// The texts of those jobs that are small. Where they cannot be read, each
+    /// stream tries it itself.
+    async fn small_jobs(&self, jobs: impl Iterator<Item = &Job>) -> HashMap<i64, Vec<ChunkText>> {
+        let small: Vec<_> = jobs
+            .filter(|job| job.chunks_pending() <= SMALL)
+            .map(Job::lease)
+            .collect();
+        if small.is_empty() {
+            return HashMap::new();
+        }
+        let texts = self.store.texts_of_small(&small, SMALL).await;
+        texts.unwrap_or_else(|error| {
+            tracing::debug!(%error, "The texts of small jobs were left to their streams.");
+            HashMap::new()
+        })
+    }
+
+    /// Opens a stream whose job somebody else has locked, or whose lease is not
+    /// held: what waits, waits for itself alone.
+    fn open_apart(self: &Arc<Self>, Entry { opening, reply }: Entry) {
+        let shared = self.clone();
+        self.tasks.spawn(async move {
+            let Opening { lease, batch_size } = opening;
+            let opened = shared
+                .store
+                .open(lease, shared.lease_duration, batch_size)
+                .await;
+            let _ = reply.send(opened.map(|state| match state {
+                LeaseState::Finished(job) => Opened::Finished(job),
+                LeaseState::Held(job) => Opened::Held(Box::new(Held {
+                    revocations: shared.wakeup.revocations(job.source_id),
+                    job: *job,
+                    texts: Vec::new(),
+                })),
+            }));
+        });
+    }
+}
