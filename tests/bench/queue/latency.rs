@@ -23,9 +23,12 @@ const CLAIMS: usize = 300;
 
 /// From the put of a source of one chunk to the commit of its vector: one after
 /// the other, and at a steady rate.
-pub(crate) async fn arrivals(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
-    let server = Server::start(scale.statements);
-    let mut stage = Stage::set(&server, &[]).await;
+pub(crate) async fn arrivals(
+    server: &Server,
+    scale: &Scale,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let mut stage = Stage::set(server, &[]).await;
     stage.worker(
         768,
         Duration::ZERO,
@@ -93,9 +96,12 @@ async fn note(
 }
 
 /// Claims beside finished jobs, and at the head of a long queue.
-pub(crate) async fn history(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
-    let server = Server::start(scale.statements);
-    let stage = Stage::set(&server, &[]).await;
+pub(crate) async fn history(
+    server: &Server,
+    scale: &Scale,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let stage = Stage::set(server, &[]).await;
     put(stage.coordinator.connect().await, "of-all".to_owned(), 1).await?;
     let source = stage.ask("SELECT id FROM weir.sources").await as i64;
     sqlx::query("DELETE FROM weir.jobs")
@@ -128,9 +134,12 @@ const SNAPSHOTS: usize = 3;
 
 /// Claims while long snapshots keep the versions of rows that are dead: the
 /// first ones, and those after a few thousand others.
-pub(crate) async fn snapshots(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
-    let server = Server::start(scale.statements);
-    let stage = Stage::set(&server, &[]).await;
+pub(crate) async fn snapshots(
+    server: &Server,
+    scale: &Scale,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let stage = Stage::set(server, &[]).await;
     put(stage.coordinator.connect().await, "of-all".to_owned(), 1).await?;
     let source = stage.ask("SELECT id FROM weir.sources").await as i64;
     sqlx::query("DELETE FROM weir.jobs")

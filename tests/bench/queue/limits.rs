@@ -15,7 +15,7 @@ const BATCH: usize = 256;
 /// A table like that of the vectors, stored as they are.
 pub(crate) async fn prepare(pool: &PgPool) -> sqlx::Result<()> {
     for sql in [
-        "CREATE TABLE rows (LIKE weir.embeddings INCLUDING ALL)",
+        "CREATE TABLE rows (LIKE weir.embeddings INCLUDING ALL) WITH (toast_tuple_target = 4064)",
         "CREATE TABLE commits (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, n bigint)",
     ] {
         sqlx::query(sql).execute(pool).await?;

@@ -24,7 +24,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use self::{report::Report, scenarios::Scale};
+use self::{report::Report, scenarios::Scale, stage::Server};
 
 /// Measures the queue.
 #[derive(Debug, Parser)]
@@ -81,13 +81,13 @@ async fn main() -> anyhow::Result<()> {
     for (name, value) in stage::circumstances() {
         println!("{name:<20} {value}");
     }
-    for scenario in scenarios::ALL {
-        if !scenario.name.contains(&args.only) {
-            continue;
-        }
-        for run in 0..scale.runs {
-            eprint_progress(scenario.name, run, scale.runs);
-            (scenario.run)(&scale, &mut report).await?;
+    for run in 0..scale.runs {
+        let server = Server::start(scale.statements);
+        for scenario in scenarios::ALL {
+            if scenario.name.contains(&args.only) {
+                eprint_progress(scenario.name, run, scale.runs);
+                (scenario.run)(&server, &scale, &mut report).await?;
+            }
         }
     }
     println!("{report}");

@@ -73,45 +73,44 @@ type Running<'a> = Pin<Box<dyn Future<Output = anyhow::Result<()>> + 'a>>;
 /// Something that is measured, in one run.
 pub(crate) struct Scenario {
     pub(crate) name: &'static str,
-    pub(crate) run: for<'a> fn(&'a Scale, &'a mut Report) -> Running<'a>,
+    pub(crate) run: for<'a> fn(&'a Server, &'a Scale, &'a mut Report) -> Running<'a>,
 }
 
 /// All of them.
 pub(crate) const ALL: [Scenario; 7] = [
     Scenario {
         name: "bulk",
-        run: |scale, report| Box::pin(bulk(scale, report)),
+        run: |server, scale, report| Box::pin(bulk(server, scale, report)),
     },
     Scenario {
         name: "jobs",
-        run: |scale, report| Box::pin(jobs(scale, report)),
+        run: |server, scale, report| Box::pin(jobs(server, scale, report)),
     },
     Scenario {
         name: "latency",
-        run: |scale, report| Box::pin(latency::arrivals(scale, report)),
+        run: |server, scale, report| Box::pin(latency::arrivals(server, scale, report)),
     },
     Scenario {
         name: "pipelining",
-        run: |scale, report| Box::pin(pipelining(scale, report)),
+        run: |server, scale, report| Box::pin(pipelining(server, scale, report)),
     },
     Scenario {
         name: "history",
-        run: |scale, report| Box::pin(latency::history(scale, report)),
+        run: |server, scale, report| Box::pin(latency::history(server, scale, report)),
     },
     Scenario {
         name: "snapshots",
-        run: |scale, report| Box::pin(latency::snapshots(scale, report)),
+        run: |server, scale, report| Box::pin(latency::snapshots(server, scale, report)),
     },
     Scenario {
         name: "idle",
-        run: |scale, report| Box::pin(idle(scale, report)),
+        run: |server, scale, report| Box::pin(idle(server, scale, report)),
     },
 ];
 
 /// Chunks a second through the whole pair, and what the server can do at all.
-async fn bulk(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
-    let server = Server::start(scale.statements);
-    let stage = Stage::set(&server, &[]).await;
+async fn bulk(server: &Server, scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
+    let stage = Stage::set(server, &[]).await;
     limits::prepare(stage.pool()).await?;
     let mut limit = [384, 768].map(|dimension| (dimension, 0.0));
     for (dimension, best) in &mut limit {
@@ -120,7 +119,7 @@ async fn bulk(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
     drop(stage);
     for (dimension, limit) in limit {
         for per_source in [150, 1_000, scale.chunks] {
-            let mut stage = Stage::set(&server, &[]).await;
+            let mut stage = Stage::set(server, &[]).await;
             let what = format!("{dimension} dim., sources of {per_source}");
             let sources = (scale.chunks / per_source).max(1);
             let began = Instant::now();
@@ -131,7 +130,7 @@ async fn bulk(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
                 "chunks/s",
                 planned,
             );
-            let rate = embed_all(&server, &mut stage, dimension, &what, report)
+            let rate = embed_all(server, &mut stage, dimension, &what, report)
                 .await
                 .chunks;
             report.note(
@@ -145,9 +144,8 @@ async fn bulk(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
 }
 
 /// Jobs of one chunk a second.
-async fn jobs(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
-    let server = Server::start(scale.statements);
-    let mut stage = Stage::set(&server, &[]).await;
+async fn jobs(server: &Server, scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
+    let mut stage = Stage::set(server, &[]).await;
     limits::prepare(stage.pool()).await?;
     let limit = limits::commits(stage.pool(), scale.counted, report).await?;
     let began = Instant::now();
@@ -155,7 +153,7 @@ async fn jobs(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
     let planned = scale.jobs as f64 / began.elapsed().as_secs_f64();
     report.note("submit: sources of 1", "chunks/s", planned);
     let wal_before = stage.ask(WAL).await;
-    let rate = embed_all(&server, &mut stage, 768, "768 dim., sources of 1", report)
+    let rate = embed_all(server, &mut stage, 768, "768 dim., sources of 1", report)
         .await
         .jobs;
     report.note("jobs of one chunk", "jobs/s", rate);
@@ -178,9 +176,8 @@ const WAL: &str = "pg_current_wal_lsn() - '0/0'::pg_lsn";
 
 /// How much longer than the embedder's own time all takes, with an embedder of
 /// fixed latency that makes one call at a time.
-async fn pipelining(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
-    let server = Server::start(scale.statements);
-    let mut stage = Stage::set(&server, &[]).await;
+async fn pipelining(server: &Server, scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
+    let mut stage = Stage::set(server, &[]).await;
     let (delay, batch) = (Duration::from_millis(50), 32);
     let chunks = scale.chunks.min(100 * batch);
     put_all(&stage, 1, chunks).await?;
@@ -197,9 +194,8 @@ async fn pipelining(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
 }
 
 /// What connected workers with nothing to do cost the coordinator.
-async fn idle(scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
-    let server = Server::start(scale.statements);
-    let stage = Stage::set(&server, &[]).await;
+async fn idle(server: &Server, scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
+    let stage = Stage::set(server, &[]).await;
     let mut polls = tokio::task::JoinSet::new();
     for n in 0..scale.idle_workers {
         let channel = stage.coordinator.connect().await;
