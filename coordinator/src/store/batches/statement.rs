@@ -145,9 +145,18 @@ macro_rules! outcomes_sql {
                FROM (SELECT l.*, coalesce(w.done, 0)::int AS done, coalesce(w.truncated, 0)::int AS truncated,
                             coalesce(f.rejected, 0)::int AS rejected
                      FROM lease l JOIN sound USING (n)
-                     LEFT JOIN (SELECT e.n, count(*) AS done, count(w.truncated_to) AS truncated
-                                FROM written w JOIN embedded e USING (source_id, item_id, chunk_index)
-                                GROUP BY e.n) w USING (n)
+                     LEFT JOIN (SELECT n, count(*) AS done, count(truncated_to) AS truncated
+                                -- Grouped, not joined: nothing tells the planner how many there are, and it
+                                -- would compare each with each.
+                                FROM (SELECT max(n) AS n, max(truncated_to) AS truncated_to
+                                      FROM (SELECT source_id, item_id, chunk_index, n, NULL AS truncated_to,
+                                                   false AS fresh
+                                            FROM embedded
+                                            UNION ALL
+                                            SELECT source_id, item_id, chunk_index, NULL, truncated_to, true
+                                            FROM written) both_of_it
+                                      GROUP BY source_id, item_id, chunk_index HAVING bool_or(fresh)) counted
+                                GROUP BY n) w USING (n)
                      LEFT JOIN (SELECT r.n, count(*) AS rejected
                                 FROM refused f JOIN rejected r USING (source_id, item_id, chunk_index)
                                 GROUP BY r.n) f USING (n)) fresh) counted
