@@ -21,8 +21,8 @@ async fn every_page_has_its_picture() {
     fs::create_dir_all(&folder).unwrap();
     let browser = Browser::open(&url).await;
     for (name, size, scheme) in [
-        ("light", (1320, 900), "light"),
-        ("dark", (1320, 900), "dark"),
+        ("light", (1280, 900), "light"),
+        ("dark", (1280, 900), "dark"),
         ("phone", (390, 844), "light"),
     ] {
         browser.resize(size, name == "phone").await;

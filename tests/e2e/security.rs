@@ -1,6 +1,6 @@
 //! Tokens, namespaces, quotas and rates: who may do what, and how much of it.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::fs;
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -22,51 +22,11 @@ use weir_tests::{
     PATIENCE,
     certificates::text_of,
     clients::{Weir, claim_request, http, item, put_items, put_texts},
-    cluster::{Process, Worker, binary},
+    cluster::{Process, Worker},
     embedder::FakeEmbedder,
     postgres::TestDatabase,
+    tokens::Tokens,
 };
-
-/// A tokens file, and the tokens in it.
-pub(crate) struct Tokens {
-    folder: tempfile::TempDir,
-}
-
-impl Tokens {
-    pub(crate) fn new() -> Self {
-        let tokens = Self {
-            folder: tempfile::tempdir().unwrap(),
-        };
-        tokens.write("tokens.toml", "");
-        tokens
-    }
-
-    pub(crate) fn path(&self) -> PathBuf {
-        self.folder.path().join("tokens.toml")
-    }
-
-    pub(crate) fn write(&self, name: &str, content: &str) -> PathBuf {
-        let path = self.folder.path().join(name);
-        fs::write(&path, content).unwrap();
-        path
-    }
-
-    /// Draws a token with the program itself, and adds its table.
-    pub(crate) fn add(&self, name: &str, role: &str, namespaces: &[&str]) -> String {
-        let drawn = Command::new(binary("weir-coordinator"))
-            .args(["token", name, role])
-            .args(namespaces)
-            .output()
-            .unwrap();
-        assert!(drawn.status.success(), "{drawn:?}");
-        let table = String::from_utf8(drawn.stderr).unwrap();
-        let token = String::from_utf8(drawn.stdout).unwrap().trim().to_owned();
-        assert!(!table.contains(&token), "{table}");
-        let file = fs::read_to_string(self.path()).unwrap();
-        self.write("tokens.toml", &format!("{file}{table}"));
-        token
-    }
-}
 
 /// Waits for what is to come about.
 pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {

@@ -15,9 +15,10 @@ use weir_tests::{
     cluster::{Coordinator, Worker},
     embedder::FakeEmbedder,
     postgres::TestDatabase,
+    tokens::Tokens,
 };
 
-use crate::security::{Tokens, last_of, soon, with_token};
+use crate::security::{last_of, soon, with_token};
 
 /// A coordinator that serves in TLS, with certificates of `authority`.
 struct Scene {
