@@ -20,6 +20,10 @@ async fn every_page_has_its_picture() {
     let folder = target().join("screenshots");
     fs::create_dir_all(&folder).unwrap();
     let browser = Browser::open(&url).await;
+    let hidden = json!({ "hidden": true });
+    browser
+        .devtools("Emulation.setScrollbarsHidden", hidden)
+        .await;
     for (name, size, scheme) in [
         ("light", (1280, 900), "light"),
         ("dark", (1280, 900), "dark"),

@@ -89,7 +89,7 @@ function followJobs(failureId) {
 function Jobs({ list, then }) {
   if (!list.jobs) return html`<${Trouble} error=${list.error} />`;
   const columns = [
-    { name: "Job", look: "id", cell: (job) => html`<a href=${toJob(job)}>${job.jobId}</a>` },
+    { name: "Job", look: "named", cell: (job) => html`<a href=${toJob(job)}>${job.jobId}</a>` },
     { name: "Source", look: "grow", cell: (job) => html`<a href=${toJob(job)}>${job.namespace}/${job.source}</a>` },
     { name: "State", cell: (job) => html`<${Chip} state=${job.state} prefix="JOB_STATE_" />` },
     { name: "Tries", look: "number", cell: (job) => `${job.attempt}/${job.maxAttempts}` },

@@ -57,7 +57,7 @@ function Sources({ list, unsettled }) {
     {
       name: "Embedded",
       look: "progress",
-      cell: ({ source: { badge } }) => html`<${Bar} done=${badge.done} rejected=${badge.rejected} total=${badge.total} state=${badge.state} />
+      cell: ({ source: { badge } }) => Number(badge.total) > 0 && html`<${Bar} done=${badge.done} rejected=${badge.rejected} total=${badge.total} state=${badge.state} />
         <span class="figure">${count(badge.done)}/${count(badge.total)}</span>`,
     },
     { name: "Model", look: "wide", cell: ({ source }) => html`<span class="muted">${source.model}</span>` },

@@ -150,12 +150,12 @@ function Jobs({ name, live, history, attempts, trace }) {
   const columns = [
     {
       name: "Job",
-      look: "id",
+      look: "named",
       cell: ({ jobId }) => html`<a href=${jobId === openId ? toSource(name) : toSource(name, jobId)} aria-expanded=${String(jobId === openId)}
         aria-label=${`Job ${jobId} and its tries`}>${jobId}</a>`,
     },
     { name: "State", cell: (job) => html`<${Chip} state=${job.state} prefix="JOB_STATE_" />` },
-    { name: "For", cell: (job) => word(job.trigger, "JOB_TRIGGER_") },
+    { name: "For", look: "named", cell: (job) => word(job.trigger, "JOB_TRIGGER_") },
     {
       name: "Done",
       look: "progress",
