@@ -150,13 +150,19 @@ pub(crate) async fn every_state(weir: &Weir) {
     put(weir, "shop", "returns", 24).await;
 }
 
-/// Notes what an hour of work would have left, and lets jobs wait for as long
-/// as they commonly do.
+/// Notes what an hour of work would have left, and has things happen as far
+/// apart as they commonly do.
 pub(crate) async fn an_hour(weir: &Weir) {
-    sqlx::query("UPDATE weir.jobs SET run_at = now() + interval '4 minutes' WHERE state = 'queued' AND attempt > 0")
-        .execute(weir.database.pool())
-        .await
-        .unwrap();
+    for change in [
+        "UPDATE weir.jobs SET run_at = now() + interval '4 minutes' WHERE state = 'queued' AND attempt > 0",
+        "UPDATE weir.sources SET updated_at = updated_at - id * id * interval '97 seconds', created_at = created_at - id * interval '5 hours'",
+        "UPDATE weir.failures SET first_seen_at = first_seen_at - id * interval '19 minutes', last_seen_at = last_seen_at - id * interval '41 seconds'",
+    ] {
+        sqlx::query(change)
+            .execute(weir.database.pool())
+            .await
+            .unwrap();
+    }
     sqlx::query(
         "INSERT INTO weir.samples
          SELECT to_timestamp(floor(extract(epoch FROM now()) / 10) * 10 - 10 * n), 'by-hand',
