@@ -21,7 +21,7 @@ const MAX_JOBS: usize = 100_000;
 /// What `weir retry` understands.
 #[derive(Debug, Args)]
 pub(crate) struct RetryArgs {
-    /// SteerArgs jobs.
+    /// Which jobs.
     #[command(flatten)]
     which: SteerArgs,
     /// Embed all of the job's range anew, whatever its state: for a model that was swapped behind
@@ -33,12 +33,12 @@ pub(crate) struct RetryArgs {
 /// What `weir cancel` understands.
 #[derive(Debug, Args)]
 pub(crate) struct CancelArgs {
-    /// SteerArgs jobs.
+    /// Which jobs.
     #[command(flatten)]
     which: SteerArgs,
 }
 
-/// SteerArgs jobs to steer.
+/// Which jobs to steer.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 struct SteerArgs {

@@ -293,9 +293,19 @@ impl Worker {
     }
 }
 
-/// Runs the command `weir` to its end.
+/// Runs the command `weir` to its end, for the coordinator of this URL.
 pub async fn weir(coordinator: &str, args: &[&str]) -> Output {
-    let mut command = command("weir", args, &[("WEIR_COORDINATOR", coordinator)]);
+    weir_in(&[("WEIR_COORDINATOR", coordinator)], args).await
+}
+
+/// Runs the command `weir` to its end, with these variables and a home that is
+/// empty.
+pub async fn weir_in(environment: &[(&str, &str)], args: &[&str]) -> Output {
+    let home = tempfile::tempdir().expect("a temporary folder can be made");
+    let mut command = command("weir", args, environment);
+    command
+        .env("HOME", home.path())
+        .env_remove("XDG_CONFIG_HOME");
     command.stdin(Stdio::null());
     die_with_parent(&mut command, Signal::KILL);
     let run = tokio::process::Command::from(command)
