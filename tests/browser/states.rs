@@ -98,7 +98,6 @@ async fn the_page_and_the_command_line_say_the_same_of_every_state() {
         assert!(line.contains(text), "{text} is not in {line}");
         let one = told(&weir, &["get", name, "--namespace", namespace]).await;
         assert!(one.contains(&format!("status    {text}")), "{one}");
-        println!("{line}");
         let Some((error, next)) = trouble else {
             continue;
         };
