@@ -68,7 +68,7 @@ fn all_of(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text += &format!(": {error}");
+        text.extend([": ".to_owned(), error.to_string()]);
         cause = error.source();
     }
     text
