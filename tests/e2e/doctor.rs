@@ -104,6 +104,9 @@ async fn each_part_that_is_ill_says_what_to_mend() {
     )
     .await;
     visit.assert("database", "failed", "--database-url (WEIR_DATABASE_URL)");
+    let visit = Visit::of(&away, &["--database-url", "mysql://a:secret@127.0.0.1/b"]).await;
+    visit.assert("database", "failed", "is not a Postgres URL");
+    assert!(!visit.found("database").1.contains("secret"));
 
     let args = [
         "--model",
