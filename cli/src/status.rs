@@ -190,7 +190,7 @@ fn text(status: &GetStatusResponse) -> String {
         // A narrow terminal cuts what is on the right.
         [
             status.namespace.as_str().into(),
-            Cell::toned(&format!("{verdict}{colon}{reasons}"), tone),
+            Cell::toned(format!("{verdict}{colon}{reasons}"), tone),
             status.chunks_pending.into(),
             (status.jobs_ready + status.jobs_delayed).into(),
             status.jobs_running.into(),
