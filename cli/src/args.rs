@@ -41,8 +41,14 @@ impl Cli {
 /// What every command understands.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Global {
-    /// The coordinator to talk to [default: <http://127.0.0.1:7400>].
-    #[arg(long, global = true, env = "WEIR_COORDINATOR", value_name = "URL")]
+    /// Where the coordinator is.
+    #[arg(
+        long,
+        global = true,
+        env = "WEIR_COORDINATOR",
+        value_name = "URL",
+        help = "The coordinator to talk to [default: http://127.0.0.1:7400]"
+    )]
     pub(crate) coordinator: Option<String>,
     /// The namespace of the sources [default: default].
     #[arg(

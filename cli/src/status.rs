@@ -75,8 +75,13 @@ async fn watch(session: &Session, namespace: String) -> Result<(), Failure> {
 
 /// Where changes are shown.
 enum Screen {
-    /// Redrawn in place; so many lines are there.
-    Terminal(usize),
+    /// Redrawn in place.
+    Terminal {
+        /// So many lines are there.
+        lines: usize,
+        /// What was last known.
+        known: String,
+    },
     /// A line when the verdict, or a reason, changed.
     Lines(Option<String>),
     /// A line of JSON a change.
@@ -88,7 +93,10 @@ impl Screen {
         if json {
             Self::Json
         } else if io::stdout().is_terminal() {
-            Self::Terminal(0)
+            Self::Terminal {
+                lines: 0,
+                known: String::new(),
+            }
         } else {
             Self::Lines(None)
         }
@@ -97,7 +105,11 @@ impl Screen {
     fn show(&mut self, status: &GetStatusResponse) -> io::Result<()> {
         match self {
             Self::Json => output::json(&view::Status::from(status)),
-            Self::Terminal(_) => self.redraw(&text(status)),
+            Self::Terminal { known, .. } => {
+                *known = text(status);
+                let shown = known.clone();
+                self.redraw(&shown)
+            }
             Self::Lines(told) => {
                 let now = headline(&total(status));
                 if told.as_ref() == Some(&now) {
@@ -117,7 +129,11 @@ impl Screen {
                 tracing::warn!(reason, "The stream broke; it is opened again.");
                 Ok(())
             }
-            Self::Terminal(_) => self.redraw(&text),
+            // What was known stays in sight.
+            Self::Terminal { known, .. } => {
+                let shown = format!("{text}\n{known}");
+                self.redraw(&shown)
+            }
             Self::Lines(told) => {
                 // Once, and the next state after it in any case.
                 if told.as_deref().is_none_or(str::is_empty) {
@@ -130,7 +146,7 @@ impl Screen {
     }
 
     fn redraw(&mut self, text: &str) -> io::Result<()> {
-        let Self::Terminal(lines) = self else {
+        let Self::Terminal { lines, .. } = self else {
             return Ok(());
         };
         let terminal = Term::stdout();
@@ -162,35 +178,39 @@ fn text(status: &GetStatusResponse) -> String {
     if status.namespaces.is_empty() {
         return format!("{headline}\nNo sources. Put one: weir put FILE");
     }
-    let row = |status: &NamespaceStatus| -> [Cell; 10] {
+    let row = |status: &NamespaceStatus| -> [Cell; 9] {
         let (verdict, tone) = badge::verdict(status.verdict());
+        let reasons = status.reasons.join(", ");
+        let colon = if reasons.is_empty() { "" } else { ": " };
         let age = Duration::try_from_secs_f64(status.oldest_ready_age_seconds);
-        let oldest = age.map_or_else(|_| "-".to_owned(), brief);
+        let oldest = match age {
+            Ok(age) if status.jobs_ready > 0 => brief(age),
+            _ => "-".to_owned(),
+        };
+        // A narrow terminal cuts what is on the right.
         [
             status.namespace.as_str().into(),
-            Cell::toned(verdict, tone),
+            Cell::toned(format!("{verdict}{colon}{reasons}"), tone),
+            status.chunks_pending.into(),
+            (status.jobs_ready + status.jobs_delayed).into(),
+            status.jobs_running.into(),
+            oldest.into(),
             status.sources.into(),
             status.chunks.into(),
-            status.chunks_pending.into(),
             status.chunks_rejected.into(),
-            status.jobs_running.into(),
-            (status.jobs_ready + status.jobs_delayed).into(),
-            oldest.into(),
-            status.reasons.join(", ").into(),
         ]
     };
     let rows: Vec<_> = status.namespaces.iter().map(row).collect();
     let titles = [
         "NAMESPACE",
         "VERDICT",
+        ">PENDING",
+        ">QUEUED",
+        ">RUNNING",
+        ">OLDEST",
         ">SOURCES",
         ">CHUNKS",
-        ">PENDING",
         ">REJECTED",
-        ">RUNNING",
-        ">QUEUED",
-        ">OLDEST",
-        "WHY",
     ];
     format!("{headline}\n\n{}", table(titles, &rows))
 }
@@ -229,15 +249,14 @@ mod tests {
             cells,
             [
                 "shop",
-                "degraded",
+                "degraded: 2 jobs failed, 1 job is retried",
+                "0",
+                "3",
+                "0",
+                "1 min 01 s",
                 "3",
                 "40",
-                "0",
-                "0",
-                "0",
-                "3",
-                "1 min 01 s",
-                "2 jobs failed, 1 job is retried"
+                "0"
             ]
         );
     }

@@ -23,7 +23,7 @@ const MAX_JOBS: usize = 100_000;
 pub(crate) struct RetryArgs {
     /// Which jobs.
     #[command(flatten)]
-    which: Which,
+    which: SteerArgs,
     /// Embed all of the job's range anew, whatever its state: for a model that was swapped behind
     /// the same name. The range cannot be searched until that is done.
     #[arg(long, conflicts_with_all = ["failure", "source"])]
@@ -35,13 +35,13 @@ pub(crate) struct RetryArgs {
 pub(crate) struct CancelArgs {
     /// Which jobs.
     #[command(flatten)]
-    which: Which,
+    which: SteerArgs,
 }
 
 /// Which jobs to steer.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
-struct Which {
+struct SteerArgs {
     /// The jobs, by the numbers that `weir jobs` shows.
     #[arg(value_name = "JOB")]
     jobs: Vec<i64>,
@@ -98,7 +98,7 @@ pub(crate) async fn cancel(session: &Session, args: CancelArgs) -> Result<(), Fa
     steer(session, &chosen, "cancel", cancel, told).await
 }
 
-impl Which {
+impl SteerArgs {
     /// The ids of the jobs; of a failure's or a source's, those that there is a
     /// point in.
     async fn choose(

@@ -27,6 +27,7 @@ pub mod v1 {
 #[expect(
     unused_qualifications,
     clippy::pedantic,
+    clippy::doc_overindented_list_items,
     clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
     reason = "generated code"

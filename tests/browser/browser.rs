@@ -140,6 +140,8 @@ impl Browser {
         let wanted = json!({
             "goog:chromeOptions": { "args": flags },
             "goog:loggingPrefs": { "performance": "ALL", "browser": "ALL" },
+            // Certificates of tests are of an authority that nobody knows.
+            "acceptInsecureCerts": true,
             "timeouts": { "script": PATIENCE.as_millis() as u64 },
         });
         let client = ClientBuilder::new(HttpConnector::new())

@@ -20,9 +20,13 @@ async fn every_page_has_its_picture() {
     let folder = target().join("screenshots");
     fs::create_dir_all(&folder).unwrap();
     let browser = Browser::open(&url).await;
+    let hidden = json!({ "hidden": true });
+    browser
+        .devtools("Emulation.setScrollbarsHidden", hidden)
+        .await;
     for (name, size, scheme) in [
-        ("light", (1320, 900), "light"),
-        ("dark", (1320, 900), "dark"),
+        ("light", (1280, 900), "light"),
+        ("dark", (1280, 900), "dark"),
         ("phone", (390, 844), "light"),
     ] {
         browser.resize(size, name == "phone").await;

@@ -6,10 +6,10 @@ use weir_proto::v1::{
 };
 use weir_tests::clients::{Weir, embedded, item, put_items, upsert};
 
-/// A coordinator whose jobs fail at the second try, and wait for it as good as
+/// A coordinator whose jobs fail at the third try, and wait for it as good as
 /// forever: how long is drawn, from nothing up to this.
 pub(crate) const PATIENT: [(&str, &str); 4] = [
-    ("WEIR_MAX_ATTEMPTS", "2"),
+    ("WEIR_MAX_ATTEMPTS", "3"),
     ("WEIR_BACKOFF_BASE", "360days"),
     ("WEIR_BACKOFF_CAP", "360days"),
     ("WEIR_TRACE_URL", "http://127.0.0.1:16686/trace/{trace_id}"),
@@ -130,17 +130,18 @@ pub(crate) async fn every_state(weir: &Weir) {
     let lease = weir.claim().await;
     embed(weir, &lease, 130).await;
     fail(weir, &lease, down).await;
-    put(weir, "shop", "reviews", 60).await;
-    let lease = weir.claim().await;
-    fail(weir, &lease, down).await;
     due(weir, lease.job_id).await;
     let lease = weir.claim().await;
-    fail(
-        weir,
-        &lease,
-        "the embedder answered 500: model runner has unexpectedly stopped",
-    )
-    .await;
+    fail(weir, &lease, down).await;
+    put(weir, "shop", "reviews", 60).await;
+    let stopped = "the embedder answered 500: model runner has unexpectedly stopped";
+    for reason in [down, down, stopped] {
+        let lease = weir.claim().await;
+        fail(weir, &lease, reason).await;
+        if reason == down {
+            due(weir, lease.job_id).await;
+        }
+    }
     let put_wiki = put(weir, "wiki", "pages", 40).await;
     cancel(weir, put_wiki.jobs[0].job_id).await;
     put(weir, "default", "logistics", 201).await;
@@ -149,18 +150,24 @@ pub(crate) async fn every_state(weir: &Weir) {
     put(weir, "shop", "returns", 24).await;
 }
 
-/// Notes what an hour of work would have left, and lets jobs wait for as long
-/// as they commonly do.
+/// Notes what an hour of work would have left, and has things happen as far
+/// apart as they commonly do.
 pub(crate) async fn an_hour(weir: &Weir) {
-    sqlx::query("UPDATE weir.jobs SET run_at = now() + interval '4 minutes' WHERE state = 'queued' AND attempt > 0")
-        .execute(weir.database.pool())
-        .await
-        .unwrap();
+    for change in [
+        "UPDATE weir.jobs SET run_at = now() + interval '4 minutes' WHERE state = 'queued' AND attempt > 0",
+        "UPDATE weir.sources SET updated_at = updated_at - id * id * interval '97 seconds', created_at = created_at - id * interval '5 hours'",
+        "UPDATE weir.failures SET first_seen_at = first_seen_at - id * interval '19 minutes', last_seen_at = last_seen_at - id * interval '41 seconds'",
+    ] {
+        sqlx::query(change)
+            .execute(weir.database.pool())
+            .await
+            .unwrap();
+    }
     sqlx::query(
         "INSERT INTO weir.samples
          SELECT to_timestamp(floor(extract(epoch FROM now()) / 10) * 10 - 10 * n), 'by-hand',
                 CASE WHEN n BETWEEN 60 AND 95 THEN 0 ELSE 220 + 120 * sin(n / 23.0) + 40 * sin(n / 3.1) END,
-                0, 900 + 700 * sin(n / 50.0) + CASE WHEN n BETWEEN 40 AND 95 THEN 400 ELSE 0 END,
+                0, 418 + 450 * (1 - cos(n / 40.0)) + CASE WHEN n BETWEEN 20 AND 95 THEN 12 * (n - 20) ELSE 0 END,
                 CASE WHEN n BETWEEN 60 AND 95 THEN (95 - n) * 10 ELSE 3 + 3 * sin(n / 7.0) END
          FROM generate_series(-1, 350) AS n ON CONFLICT DO NOTHING",
     )

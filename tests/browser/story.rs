@@ -82,7 +82,7 @@ async fn a_black_hole_is_told_of_and_what_fell_into_it_is_retried_by_hand() {
         .run("row('default/pages').querySelector('.badge').focus()")
         .await;
     browser
-        .until("/took longer than 500ms.*Runs next in/.test(tip())")
+        .until("/took longer than 500ms.*next run in/.test(tip())")
         .await;
     world.embedder.behave();
     browser
@@ -132,7 +132,7 @@ async fn what_fails_is_retried_forced_cancelled_dismissed_and_deleted_by_hand() 
         .click("row('default/pages').querySelector('.badge')")
         .await;
     browser
-        .until("/vectors for.*Runs next in \\d+ .*, at .*\\d\\d:\\d\\d/.test(tip())")
+        .until("/vectors for.*next run in \\d+ .*, at .*\\d\\d:\\d\\d/.test(tip())")
         .await;
     let cause = "text(document.querySelector('.cause'))";
     browser
@@ -150,6 +150,8 @@ async fn what_fails_is_retried_forced_cancelled_dismissed_and_deleted_by_hand() 
         .await;
     badge(&browser, "retrying (1 try)").await;
     due(&world, job_id).await;
+    badge(&browser, "retrying (2 tries)").await;
+    due(&world, job_id).await;
     badge(&browser, "failed").await;
     browser.until("reasons().join() === '1 job failed'").await;
 
@@ -161,7 +163,7 @@ async fn what_fails_is_retried_forced_cancelled_dismissed_and_deleted_by_hand() 
         .click(&format!("link('Job {job_id} and its tries')"))
         .await;
     browser
-        .until("all('.under tbody tr').filter((it) => text(it).startsWith('failed')).length === 3")
+        .until("all('.under tbody tr').filter((it) => text(it).startsWith('failed')).length === 4")
         .await;
     browser.goto(&format!("{url}/#/failures")).await;
     browser

@@ -1,6 +1,7 @@
 //! How many streams a page has, and when.
 
-use weir_tests::clients::Weir;
+use tokio::time::timeout;
+use weir_tests::{PATIENCE, clients::Weir};
 
 use crate::{
     browser::Browser,
@@ -29,6 +30,13 @@ async fn events(browser: &Browser, method: &str, seen: &mut Vec<serde_json::Valu
     seen.iter().filter(of).count()
 }
 
+/// Waits until as many streams were ended by the page.
+async fn ended(browser: &Browser, number: usize, seen: &mut Vec<serde_json::Value>) {
+    let all = async { while events(browser, "Network.loadingFailed", seen).await < number {} };
+    let waited = timeout(PATIENCE, all).await;
+    assert!(waited.is_ok(), "fewer than {number} streams were ended");
+}
+
 #[tokio::test]
 async fn a_tab_has_two_streams_and_a_hidden_one_none() {
     let weir = Weir::with(&PATIENT).await;
@@ -48,7 +56,7 @@ async fn a_tab_has_two_streams_and_a_hidden_one_none() {
     // What is on another page is no longer followed here.
     browser.click("link('default/pages')").await;
     browser.until("row('queued')").await;
-    while events(&browser, "Network.loadingFailed", &mut seen).await < 1 {}
+    ended(&browser, 1, &mut seen).await;
     assert_eq!(
         events(&browser, "Network.requestWillBeSent", &mut seen).await,
         3
@@ -61,7 +69,7 @@ async fn a_tab_has_two_streams_and_a_hidden_one_none() {
         )
     };
     browser.run(&turn(true)).await;
-    while events(&browser, "Network.loadingFailed", &mut seen).await < 3 {}
+    ended(&browser, 3, &mut seen).await;
     let lease = weir.claim().await;
     embed(&weir, &lease, 3).await;
     complete(&weir, &lease).await;

@@ -134,10 +134,10 @@ async fn a_coordinator_is_unready_before_it_refuses_anybody() {
     assert_eq!(answer.status(), ServingStatus::NotServing);
     world.put_items("late", [("a".into(), "text".into())]).await;
     // Who is connected is served, or every next call would be turned away until the delay is over.
-    let claimed = timeout(PATIENCE, waiting)
+    let answer = timeout(PATIENCE, waiting)
         .await
         .expect("the job is handed out");
-    assert_eq!(claimed.unwrap().into_inner().leases.len(), 1);
+    assert_eq!(answer.unwrap().into_inner().leases.len(), 1);
     world.coordinator.process.sigkill().await;
 }
 

@@ -146,16 +146,16 @@ async fn metadata_that_says_nothing_is_refused_by_its_key() {
         ),
         (&[("models", MODEL), ("model", MODEL)], "model", "not known"),
     ] {
-        let scaled = scaled(metadata);
+        let object = scaled(metadata);
         let mut scaler = scaler(&weir);
         let metrics = GetMetricsRequest {
-            scaled_object_ref: Some(scaled.clone()),
+            scaled_object_ref: Some(object.clone()),
             metric_name: "weir-pending-chunks".to_owned(),
         };
         let faults = [
-            scaler.is_active(scaled.clone()).await.map(drop),
-            scaler.stream_is_active(scaled.clone()).await.map(drop),
-            scaler.get_metric_spec(scaled).await.map(drop),
+            scaler.is_active(object.clone()).await.map(drop),
+            scaler.stream_is_active(object.clone()).await.map(drop),
+            scaler.get_metric_spec(object).await.map(drop),
             scaler.get_metrics(metrics).await.map(drop),
         ];
         for fault in faults {

@@ -1,6 +1,6 @@
 //! Tokens, namespaces, quotas and rates: who may do what, and how much of it.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::fs;
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -22,51 +22,11 @@ use weir_tests::{
     PATIENCE,
     certificates::text_of,
     clients::{Weir, claim_request, http, item, put_items, put_texts},
-    cluster::{Process, Worker, binary},
+    cluster::{Process, Worker},
     embedder::FakeEmbedder,
     postgres::TestDatabase,
+    tokens::Tokens,
 };
-
-/// A tokens file, and the tokens in it.
-pub(crate) struct Tokens {
-    folder: tempfile::TempDir,
-}
-
-impl Tokens {
-    pub(crate) fn new() -> Self {
-        let tokens = Self {
-            folder: tempfile::tempdir().unwrap(),
-        };
-        tokens.write("tokens.toml", "");
-        tokens
-    }
-
-    pub(crate) fn path(&self) -> PathBuf {
-        self.folder.path().join("tokens.toml")
-    }
-
-    pub(crate) fn write(&self, name: &str, content: &str) -> PathBuf {
-        let path = self.folder.path().join(name);
-        fs::write(&path, content).unwrap();
-        path
-    }
-
-    /// Draws a token with the program itself, and adds its table.
-    pub(crate) fn add(&self, name: &str, role: &str, namespaces: &[&str]) -> String {
-        let drawn = Command::new(binary("weir-coordinator"))
-            .args(["token", name, role])
-            .args(namespaces)
-            .output()
-            .unwrap();
-        assert!(drawn.status.success(), "{drawn:?}");
-        let table = String::from_utf8(drawn.stderr).unwrap();
-        let token = String::from_utf8(drawn.stdout).unwrap().trim().to_owned();
-        assert!(!table.contains(&token), "{table}");
-        let file = fs::read_to_string(self.path()).unwrap();
-        self.write("tokens.toml", &format!("{file}{table}"));
-        token
-    }
-}
 
 /// Waits for what is to come about.
 pub(crate) async fn soon<T>(what: impl Future<Output = T>) -> T {
@@ -196,17 +156,48 @@ async fn no_call_is_made_without_a_good_token_of_the_right_role() {
     assert_eq!(worker.claim().await.unwrap().len(), 1);
 }
 
-#[tokio::test]
-async fn a_client_sees_and_changes_its_own_namespaces_alone() {
-    let tokens = Tokens::new();
-    let all = tokens.add("all", "client", &["*"]);
-    let one = tokens.add("one", "client", &["a"]);
-    let two = tokens.add("two", "client", &["a", "b"]);
-    let weir = guarded(&tokens).await;
-    let [mut all, mut one, mut two] = [all, one, two].map(|token| clients(&weir, Some(&token)));
-    let theirs = all.put("b", "s").await.unwrap().jobs[0].job_id;
-    let own = one.put("a", "s").await.unwrap().jobs[0].job_id;
+/// A source of two namespaces each, and clients who may see one, both or all.
+struct Neighbours {
+    weir: Weir,
+    all: Clients,
+    one: Clients,
+    two: Clients,
+    /// The job of `b`, which `one` may not see.
+    theirs: i64,
+    /// The job of `a`, which it may.
+    own: i64,
+    _tokens: Tokens,
+}
 
+impl Neighbours {
+    async fn start() -> Self {
+        let tokens = Tokens::new();
+        let all = tokens.add("all", "client", &["*"]);
+        let one = tokens.add("one", "client", &["a"]);
+        let two = tokens.add("two", "client", &["a", "b"]);
+        let weir = guarded(&tokens).await;
+        let [mut all, mut one, two] = [all, one, two].map(|token| clients(&weir, Some(&token)));
+        let theirs = all.put("b", "s").await.unwrap().jobs[0].job_id;
+        let own = one.put("a", "s").await.unwrap().jobs[0].job_id;
+        Self {
+            weir,
+            all,
+            one,
+            two,
+            theirs,
+            own,
+            _tokens: tokens,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_changes_its_own_namespaces_alone() {
+    let Neighbours {
+        weir: _weir,
+        mut one,
+        ..
+    } = Neighbours::start().await;
     assert_eq!(code(one.put("b", "s").await), Code::PermissionDenied);
     assert_eq!(
         code(one.put("", "s").await),
@@ -264,8 +255,17 @@ async fn a_client_sees_and_changes_its_own_namespaces_alone() {
     };
     let import = one.sources.import_source(tokio_stream::iter([open])).await;
     assert_eq!(code(import), Code::PermissionDenied);
+}
 
-    // By its id, a job of others is not there.
+#[tokio::test]
+async fn by_its_id_a_job_of_others_is_not_there() {
+    let Neighbours {
+        weir: _weir,
+        mut one,
+        theirs,
+        own,
+        ..
+    } = Neighbours::start().await;
     let not_there = Code::NotFound;
     let get = v1::GetJobRequest { job_id: theirs };
     assert_eq!(code(one.jobs.get_job(get).await), not_there);
@@ -285,7 +285,17 @@ async fn a_client_sees_and_changes_its_own_namespaces_alone() {
         .get_job(v1::GetJobRequest { job_id: own })
         .await
         .unwrap();
+}
 
+#[tokio::test]
+async fn a_client_sees_how_its_own_namespaces_stand_alone() {
+    let Neighbours {
+        weir,
+        mut all,
+        mut one,
+        mut two,
+        ..
+    } = Neighbours::start().await;
     let list = v1::ListChunksRequest {
         namespace: "b".to_owned(),
         name: "s".to_owned(),
@@ -294,11 +304,11 @@ async fn a_client_sees_and_changes_its_own_namespaces_alone() {
     };
     let chunks = one.sources.list_chunks(list).await;
     assert_eq!(code(chunks), Code::PermissionDenied);
-    let status = v1::WatchStatusRequest {
+    let watch = v1::WatchStatusRequest {
         namespace: "b".to_owned(),
     };
     assert_eq!(
-        code(one.jobs.watch_status(status).await),
+        code(one.jobs.watch_status(watch).await),
         Code::PermissionDenied
     );
     let activity = v1::GetActivityRequest::default();
@@ -319,9 +329,9 @@ async fn a_client_sees_and_changes_its_own_namespaces_alone() {
     .execute(weir.database.pool())
     .await
     .unwrap();
-    let all_failures = v1::ListFailuresRequest::default();
-    let all_failures = all.jobs.list_failures(all_failures).await.unwrap();
-    let failure_id = all_failures.into_inner().failures[0].failure_id;
+    let every = v1::ListFailuresRequest::default();
+    let seen = all.jobs.list_failures(every).await.unwrap();
+    let failure_id = seen.into_inner().failures[0].failure_id;
     let dismiss = v1::DismissFailureRequest { failure_id };
     assert_eq!(
         code(one.jobs.dismiss_failure(dismiss).await),
@@ -336,8 +346,20 @@ async fn a_client_sees_and_changes_its_own_namespaces_alone() {
         .iter()
         .map(|one| one.source.as_ref().unwrap().namespace.as_str());
     assert_eq!(namespaces.collect::<Vec<_>>(), ["a"]);
+}
 
-    // Lists: of the one namespace, of the one that is named, of all.
+/// Of the one namespace, of the one that is named, of all.
+#[tokio::test]
+async fn lists_are_of_the_namespaces_of_whoever_asks() {
+    let Neighbours {
+        weir: _weir,
+        mut all,
+        mut one,
+        mut two,
+        theirs,
+        own,
+        ..
+    } = Neighbours::start().await;
     let ids =
         |list: v1::ListJobsResponse| list.jobs.iter().map(|job| job.job_id).collect::<Vec<_>>();
     assert_eq!(ids(one.list("").await.unwrap()), [own]);

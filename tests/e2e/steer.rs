@@ -116,7 +116,7 @@ async fn a_job_cancelled_on_one_replica_ends_on_the_other() {
     // Cancelling again changes nothing; the command line takes it up where it was.
     let (code, said) = run(&world, &["cancel", &job_id.to_string()]).await;
     assert_eq!(
-        (code, &said["job"]["state"]),
+        (code, &said["jobs"][0]["state"]),
         (Some(0), &"cancelled".into())
     );
     let told = weir(&world.coordinator.url(), &["cancel", &job_id.to_string()]).await;

@@ -15,9 +15,10 @@ use weir_tests::{
     cluster::{Coordinator, Worker},
     embedder::FakeEmbedder,
     postgres::TestDatabase,
+    tokens::Tokens,
 };
 
-use crate::security::{Tokens, last_of, soon, with_token};
+use crate::security::{last_of, soon, with_token};
 
 /// A coordinator that serves in TLS, with certificates of `authority`.
 struct Scene {
@@ -67,7 +68,7 @@ fn all_of(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text += &format!(": {error}");
+        text.extend([": ".to_owned(), error.to_string()]);
         cause = error.source();
     }
     text

@@ -44,7 +44,7 @@ pub fn binary(name: &str) -> PathBuf {
     binary
 }
 
-/// A running process, whose stderr is kept. It is killed with this value, and
+/// A running process; what it writes is kept. It is killed with this value, and
 /// when the thread that started it ends.
 #[derive(Debug)]
 pub struct Process {
@@ -62,10 +62,8 @@ impl Process {
     /// Starts any program.
     pub fn start(name: &'static str, mut command: process::Command) -> Self {
         let (reader, writer) = std::io::pipe().expect("a pipe can be made");
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(writer);
+        let twin = writer.try_clone().expect("a pipe has room for another end");
+        command.stdin(Stdio::null()).stdout(twin).stderr(writer);
         die_with_parent(&mut command, Signal::KILL);
         let child = tokio::process::Command::from(command)
             .kill_on_drop(true)
@@ -133,13 +131,13 @@ impl Process {
         status
     }
 
-    /// What it wrote to stderr so far, by line: all of it once [`Self::wait`] has
+    /// What it wrote so far, by line: all of it once [`Self::wait`] has
     /// returned.
     pub fn log(&self) -> Vec<String> {
         self.lines.borrow().clone()
     }
 
-    /// Waits for a line on stderr, from its start on, for which `find` returns
+    /// Waits for a line, from its start on, for which `find` returns
     /// something, and returns that.
     pub async fn wait_for_line<T>(&self, find: impl Fn(&str) -> Option<T>) -> T {
         let found = time::timeout(PATIENCE, self.find_line(find)).await;
@@ -180,11 +178,7 @@ impl Drop for Process {
     fn drop(&mut self) {
         if thread::panicking() {
             let lines = self.lines.borrow();
-            eprintln!(
-                "--- {} said on stderr:\n{}\n---",
-                self.name,
-                lines.join("\n")
-            );
+            eprintln!("--- {} said:\n{}\n---", self.name, lines.join("\n"));
         }
     }
 }
@@ -296,9 +290,19 @@ impl Worker {
     }
 }
 
-/// Runs the command `weir` to its end.
+/// Runs the command `weir` to its end, for the coordinator of this URL.
 pub async fn weir(coordinator: &str, args: &[&str]) -> Output {
-    let mut command = command("weir", args, &[("WEIR_COORDINATOR", coordinator)]);
+    weir_in(&[("WEIR_COORDINATOR", coordinator)], args).await
+}
+
+/// Runs the command `weir` to its end, with these variables and a home that is
+/// empty.
+pub async fn weir_in(environment: &[(&str, &str)], args: &[&str]) -> Output {
+    let home = tempfile::tempdir().expect("a temporary folder can be made");
+    let mut command = command("weir", args, environment);
+    command
+        .env("HOME", home.path())
+        .env_remove("XDG_CONFIG_HOME");
     command.stdin(Stdio::null());
     die_with_parent(&mut command, Signal::KILL);
     let run = tokio::process::Command::from(command)

@@ -7,13 +7,21 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus}
 use weir_proto::v1::{GetStatusRequest, GetStatusResponse, Verdict};
 
 use super::Findings;
-use crate::{config::Settings, connect::Session, failure};
+use crate::{
+    config::Settings,
+    connect::Session,
+    failure::{self, Failure},
+};
 
 /// Looks at the coordinator from where this command is.
 pub(super) async fn check(settings: &Settings, findings: &mut Findings) -> io::Result<()> {
     let before = Instant::now();
     let session = match Session::connect(settings).await {
         Ok(session) => session,
+        Err(failure @ Failure::Unreachable { .. }) => {
+            let mend = "start it there, or say where it is with --coordinator (WEIR_COORDINATOR)";
+            return findings.failed("coordinator", &format!("{failure}: {mend}"));
+        }
         Err(failure) => return findings.failed("coordinator", &failure.to_string()),
     };
     findings.ok(

@@ -23,7 +23,11 @@ pub(super) async fn check(url: &str, findings: &mut Findings) -> io::Result<()> 
     };
     let found = match store::inspect(&pool).await {
         Ok(found) => found,
-        Err(error) => return findings.failed("database", &error.to_string()),
+        Err(error) => {
+            let mend =
+                "see that the server is up, and that host, port, user and database are right";
+            return findings.failed("database", &format!("{error}: {mend}"));
+        }
     };
     findings.ok("database", "it can be reached")?;
     tell(findings, "PostgreSQL", found.server)?;

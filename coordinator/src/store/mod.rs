@@ -31,6 +31,7 @@ pub mod steer;
 
 use std::{str::FromStr, time::Duration};
 
+use anyhow::Context as _;
 use sqlx::{
     AssertSqlSafe, Connection as _, Executor as _, PgPool, SqlSafeStr as _,
     postgres::{PgConnectOptions, PgPoolOptions},
@@ -93,12 +94,14 @@ impl Store {
 /// Opens a pool of connections. Connects on first use, so that a database that
 /// is away delays calls instead of ending the process.
 pub fn connect(config: &DatabaseConfig) -> anyhow::Result<PgPool> {
-    let options = PgConnectOptions::from_str(config.url()?)
-        .map_err(|error| {
-            // The error may quote the URL, which may hold a password.
-            tracing::debug!(%error, "the database URL does not parse");
-            anyhow::anyhow!("--database-url (WEIR_DATABASE_URL) is not a Postgres URL such as postgres://user:password@host/database")
-        })?
+    let url = config.url()?;
+    let options = ["postgres://", "postgresql://"]
+        .iter()
+        .any(|scheme| url.starts_with(scheme))
+        .then(|| PgConnectOptions::from_str(url).ok())
+        .flatten()
+        // What is wrong is not quoted: the URL may hold a password.
+        .context("--database-url (WEIR_DATABASE_URL) is not a Postgres URL such as postgres://user:password@host/database")?
         .application_name("weir-coordinator");
     let (patience, statement_ms) = (
         config.database_timeout,

@@ -1,5 +1,5 @@
 //! Workers that follow demand: days of bursty puts in virtual time, through the
-//! scaler's rule and those of KEDA and the HorizontalPodAutoscaler, beside an
+//! scaler's rule and those of KEDA and the horizontal autoscaler of pods, beside an
 //! oracle that knows everything. `make bench-autoscaling` prints the table.
 
 #![expect(clippy::print_stdout, reason = "it prints a table")]

@@ -1,4 +1,4 @@
-//! KEDA and the HorizontalPodAutoscaler, by their documented rules:
+//! KEDA and the horizontal autoscaler of pods, by their documented rules:
 //! <https://keda.sh/docs/latest/concepts/scaling-deployments/> and
 //! <https://kubernetes.io/docs/tasks/run-application/horizontal-pod-autoscale/>.
 //! The behaviour is that of the chart's values.
@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 
 use weir_coordinator::job::pool::Pool;
 
-/// Seconds between two looks of the HorizontalPodAutoscaler.
+/// Seconds between two looks of the horizontal autoscaler of pods.
 const SYNC: usize = 15;
 /// A ratio this near to 1 changes nothing.
 const TOLERANCE: f64 = 0.1;
@@ -83,7 +83,7 @@ impl Scaler {
         self.replicas
     }
 
-    /// What the HorizontalPodAutoscaler makes of the metric.
+    /// What the horizontal autoscaler of pods makes of the metric.
     fn autoscale(&mut self, now: usize, pending: u64) -> usize {
         let target = self.settings.pool.chunks_per_worker as f64;
         let ratio = pending as f64 / (target * self.replicas as f64);

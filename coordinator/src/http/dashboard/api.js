@@ -37,8 +37,9 @@ async function ask(url, options) {
     const response = await reach(url, { ...options, headers, cache: "no-store", redirect: "error" });
     learnTime(response);
     if (response.ok) return response;
-    if (response.status !== 401) throw await refusal(response);
-    await another(sent);
+    const why = await refusal(response);
+    if (response.status !== 401) throw why;
+    await another(sent, why.message);
   }
 }
 

@@ -40,7 +40,7 @@ export function Attempts({ of: { job, attempts, error }, then }) {
     { name: "Began", look: "time", cell: (it) => html`<${Time} at=${it.startTime} />` },
     { name: "Took", look: "number", cell: (it) => span((ends(it) - Date.parse(it.startTime)) / 1000) },
     { name: "Chunks", look: "number", cell: (it) => count(it.chunksDone) },
-    { name: "Charged", cell: (it) => (it.charged ? "yes" : "no") },
+    { name: "Charged", look: "named", cell: (it) => (it.charged ? "yes" : "no") },
     { name: "Epoch", look: "number", cell: (it) => count(it.epoch) },
     { name: "Worker", look: "wide", cell: (it) => html`<span class="clip" title=${it.workerId}>${it.workerId}</span>` },
     { name: "Why", look: "grow error", cell: (it) => it.error },

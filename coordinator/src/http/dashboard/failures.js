@@ -89,12 +89,12 @@ function followJobs(failureId) {
 function Jobs({ list, then }) {
   if (!list.jobs) return html`<${Trouble} error=${list.error} />`;
   const columns = [
-    { name: "Job", look: "number", cell: (job) => html`<a href=${toJob(job)}>${job.jobId}</a>` },
+    { name: "Job", look: "named", cell: (job) => html`<a href=${toJob(job)}>${job.jobId}</a>` },
     { name: "Source", look: "grow", cell: (job) => html`<a href=${toJob(job)}>${job.namespace}/${job.source}</a>` },
     { name: "State", cell: (job) => html`<${Chip} state=${job.state} prefix="JOB_STATE_" />` },
     { name: "Tries", look: "number", cell: (job) => `${job.attempt}/${job.maxAttempts}` },
     { name: "Done", look: "number", cell: (job) => `${count(job.chunksDone)}/${count(job.chunksTotal)}` },
-    { name: "Runs next", look: "time", cell: (job) => job.state !== "JOB_STATE_RUNNING" && html`<${Due} at=${job.runTime} />` },
+    { name: "Next run", look: "time", cell: (job) => job.state !== "JOB_STATE_RUNNING" && html`<${Due} at=${job.runTime} />` },
     { name: "Actions", quiet: true, look: "actions", cell: (job) => html`<${JobButtons} job=${job} then=${then} />` },
   ];
   return html`<${Trouble} error=${list.error} />

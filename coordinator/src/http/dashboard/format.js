@@ -57,7 +57,18 @@ export function due(time) {
   return Date.parse(time) > now() ? `${away(time)}, at ${clock(time)}` : "as soon as a worker takes it";
 }
 
-/** The same, short. */
+/** When it goes on with a source, by its badge: what failed is queued again, all else runs. */
+export function goesOn({ state, nextRunTime }) {
+  if (!nextRunTime) return "";
+  return `${state === "BADGE_STATE_FAILED" ? "queued again" : "next run"} ${due(nextRunTime)}`;
+}
+
+/** A count that is quiet while it is nothing. */
+export function Tally({ of, look = "" }) {
+  return html`<span class=${Number(of) ? look : "muted"}>${count(of)}</span>`;
+}
+
+/** When something is due, short. */
 export function Due({ at }) {
   return Date.parse(at) > now() ? html`<${Time} at=${at} />` : "now";
 }

@@ -2,7 +2,7 @@
 
 import { JobButtons } from "./actions.js";
 import { call, every, watch } from "./api.js";
-import { Time, count, due, span, word } from "./format.js";
+import { Tally, Time, count, goesOn, span, word } from "./format.js";
 import { Failures, followFailures } from "./failures.js";
 import { html } from "./html.js";
 import { Badge, Bar, Chip, Table, Trouble, look } from "./parts.js";
@@ -57,7 +57,7 @@ function Sources({ list, unsettled }) {
     {
       name: "Embedded",
       look: "progress",
-      cell: ({ source: { badge } }) => html`<${Bar} done=${badge.done} rejected=${badge.rejected} total=${badge.total} state=${badge.state} />
+      cell: ({ source: { badge } }) => Number(badge.total) > 0 && html`<${Bar} done=${badge.done} rejected=${badge.rejected} total=${badge.total} state=${badge.state} />
         <span class="figure">${count(badge.done)}/${count(badge.total)}</span>`,
     },
     { name: "Model", look: "wide", cell: ({ source }) => html`<span class="muted">${source.model}</span>` },
@@ -66,7 +66,7 @@ function Sources({ list, unsettled }) {
       name: "Trouble",
       look: "trouble-cell",
       cell: ({ source: { badge } }) => badge.lastError && html`<div class="clip" title=${badge.lastError}>${badge.lastError}</div>
-        ${badge.nextRunTime && html`<div class="muted">runs next ${due(badge.nextRunTime)}</div>`}`,
+        ${badge.nextRunTime && html`<div class="muted">${goesOn(badge)}</div>`}`,
     },
     {
       name: "Actions",
@@ -87,11 +87,11 @@ function Namespaces({ status, namespace }) {
     { name: "Verdict", cell: (it) => html`<${Chip} state=${it.verdict} prefix="VERDICT_" /> <span class="muted">${it.reasons.join(", ")}</span>` },
     { name: "Sources", look: "number", cell: (it) => count(it.sources) },
     { name: "Chunks", look: "number", cell: (it) => count(it.chunks) },
-    { name: "Pending", look: "number", cell: (it) => count(it.chunksPending) },
-    { name: "Rejected", look: "number", cell: (it) => count(it.chunksRejected) },
-    { name: "Running", look: "number", cell: (it) => count(it.jobsRunning) },
-    { name: "Retrying", look: "number", cell: (it) => count(it.jobsRetrying) },
-    { name: "Failed", look: "number", cell: (it) => count(it.jobsFailed) },
+    { name: "Pending", look: "number", cell: (it) => html`<${Tally} of=${it.chunksPending} />` },
+    { name: "Rejected", look: "number", cell: (it) => html`<${Tally} of=${it.chunksRejected} />` },
+    { name: "Running", look: "number", cell: (it) => html`<${Tally} of=${it.jobsRunning} />` },
+    { name: "Retrying", look: "number", cell: (it) => html`<${Tally} of=${it.jobsRetrying} look="warn tone" />` },
+    { name: "Failed", look: "number", cell: (it) => html`<${Tally} of=${it.jobsFailed} look="bad tone" />` },
   ];
   return html`<section aria-labelledby="namespaces">
     <div class="heading"><h2 id="namespaces">Namespaces</h2>${namespace && html`<a href=${to([])}>Show all</a>`}</div>

@@ -9,7 +9,7 @@ import { Dialog, Question, Trouble } from "./parts.js";
 import { here, to } from "./route.js";
 import { sourcePage } from "./source.js";
 import { changed, drawWith, hush, notices } from "./state.js";
-import { give, wanted } from "./token.js";
+import { forget, give, token, wanted } from "./token.js";
 
 /** Pages by the first part of their address. */
 const PAGES = { failures: failuresPage, sources: sourcePage };
@@ -65,6 +65,7 @@ function Frame() {
         <a href=${to([])} aria-current=${at(overviewPage)}>Overview</a>
         <a href=${to(["failures"])} aria-current=${at(failuresPage)}>Failures</a>
       </nav>
+      ${token() !== null && html`<button type="button" class="button" onClick=${forget}>Other token</button>`}
       <${Connection} />
     </header>
     <main>
@@ -84,7 +85,7 @@ function skip(event) {
 }
 
 function Connection() {
-  const [look, text] = broken() ? ["broken", "reconnecting…"] : status ? ["live", "live"] : ["", "connecting…"];
+  const [look, text] = broken() ? ["broken", "reconnecting…"] : statusError ? ["", "not live"] : status ? ["live", "live"] : ["", "connecting…"];
   return html`<span class=${`connection ${look}`} role="status">${text}</span>`;
 }
 
@@ -105,6 +106,7 @@ function AskToken() {
   return html`<${Dialog} title="A token is needed">
     <form onSubmit=${submit}>
       <p>${asked.refused ? "The coordinator did not take the token. Is there another one?" : "The coordinator asks for a token. It is kept for this tab only."}</p>
+      <p class="muted">It says: ${asked.why}</p>
       <label>Token <input name="token" type="password" autocomplete="off" required autofocus /></label>
       <div class="buttons"><button type="submit" class="button main">Go on</button></div>
     </form>

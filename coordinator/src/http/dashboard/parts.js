@@ -1,6 +1,6 @@
 // What all pages are made of: badges, bars, tables, buttons, dialogs.
 
-import { count, due, word } from "./format.js";
+import { count, goesOn, word } from "./format.js";
 import { Component, createRef, html } from "./html.js";
 import { changed } from "./state.js";
 
@@ -26,6 +26,12 @@ const LOOKS = {
 /** The class of a state's colour. */
 export function look(state) {
   return LOOKS[state] ?? "calm";
+}
+
+/** The class of a badge's colour: what is degraded is no good news, whatever its state. */
+export function badgeLook({ state, degraded }) {
+  const own = look(state);
+  return degraded && own !== "bad" ? "warn" : own;
 }
 
 /** A state as a chip. */
@@ -64,15 +70,14 @@ export class Badge extends Component {
   };
 
   render({ badge }) {
-    const own = look(badge.state);
-    const looks = `chip badge ${badge.degraded && own !== "bad" ? "warn" : own}`;
+    const looks = `chip badge ${badgeLook(badge)}`;
     if (!badge.lastError && !badge.nextRunTime) return html`<span class=${looks}>${badge.text}</span>`;
     return html`<button type="button" class=${looks} aria-describedby=${this.id}
         onMouseEnter=${this.show} onMouseLeave=${this.hide} onFocus=${this.show} onBlur=${this.hide}
         onClick=${this.show} onKeyDown=${this.keys}>${badge.text}</button>
       <div class="tip" role="tooltip" id=${this.id} popover="manual" ref=${this.tip}>
         ${badge.lastError && html`<p class="error">${badge.lastError}</p>`}
-        ${badge.nextRunTime && html`<p>Runs next ${due(badge.nextRunTime)}</p>`}
+        ${badge.nextRunTime && html`<p class="sentence">${goesOn(badge)}</p>`}
       </div>`;
   }
 }

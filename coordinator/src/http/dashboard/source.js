@@ -4,10 +4,10 @@
 import { DeleteButton, JobButtons } from "./actions.js";
 import { Attempts, followAttempts } from "./attempts.js";
 import { call, every, watch } from "./api.js";
-import { Due, Time, count, due, word } from "./format.js";
+import { Due, Time, count, goesOn, word } from "./format.js";
 import { Chunks, followChunks } from "./chunks.js";
 import { html } from "./html.js";
-import { Badge, Bar, Chip, Table, Trouble } from "./parts.js";
+import { Badge, Bar, Chip, Table, Trouble, badgeLook } from "./parts.js";
 import { to, toSource } from "./route.js";
 import { changed } from "./state.js";
 
@@ -98,11 +98,19 @@ export function sourcePage({ parts: [, namespace = "", name = "", openId] }) {
   };
 }
 
+/** What the source is called stays the same element while all else comes and goes: the focus may be on it. */
 function Head({ name, source, gone }) {
-  const crumbs = html`<nav class="crumbs" aria-label="Where this is"><a href=${to([])}>Sources</a> / <a href=${to([], { namespace: name.namespace })}>${name.namespace}</a></nav>`;
-  if (!source || gone) {
-    return html`${crumbs}<h1 id="title" tabindex="-1">${name.name}</h1>${gone && html`<p class="empty">There is no such source, or no longer.</p>`}`;
-  }
+  const { badge } = source ?? {};
+  return html`<nav class="crumbs" aria-label="Where this is"><a href=${to([])}>Sources</a> / <a href=${to([], { namespace: name.namespace })}>${name.namespace}</a></nav>
+    <section class="card source" aria-labelledby="title">
+      <div class="heading"><h1 id="title" tabindex="-1">${name.name}</h1>
+        ${badge && !gone && html`<${Badge} badge=${badge} />
+        <div class="end"><${DeleteButton} source=${source} then=${() => (location.hash = to([]))} /></div>`}</div>
+      ${gone ? html`<p class="muted">There is no such source, or no longer.</p>` : source && html`<${Facts} source=${source} />`}
+    </section>`;
+}
+
+function Facts({ source }) {
   const { badge } = source;
   const figures = [
     ["Items", source.items],
@@ -112,15 +120,11 @@ function Head({ name, source, gone }) {
     ["Truncated", source.chunksTruncated],
     ["Revision", source.revision],
   ];
-  return html`${crumbs}
-    <section class="card source" aria-labelledby="title">
-      <div class="heading"><h1 id="title" tabindex="-1">${name.name}</h1><${Badge} badge=${badge} />
-        <div class="end"><${DeleteButton} source=${source} then=${() => (location.hash = to([]))} /></div></div>
-      <p class="muted">${source.model} · changed <${Time} at=${source.updateTime} /> · put first <${Time} at=${source.createTime} /></p>
-      <${Bar} done=${badge.done} rejected=${badge.rejected} total=${badge.total} state=${badge.state} />
-      <dl class="figures">${figures.map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${count(value)}</dd></div>`)}</dl>
-      ${badge.lastError && html`<p class="trouble">${badge.lastError}${badge.nextRunTime && html`<br />Runs next ${due(badge.nextRunTime)}.`}</p>`}
-    </section>`;
+  return html`<p class="muted">${source.model} · changed <${Time} at=${source.updateTime} /> · put first <${Time} at=${source.createTime} /></p>
+    <${Bar} done=${badge.done} rejected=${badge.rejected} total=${badge.total} state=${badge.state} />
+    <dl class="figures">${figures.map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${count(value)}</dd></div>`)}</dl>
+    ${badge.lastError && html`<div class=${`trouble ${badgeLook(badge)}`}><p>${badge.lastError}</p>
+      ${badge.nextRunTime && html`<p class="sentence">${goesOn(badge)}</p>`}</div>`}`;
 }
 
 /** Jobs as they are now, newest first: those that are followed live before what was listed. */
@@ -146,12 +150,12 @@ function Jobs({ name, live, history, attempts, trace }) {
   const columns = [
     {
       name: "Job",
-      look: "number",
+      look: "named",
       cell: ({ jobId }) => html`<a href=${jobId === openId ? toSource(name) : toSource(name, jobId)} aria-expanded=${String(jobId === openId)}
         aria-label=${`Job ${jobId} and its tries`}>${jobId}</a>`,
     },
     { name: "State", cell: (job) => html`<${Chip} state=${job.state} prefix="JOB_STATE_" />` },
-    { name: "For", cell: (job) => word(job.trigger, "JOB_TRIGGER_") },
+    { name: "For", look: "named", cell: (job) => word(job.trigger, "JOB_TRIGGER_") },
     {
       name: "Done",
       look: "progress",
@@ -160,7 +164,7 @@ function Jobs({ name, live, history, attempts, trace }) {
     },
     { name: "Tries", look: "number", cell: (job) => `${job.attempt}/${job.maxAttempts}` },
     { name: "Queued", look: "time", cell: (job) => html`<${Time} at=${job.createTime} />` },
-    { name: "Runs next", look: "time", cell: (job) => waits(job) && html`<${Due} at=${job.runTime} />` },
+    { name: "Next run", look: "time", cell: (job) => waits(job) && html`<${Due} at=${job.runTime} />` },
     { name: "Worker or error", look: "grow trouble-cell", cell: troubleOf },
     trace && {
       name: "Trace",

@@ -12,16 +12,16 @@ export function token() {
   return sessionStorage.getItem(KEY);
 }
 
-/** Whether the page has to ask for a token, and whether it had one that was refused. */
+/** Whether the page has to ask for a token; whether it had one that was refused, and why. */
 export function wanted() {
-  return waiting && { refused: waiting.refused };
+  return waiting;
 }
 
-/** Waits for another token than the one that was refused. */
-export function another(refused) {
+/** Waits for another token than the one that was refused, for this reason. */
+export function another(refused, why) {
   if (token() !== refused) return Promise.resolve();
   if (!waiting) {
-    waiting = { refused: refused !== null };
+    waiting = { refused: refused !== null, why };
     waiting.promise = new Promise((resolve) => (waiting.resolve = resolve));
     changed();
   }
@@ -36,7 +36,8 @@ export function give(text) {
   changed();
 }
 
-/** Forgets the token. */
+/** Forgets the token, and begins anew. */
 export function forget() {
   sessionStorage.removeItem(KEY);
+  location.reload();
 }
