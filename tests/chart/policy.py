@@ -74,6 +74,13 @@ def check_long_lived(spec):
     drain = seconds(env["WEIR_DRAIN_TIMEOUT"]) + seconds(env.get("WEIR_DRAIN_DELAY", "0s"))
     if spec["terminationGracePeriodSeconds"] <= drain:
         yield "it is killed before it has drained"
+    scheme = "HTTPS" if "WEIR_TLS_CERT" in env else "HTTP"
+    for name in ("startupProbe", "livenessProbe", "readinessProbe"):
+        probe = container.get(name, {})
+        if "grpc" in probe and scheme == "HTTPS":
+            yield f"its {name} speaks gRPC without TLS to what has TLS"
+        if "httpGet" in probe and probe["httpGet"].get("scheme", "HTTP") != scheme:
+            yield f"its {name} does not speak {scheme}"
     if not spec.get("topologySpreadConstraints"):
         yield "its replicas may all be on one node"
 

@@ -154,6 +154,13 @@ topologySpreadConstraints:
 {{- end }}
 {{- end -}}
 
+{{/* Whether `helm test` has what a client needs to be let in. */}}
+{{- define "weir.tested" -}}
+{{- $token := or (not .Values.auth.tokensSecret.name) .Values.auth.clientTokenSecret.name -}}
+{{- $certificate := or (not .Values.tls.clientCASecret) .Values.tls.workerSecret -}}
+{{- if and $token $certificate }}yes{{ end -}}
+{{- end -}}
+
 {{- define "weir.callerMounts" -}}
 {{- if .token }}
 - {name: token, mountPath: /etc/weir/token, readOnly: true}
