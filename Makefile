@@ -10,7 +10,7 @@ MINUTES ?= 5
 SECONDS ?= 600
 
 .PHONY: help demo test test-browser test-embedders test-alerts test-tracing examples chart chart-write images-smoke \
-	bench bench-autoscaling bench-embedders bench-tracing bench-watch bench-lists chaos fuzz deny runtime build
+	test-keda bench bench-autoscaling bench-embedders bench-tracing bench-watch bench-lists chaos fuzz deny runtime build
 
 help:
 	@echo 'make demo [SPEC=file]            embed a document with everything local, watch it, search it'
@@ -23,6 +23,7 @@ help:
 	@echo 'make images-smoke                build the images and run them (needs root on Debian; gets buildah)'
 	@echo 'make chart                       check the Helm chart (gets its tools, with Go and pip)'
 	@echo 'make bench [BENCH_RUNS=n]        measure the queue beside the limits of its Postgres (an hour)'
+	@echo 'make test-keda                   ask the coordinator as KEDA does, in its own contract (needs Go)'
 	@echo 'make bench-embedders             count calls and time where texts are bad, calls rationed, sources small'
 	@echo 'make test-tracing                check the traces in a real Jaeger (needs Go)'
 	@echo 'make bench-autoscaling           simulate a day of workers that follow demand'
@@ -104,6 +105,10 @@ chart:
 # The same, after writing what is made: settings in the schema, README, what is rendered.
 chart-write:
 	@tests/chart/run --write
+
+# KEDA's own contract, asked by a client that knows nothing of Weir.
+test-keda: runtime build
+	@PYTHON='$(PYTHON)' tests/keda/run
 
 # Days of bursty puts in virtual time, beside an oracle.
 bench-autoscaling:
