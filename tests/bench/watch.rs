@@ -74,7 +74,8 @@ async fn main() -> anyhow::Result<()> {
 }
 
 async fn measure(round: Round) -> anyhow::Result<()> {
-    let weir = Weir::start().await;
+    // A batch may hold all chunks of a source.
+    let weir = Weir::with(&[("WEIR_MAX_BATCH_SIZE", "10000")]).await;
     let changes = CHANGES_PER_SECOND * MEASURED.as_secs();
     let leases = prepare(&weir, round, changes).await?;
     let messages = Arc::new(AtomicU64::new(0));
