@@ -74,7 +74,12 @@ async fn main() -> anyhow::Result<()> {
 }
 
 async fn measure(round: Round) -> anyhow::Result<()> {
-    let weir = Weir::start().await;
+    // A source is one job, and a batch may hold all of it.
+    let weir = Weir::with(&[
+        ("WEIR_MAX_CHUNKS_PER_JOB", "10000"),
+        ("WEIR_MAX_BATCH_SIZE", "10000"),
+    ])
+    .await;
     let changes = CHANGES_PER_SECOND * MEASURED.as_secs();
     let leases = prepare(&weir, round, changes).await?;
     let messages = Arc::new(AtomicU64::new(0));

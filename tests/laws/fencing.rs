@@ -27,8 +27,9 @@ async fn pause_past_the_lease(lease_duration: &str, expire: impl AsyncFn(&World,
     let settings = [("WEIR_BATCH_SIZE", "4"), ("WEIR_CONCURRENCY", "1")];
     let paused = Worker::spawn(&world.coordinator.url(), &world.embedder.url(), &settings);
     world.embedded("source", 2 * BATCH).await;
-    world.embedder.close_gate();
-    let calls = world.embedder.calls().len();
+    // One more goes through, and the next is held, whenever either begins.
+    let calls = world.embedder.calls().len() + 1;
+    world.embedder.let_through(calls);
     world.embedder.calls_started(calls + 1).await;
     paused.process.sigstop();
     // The vectors that it was waiting for are there when it wakes.
