@@ -51,6 +51,11 @@ pub enum TokenError {
     /// Not TOML, or not tables of a token's keys.
     #[error("the tokens file cannot be read: {0}")]
     Syntax(String),
+    /// No token at all: most likely a file that is being written.
+    #[error(
+        "there is no token in the tokens file; write it elsewhere and rename it, so that it is never read in part"
+    )]
+    Empty,
     /// A table says something impossible.
     #[error("[{name}]: {fault}")]
     Table {
@@ -78,6 +83,10 @@ impl Tokens {
             tokens
                 .add(&name, table)
                 .map_err(|fault| TokenError::Table { name, fault })?;
+        }
+        // To take this for what was meant would end every call there is.
+        if tokens.grants.is_empty() {
+            return Err(TokenError::Empty);
         }
         Ok(tokens)
     }
@@ -273,5 +282,8 @@ mod tests {
             assert!(error.contains(told), "{file}: {error}");
         }
         assert_eq!(Tokens::parse(b"\xff").unwrap_err(), TokenError::NotUtf8);
+        for nothing in [&b""[..], b"\n# all tokens go here\n"] {
+            assert_eq!(Tokens::parse(nothing).unwrap_err(), TokenError::Empty);
+        }
     }
 }

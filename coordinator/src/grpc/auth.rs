@@ -3,7 +3,8 @@
 //! of it concerns a namespace is for the services to ask of the [`Caller`].
 //!
 //! What is below `/weir.v1.` and `/api/` is closed. All else is open: health,
-//! reflection and pages, which tell nothing of anybody's content.
+//! reflection and pages, which tell nothing of anybody's content. KEDA's
+//! scaler is open and counted, for each of its calls asks the database.
 
 mod caller;
 mod guarded;
@@ -38,12 +39,17 @@ use crate::{
 enum Wanted {
     /// What anybody may have.
     Open,
+    /// What anybody may have, and asks the database: not very often.
+    Counted,
     /// What needs this role.
     Closed(Role),
 }
 
 impl Wanted {
     fn at(path: &str) -> Self {
+        if path.starts_with("/externalscaler.") {
+            return Self::Counted;
+        }
         let path = path
             .strip_prefix("/weir.v1.")
             .or(path.strip_prefix("/api/"));
@@ -91,7 +97,7 @@ impl Gate {
             ));
         }
         let Some(tokens) = &self.tokens else {
-            self.count(|| peer.map(|peer| Key::Address(peer.address.ip())))?;
+            self.count_address(request)?;
             return Ok(Admitted {
                 caller: Caller { grant: None },
                 revoked: None,
@@ -115,6 +121,12 @@ impl Gate {
             revoked: Some(guarded::revoked(tokens.clone(), digest, Arc::clone(&grant))),
             caller: Caller { grant: Some(grant) },
         })
+    }
+
+    /// Counts a call of whoever calls from this address.
+    fn count_address<B>(&self, request: &Request<B>) -> Result<(), Status> {
+        let peer = request.extensions().get::<Peer>();
+        self.count(|| peer.map(|peer| Key::Address(peer.address.ip())))
     }
 
     fn count(&self, key: impl FnOnce() -> Option<Key>) -> Result<(), Status> {
@@ -172,10 +184,17 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let Wanted::Closed(role) = Wanted::at(request.uri().path()) else {
-            return Box::pin(self.inner.call(request));
-        };
         let speaks = Speaks::of(&request);
+        let role = match Wanted::at(request.uri().path()) {
+            Wanted::Open => return Box::pin(self.inner.call(request)),
+            Wanted::Counted => {
+                return match self.gate.count_address(&request) {
+                    Ok(()) => Box::pin(self.inner.call(request)),
+                    Err(status) => Box::pin(std::future::ready(Ok(speaks.refusal(status)))),
+                };
+            }
+            Wanted::Closed(role) => role,
+        };
         match self.gate.admit(&request, role) {
             Err(status) => Box::pin(std::future::ready(Ok(speaks.refusal(status)))),
             Ok(Admitted { caller, revoked }) => {
@@ -263,6 +282,7 @@ mod tests {
             ("/livez", Wanted::Open),
             ("/", Wanted::Open),
             ("/grpc.health.v1.Health/Check", Wanted::Open),
+            ("/externalscaler.ExternalScaler/GetMetrics", Wanted::Counted),
             ("/weir.v1.JobService/GetJob", Wanted::Closed(Role::Client)),
             ("/weir.v1.NewService/Call", Wanted::Closed(Role::Client)),
             (
@@ -274,6 +294,41 @@ mod tests {
         ] {
             assert_eq!(Wanted::at(path), wanted, "{path}");
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_open_and_asks_the_database_is_counted_by_address() {
+        let gate = Arc::new(Gate {
+            tokens: None,
+            needs_certificate: true,
+            rate: Some(Rate::new(std::num::NonZeroU32::MIN)),
+        });
+        let answers = tower::service_fn(|_: Request<Body>| async {
+            Ok::<_, std::convert::Infallible>(Response::new(Body::empty()))
+        });
+        let mut served = GateLayer(gate).layer(answers);
+        let mut call = async |path: &str, address: [u8; 4]| {
+            let peer = Peer {
+                address: (address, 1).into(),
+                certified: false,
+            };
+            let request = Request::post(path)
+                .header(header::CONTENT_TYPE, "application/grpc")
+                .extension(peer);
+            let answer = served.call(request.body(Body::empty()).unwrap()).await;
+            let status = Status::from_header_map(answer.unwrap().headers());
+            status.map_or(Code::Ok, |status| status.code())
+        };
+        let scaler = "/externalscaler.ExternalScaler/GetMetrics";
+        let (one, other) = ([10, 0, 0, 1], [10, 0, 0, 2]);
+        assert_eq!(call(scaler, one).await, Code::Ok);
+        assert_eq!(call(scaler, one).await, Code::ResourceExhausted);
+        assert_eq!(call(scaler, other).await, Code::Ok);
+        // A probe is never turned away, and what is closed is not opened by it.
+        let health = "/grpc.health.v1.Health/Check";
+        assert_eq!(call(health, one).await, Code::Ok);
+        let closed = "/weir.v1.JobService/GetJob";
+        assert_eq!(call(closed, other).await, Code::Unauthenticated);
     }
 
     #[test]
