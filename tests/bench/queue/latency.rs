@@ -175,7 +175,7 @@ pub(crate) async fn snapshots(
 }
 
 /// Makes jobs in a state.
-async fn jobs(stage: &Stage, source: i64, state: &str, how_many: usize) -> sqlx::Result<()> {
+async fn jobs(to: &Stage, source: i64, state: &str, how_many: usize) -> sqlx::Result<()> {
     sqlx::query(
         "INSERT INTO weir.jobs (source_id, namespace, source, model, revision, trigger, first_item_id, last_item_id,
                                 chunks_total, chunks_done, state, settled, finished_at)
@@ -187,7 +187,7 @@ async fn jobs(stage: &Stage, source: i64, state: &str, how_many: usize) -> sqlx:
     .bind(MODEL)
     .bind(state)
     .bind(how_many as i32)
-    .execute(stage.pool())
+    .execute(to.pool())
     .await?;
     Ok(())
 }

@@ -7,7 +7,6 @@
 
 #![expect(
     clippy::print_stdout,
-    clippy::unwrap_used,
     clippy::expect_used,
     reason = "a program that prints what it measured, and ends where it cannot go on"
 )]

@@ -210,7 +210,7 @@ async fn idle(server: &Server, scale: &Scale, report: &mut Report) -> anyhow::Re
         "MiB",
         after.peak_mib,
     );
-    let cpu = (after.cpu - before.cpu).as_secs_f64() / scale.watched.as_secs_f64();
+    let cpu = after.cpu.saturating_sub(before.cpu).as_secs_f64() / scale.watched.as_secs_f64();
     report.note(
         format!("{workers} idle workers: coordinator's CPU"),
         "cores",
@@ -249,9 +249,10 @@ async fn embed_all(
     stage.done().await;
     let span = stage.ask(SPAN).await;
     let chunks = stage.ask("SELECT sum(chunks_done) FROM weir.jobs").await;
-    assert_eq!(
-        stage.ask("SELECT count(*) FROM weir.embeddings").await,
-        stage.ask("SELECT count(*) FROM weir.chunks").await,
+    let missing =
+        "SELECT (SELECT count(*) FROM weir.chunks) - (SELECT count(*) FROM weir.embeddings)";
+    assert!(
+        stage.ask(missing).await.abs() < 0.5,
         "everything has its vector"
     );
     if server.statements {
@@ -265,8 +266,8 @@ async fn embed_all(
         (stage.ask(WAL).await - wal) / chunks,
     );
     for (of, cpu) in [
-        ("postgres", server.cpu() - postgres),
-        ("coordinator", coordinator.cpu - before),
+        ("postgres", server.cpu().saturating_sub(postgres)),
+        ("coordinator", coordinator.cpu.saturating_sub(before)),
         ("worker", worker.cpu),
     ] {
         let micros = cpu.as_secs_f64() * 1e6 / chunks;
