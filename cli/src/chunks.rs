@@ -10,6 +10,7 @@ use crate::{
     connect::Session,
     failure::Failure,
     output::{self, ago},
+    page,
     table::{Cell, table},
     view,
 };
@@ -59,25 +60,18 @@ pub(crate) async fn chunks(session: &Session, args: ChunksArgs) -> Result<(), Fa
     }
 
     let mut client = session.sources();
-    let wanted = args.limit as usize;
-    let mut chunks: Vec<v1::ChunkStatus> = Vec::new();
-    let mut page_token = String::new();
-    loop {
+    let chunks = page::gather(args.limit as usize, async |page_size, page_token| {
         let request = v1::ListChunksRequest {
             namespace: session.namespace.clone(),
             name: args.name.clone(),
             state: ChunkState::from(args.state).into(),
-            page_size: (wanted - chunks.len()).min(1_000) as i32,
+            page_size,
             page_token,
         };
         let page = client.list_chunks(request).await?.into_inner();
-        chunks.extend(page.chunks);
-        page_token = page.next_page_token;
-        if page_token.is_empty() || chunks.len() >= wanted {
-            break;
-        }
-    }
-    chunks.truncate(wanted);
+        Ok((page.chunks, page.next_page_token))
+    })
+    .await?;
     if session.json {
         return Ok(output::json(&Answer {
             chunks: view::all(&chunks),

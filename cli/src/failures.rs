@@ -10,6 +10,7 @@ use crate::{
     connect::Session,
     failure::Failure,
     output::{self, ago, count, printable},
+    page,
     table::Tone,
     view,
 };
@@ -44,24 +45,17 @@ pub(crate) async fn failures(session: &Session, args: FailuresArgs) -> Result<()
     }
 
     let mut client = session.jobs();
-    let wanted = args.limit as usize;
-    let mut failures: Vec<v1::Failure> = Vec::new();
-    let mut page_token = String::new();
-    loop {
+    let failures = page::gather(args.limit as usize, async |page_size, page_token| {
         let request = v1::ListFailuresRequest {
             namespace: session.namespace_or_all(args.all_namespaces),
             include_dismissed: args.dismissed,
-            page_size: (wanted - failures.len()).min(1_000) as i32,
+            page_size,
             page_token,
         };
         let page = client.list_failures(request).await?.into_inner();
-        failures.extend(page.failures);
-        page_token = page.next_page_token;
-        if page_token.is_empty() || failures.len() >= wanted {
-            break;
-        }
-    }
-    failures.truncate(wanted);
+        Ok((page.failures, page.next_page_token))
+    })
+    .await?;
     if session.json {
         return Ok(output::json(&Answer {
             failures: view::all(&failures),

@@ -10,6 +10,7 @@ use crate::{
     connect::Session,
     failure::Failure,
     output::{self, ago, brief, printable, until},
+    page,
     table::{Cell, Tone, table},
     view,
 };
@@ -134,22 +135,16 @@ pub(crate) async fn list(
     most: usize,
 ) -> Result<Vec<v1::Job>, Failure> {
     let mut client = session.jobs();
-    let mut jobs: Vec<v1::Job> = Vec::new();
-    let mut page_token = String::new();
-    loop {
+    let jobs = page::gather(most, async |page_size, page_token| {
         let request = v1::ListJobsRequest {
-            page_size: (most - jobs.len()).min(1_000) as i32,
+            page_size,
             page_token,
             ..request.clone()
         };
         let page = client.list_jobs(request).await?.into_inner();
-        jobs.extend(page.jobs);
-        page_token = page.next_page_token;
-        if page_token.is_empty() || jobs.len() >= most {
-            jobs.truncate(most);
-            return Ok(jobs);
-        }
-    }
+        Ok((page.jobs, page.next_page_token))
+    });
+    Ok(jobs.await?)
 }
 
 /// Jobs as a table; with their namespace before the source where they have

@@ -18,6 +18,7 @@ mod job;
 mod jobs;
 mod local;
 mod output;
+mod page;
 mod put;
 mod run;
 mod search;

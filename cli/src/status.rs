@@ -105,10 +105,9 @@ impl Screen {
     fn show(&mut self, status: &GetStatusResponse) -> io::Result<()> {
         match self {
             Self::Json => output::json(&view::Status::from(status)),
-            Self::Terminal { known, .. } => {
+            Self::Terminal { lines, known } => {
                 *known = text(status);
-                let shown = known.clone();
-                self.redraw(&shown)
+                redraw(lines, known)
             }
             Self::Lines(told) => {
                 let now = headline(&total(status));
@@ -130,10 +129,7 @@ impl Screen {
                 Ok(())
             }
             // What was known stays in sight.
-            Self::Terminal { known, .. } => {
-                let shown = format!("{text}\n{known}");
-                self.redraw(&shown)
-            }
+            Self::Terminal { lines, known } => redraw(lines, &format!("{text}\n{known}")),
             Self::Lines(told) => {
                 // Once, and the next state after it in any case.
                 if told.as_deref().is_none_or(str::is_empty) {
@@ -144,20 +140,18 @@ impl Screen {
             }
         }
     }
+}
 
-    fn redraw(&mut self, text: &str) -> io::Result<()> {
-        let Self::Terminal { lines, .. } = self else {
-            return Ok(());
-        };
-        let terminal = Term::stdout();
-        // What has scrolled out of sight cannot be drawn over.
-        let (rows, _) = terminal.size();
-        let shown = text.lines().take(usize::from(rows).saturating_sub(1));
-        let shown: Vec<&str> = shown.collect();
-        terminal.clear_last_lines(*lines)?;
-        *lines = shown.len();
-        output::fitting(&shown.join("\n"))
-    }
+/// Draws over the lines that were drawn last.
+fn redraw(lines: &mut usize, text: &str) -> io::Result<()> {
+    let terminal = Term::stdout();
+    // What has scrolled out of sight cannot be drawn over.
+    let (rows, _) = terminal.size();
+    let shown = text.lines().take(usize::from(rows).saturating_sub(1));
+    let shown: Vec<&str> = shown.collect();
+    terminal.clear_last_lines(*lines)?;
+    *lines = shown.len();
+    output::fitting(&shown.join("\n"))
 }
 
 fn total(status: &GetStatusResponse) -> NamespaceStatus {
