@@ -101,12 +101,7 @@ pub(crate) async fn history(
     scale: &Scale,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let stage = Stage::set(server, &[]).await;
-    put(stage.coordinator.connect().await, "of-all".to_owned(), 1).await?;
-    let source = stage.ask("SELECT id FROM weir.sources").await as i64;
-    sqlx::query("DELETE FROM weir.jobs")
-        .execute(stage.pool())
-        .await?;
+    let (stage, source) = without_jobs(server).await?;
     for (what, state, more) in [
         ("nothing else", "succeeded", 0),
         ("history", "succeeded", scale.history),
@@ -139,12 +134,7 @@ pub(crate) async fn snapshots(
     scale: &Scale,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let stage = Stage::set(server, &[]).await;
-    put(stage.coordinator.connect().await, "of-all".to_owned(), 1).await?;
-    let source = stage.ask("SELECT id FROM weir.sources").await as i64;
-    sqlx::query("DELETE FROM weir.jobs")
-        .execute(stage.pool())
-        .await?;
+    let (stage, source) = without_jobs(server).await?;
     jobs(&stage, source, "queued", scale.arrivals + CLAIMS).await?;
     sqlx::query("VACUUM ANALYZE weir.jobs")
         .execute(stage.pool())
@@ -172,6 +162,17 @@ pub(crate) async fn snapshots(
         }
     }
     Ok(())
+}
+
+/// A stage with one source, whose number it returns, and no job.
+async fn without_jobs(server: &Server) -> anyhow::Result<(Stage, i64)> {
+    let stage = Stage::set(server, &[]).await;
+    put(stage.coordinator.connect().await, "of-all".to_owned(), 1).await?;
+    let source = stage.ask("SELECT id FROM weir.sources").await as i64;
+    sqlx::query("DELETE FROM weir.jobs")
+        .execute(stage.pool())
+        .await?;
+    Ok((stage, source))
 }
 
 /// Makes jobs in a state.
