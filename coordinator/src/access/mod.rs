@@ -3,14 +3,11 @@
 
 mod tokens;
 
-use serde::Deserialize;
-
 pub(crate) use tokens::{Digest, Tokens};
 pub use tokens::{NewToken, TokenError};
 
 /// What a token is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Role {
     /// Sources, jobs and searches.
     Client,

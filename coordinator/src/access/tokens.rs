@@ -1,8 +1,9 @@
 //! The tokens file: a TOML table a token, which holds no token, only hashes.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use clap::ValueEnum as _;
 use hex::FromHex as _;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
@@ -21,7 +22,7 @@ pub(crate) type Digest = [u8; 32];
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Table {
-    role: Role,
+    role: String,
     namespaces: OneOrMore,
     sha256: OneOrMore,
 }
@@ -42,15 +43,21 @@ impl OneOrMore {
     }
 }
 
-/// Why a tokens file cannot be used. Quotes no hash.
+/// Why a tokens file cannot be used. Quotes none of its values: a token may
+/// have been pasted in the wrong place.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// Not text.
     #[error("the tokens file is not UTF-8")]
     NotUtf8,
     /// Not TOML, or not tables of a token's keys.
-    #[error("the tokens file cannot be read: {0}")]
-    Syntax(String),
+    #[error(
+        "line {line} of the tokens file cannot be read: each token is a table, [name], of role, namespaces and sha256"
+    )]
+    Syntax {
+        /// From 1.
+        line: usize,
+    },
     /// No token at all: most likely a file that is being written.
     #[error(
         "there is no token in the tokens file; write it elsewhere and rename it, so that it is never read in part"
@@ -76,8 +83,12 @@ impl Tokens {
     /// Reads a tokens file.
     pub(crate) fn parse(file: &[u8]) -> Result<Self, TokenError> {
         let text = std::str::from_utf8(file).map_err(|_| TokenError::NotUtf8)?;
-        let tables: BTreeMap<String, Table> =
-            toml::from_str(text).map_err(|error| TokenError::Syntax(error.message().to_owned()))?;
+        let tables: BTreeMap<String, Table> = toml::from_str(text).map_err(|error| {
+            let before = error.span().and_then(|span| text.get(..span.start));
+            TokenError::Syntax {
+                line: 1 + before.unwrap_or_default().matches('\n').count(),
+            }
+        })?;
         let mut tokens = Self::default();
         for (name, table) in tables {
             tokens
@@ -95,7 +106,8 @@ impl Tokens {
         check_name(name)?;
         let grant = Arc::new(Grant {
             name: name.to_owned(),
-            role: table.role,
+            role: Role::from_str(&table.role, false)
+                .map_err(|_| "role must be \"client\" or \"worker\"")?,
             namespaces: namespaces(&table.namespaces.into_vec())?,
         });
         let hashes = table.sha256.into_vec();
@@ -136,9 +148,9 @@ fn namespaces(names: &[String]) -> Result<Namespaces, String> {
     match names {
         [] => Err("namespaces is empty: name those it may use, or \"*\"".to_owned()),
         [all] if all == "*" => Ok(Namespaces::All),
-        names => match names.iter().find(|name| !is_namespace(name)) {
-            Some(name) => Err(format!(
-                "{name:?} is no namespace; \"*\" alone stands for all"
+        names => match names.iter().position(|name| !is_namespace(name)) {
+            Some(at) => Err(format!(
+                "namespaces[{at}] is no namespace; \"*\" alone stands for all"
             )),
             None => Ok(Namespaces::These(names.to_vec())),
         },
@@ -163,12 +175,19 @@ fn check_name(name: &str) -> Result<(), String> {
 }
 
 /// A token that was just drawn.
-#[derive(Debug)]
 pub struct NewToken {
     /// The token itself, which is for its bearer alone.
     pub token: String,
     /// Its table for the tokens file.
     pub table: String,
+}
+
+impl fmt::Debug for NewToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NewToken")
+            .field("table", &self.table)
+            .finish_non_exhaustive()
+    }
 }
 
 impl NewToken {
@@ -207,6 +226,7 @@ mod tests {
         let gpu = drawn("gpu", Role::Worker, &["*"], 1);
         let shop = drawn("shop", Role::Client, &["shop", "shop-test"], 2);
         assert!(!shop.table.contains(&shop.token));
+        assert!(!format!("{shop:?}").contains(&shop.token));
         let tokens = Tokens::parse(format!("{}{}", gpu.table, shop.table).as_bytes()).unwrap();
         let (_, grant) = tokens.find(gpu.token.as_bytes()).unwrap();
         assert_eq!((grant.name.as_str(), grant.role), ("gpu", Role::Worker));
@@ -240,11 +260,21 @@ mod tests {
     fn a_bad_table_is_refused_by_name() {
         let hash = "0".repeat(64);
         for (file, told) in [
-            ("[a]\nrole = 'client'".to_owned(), "namespaces"),
+            ("[a]\nrole = 'client'".to_owned(), "line 1"),
+            ("\n\n[a\n".to_owned(), "line 3"),
             (
-                format!("[a]\nrole = 'boss'\nnamespaces = '*'\nsha256 = '{hash}'"),
-                "boss",
+                format!("[a]\nrole = 'weir_secret'\nnamespaces = '*'\nsha256 = '{hash}'"),
+                "[a]: role must be \"client\"",
             ),
+            (
+                format!("[a]\nrole = 'client'\nnamespaces = ['b', 'weir_secret!']\nsha256 = '{hash}'"),
+                "namespaces[1]",
+            ),
+            (
+                format!("[a]\nrole = 'client'\nnamespaces = '*'\nsha256 = '{hash}'\n[b]\nweir_secret = 1"),
+                "line 6",
+            ),
+            ("\na = 'weir_secret'".to_owned(), "line 2"),
             (
                 format!("[a]\nrole = 'client'\nnamespaces = []\nsha256 = '{hash}'"),
                 "[a]: namespaces",
@@ -271,7 +301,7 @@ mod tests {
             ),
             (
                 format!("[a]\nrole = 'client'\nnamespaces = '*'\nsha256 = '{hash}'\nextra = 1"),
-                "extra",
+                "line 5",
             ),
             (
                 format!("['']\nrole = 'client'\nnamespaces = '*'\nsha256 = '{hash}'"),
@@ -280,6 +310,7 @@ mod tests {
         ] {
             let error = Tokens::parse(file.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(told), "{file}: {error}");
+            assert!(!error.contains("weir_secret"), "{error}");
         }
         assert_eq!(Tokens::parse(b"\xff").unwrap_err(), TokenError::NotUtf8);
         for nothing in [&b""[..], b"\n# all tokens go here\n"] {

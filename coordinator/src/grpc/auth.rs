@@ -103,12 +103,19 @@ impl Gate {
                 revoked: None,
             });
         };
-        let token = bearer(request).ok_or_else(|| {
-            Status::unauthenticated("this call needs a token: send authorization: Bearer …")
-        })?;
-        let found = tokens.borrow().find(token);
-        let (digest, grant) =
-            found.ok_or_else(|| Status::unauthenticated("the token is not, or no longer, good"))?;
+        let token = bearer(request)
+            .ok_or("this call needs a token: send authorization: Bearer …")
+            .and_then(|token| {
+                let found = tokens.borrow().find(token);
+                found.ok_or("the token is not, or no longer, good")
+            });
+        let (digest, grant) = match token {
+            Ok(found) => found,
+            Err(refused) => {
+                self.count_address(request)?;
+                return Err(Status::unauthenticated(refused));
+            }
+        };
         if grant.role != role {
             return Err(Status::permission_denied(format!(
                 "this is a token of a {}, and the call is one of a {}",
@@ -274,6 +281,8 @@ pub(super) fn http_headers(status: &Status) -> Option<(http::HeaderName, HeaderV
 
 #[cfg(test)]
 mod tests {
+    use sha2::{Digest as _, Sha256};
+
     use super::*;
 
     #[test]
@@ -296,6 +305,53 @@ mod tests {
         }
     }
 
+    /// What a call from an address is answered at a gate that lets every caller
+    /// through once a second.
+    async fn answered(gate: &Arc<Gate>, path: &str, address: [u8; 4], token: &str) -> Code {
+        let answers = tower::service_fn(|_: Request<Body>| async {
+            Ok::<_, std::convert::Infallible>(Response::new(Body::empty()))
+        });
+        let peer = Peer {
+            address: (address, 1).into(),
+            certified: false,
+        };
+        let request = Request::post(path)
+            .header(header::CONTENT_TYPE, "application/grpc")
+            .header(header::AUTHORIZATION, format!("Bearer {token}"))
+            .extension(peer);
+        let mut served = GateLayer(Arc::clone(gate)).layer(answers);
+        let answer = served.call(request.body(Body::empty()).unwrap()).await;
+        let status = Status::from_header_map(answer.unwrap().headers());
+        status.map_or(Code::Ok, |status| status.code())
+    }
+
+    #[tokio::test]
+    async fn guesses_of_tokens_are_counted_by_address() {
+        let (_replaced, tokens) = watch::channel(Arc::new(
+            Tokens::parse(
+                format!(
+                    "[shop]\nrole = 'client'\nnamespaces = '*'\nsha256 = '{}'",
+                    hex::encode(Sha256::digest("weir_good"))
+                )
+                .as_bytes(),
+            )
+            .unwrap(),
+        ));
+        let gate = Arc::new(Gate {
+            tokens: Some(tokens),
+            needs_certificate: false,
+            rate: Some(Rate::new(std::num::NonZeroU32::MIN)),
+        });
+        let path = "/weir.v1.JobService/GetJob";
+        let (one, other) = ([10, 0, 0, 1], [10, 0, 0, 2]);
+        let call = async |address, token| answered(&gate, path, address, token).await;
+        assert_eq!(call(one, "weir_guess").await, Code::Unauthenticated);
+        assert_eq!(call(one, "weir_other").await, Code::ResourceExhausted);
+        assert_eq!(call(other, "weir_guess").await, Code::Unauthenticated);
+        // Guesses do not shut out the one who knows it.
+        assert_eq!(call(one, "weir_good").await, Code::Ok);
+    }
+
     #[tokio::test]
     async fn what_is_open_and_asks_the_database_is_counted_by_address() {
         let gate = Arc::new(Gate {
@@ -303,22 +359,7 @@ mod tests {
             needs_certificate: true,
             rate: Some(Rate::new(std::num::NonZeroU32::MIN)),
         });
-        let answers = tower::service_fn(|_: Request<Body>| async {
-            Ok::<_, std::convert::Infallible>(Response::new(Body::empty()))
-        });
-        let mut served = GateLayer(gate).layer(answers);
-        let mut call = async |path: &str, address: [u8; 4]| {
-            let peer = Peer {
-                address: (address, 1).into(),
-                certified: false,
-            };
-            let request = Request::post(path)
-                .header(header::CONTENT_TYPE, "application/grpc")
-                .extension(peer);
-            let answer = served.call(request.body(Body::empty()).unwrap()).await;
-            let status = Status::from_header_map(answer.unwrap().headers());
-            status.map_or(Code::Ok, |status| status.code())
-        };
+        let call = async |path, address| answered(&gate, path, address, "").await;
         let scaler = "/externalscaler.ExternalScaler/GetMetrics";
         let (one, other) = ([10, 0, 0, 1], [10, 0, 0, 2]);
         assert_eq!(call(scaler, one).await, Code::Ok);
