@@ -3,6 +3,7 @@
 pub mod access;
 pub mod config;
 mod files;
+mod gather;
 mod grpc;
 #[cfg(fuzzing)]
 pub use grpc::fuzzing;

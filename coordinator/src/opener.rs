@@ -4,10 +4,11 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 use crate::{
+    gather::Gather,
     store::{
         Store, StoreError,
         lease::{LeaseState, Opening},
@@ -64,7 +65,7 @@ struct Shared {
     store: Store,
     wakeup: Wakeup,
     lease_duration: Duration,
-    entries: Mutex<mpsc::Receiver<Entry>>,
+    entries: Gather<Entry>,
     tasks: TaskTracker,
 }
 
@@ -76,12 +77,12 @@ impl Opener {
         lease_duration: Duration,
         tasks: &TaskTracker,
     ) -> Self {
-        let (queue, entries) = mpsc::channel(GROUP);
+        let (queue, entries) = Gather::new(GROUP);
         let shared = Arc::new(Shared {
             store: store.clone(),
             wakeup: wakeup.clone(),
             lease_duration,
-            entries: Mutex::new(entries),
+            entries,
             tasks: tasks.clone(),
         });
         for _ in 0..OPENERS {
@@ -101,17 +102,8 @@ impl Opener {
 }
 
 async fn open_all(shared: Arc<Shared>) {
-    let mut group = Vec::with_capacity(GROUP);
-    // Only one opener waits for entries, and for those that are there already it need not wait.
-    while shared
-        .entries
-        .lock()
-        .await
-        .recv_many(&mut group, GROUP)
-        .await
-        > 0
-    {
-        shared.open_group(std::mem::take(&mut group)).await;
+    while let Some(group) = shared.entries.next(GROUP).await {
+        shared.open_group(group).await;
     }
 }
 

@@ -268,7 +268,12 @@ impl Server {
             services.wakeup.clone(),
             shutdown.clone(),
         );
-        tasks.spawn(async move { wakeup.announce(&store, &stop).await });
+        tasks.spawn(async move {
+            tokio::join!(
+                wakeup.announce(&store, &stop),
+                wakeup.announce_queued(&store, &stop)
+            );
+        });
         let (metrics, stop) = (services.metrics.clone(), shutdown.clone());
         tasks.spawn(async move { stop.run_until_cancelled(metrics.page().keep()).await });
         self.start_maintenance(services, tasks, shutdown);

@@ -22,6 +22,9 @@ use crate::store::{CHANGE_CHANNEL, QUEUE_CHANNEL, REVOKE_CHANNEL, Store};
 /// How long changes are gathered before the other replicas hear of them.
 const ANNOUNCE_EVERY: Duration = Duration::from_millis(100);
 
+/// The same for jobs that were queued; the first of them is told at once.
+const ANNOUNCE_QUEUED_EVERY: Duration = Duration::from_millis(10);
+
 /// How long to wait before listening again after the database went away.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
@@ -45,6 +48,8 @@ struct Inner {
     /// Sources whose change the other replicas have still to hear of.
     unannounced: Mutex<HashSet<i64>>,
     announce: Notify,
+    /// Wakes when the other replicas have still to hear that jobs were queued.
+    announce_queued: Notify,
 }
 
 impl Default for Inner {
@@ -56,6 +61,7 @@ impl Default for Inner {
             any_change: watch::Sender::new(()),
             unannounced: Mutex::default(),
             announce: Notify::new(),
+            announce_queued: Notify::new(),
         }
     }
 }
@@ -159,6 +165,13 @@ impl Wakeup {
         self.inner.announce.notify_one();
     }
 
+    /// Reports that jobs were queued: who waits for them here wakes at once,
+    /// who waits at another replica a moment later.
+    pub fn report_queued(&self) {
+        self.report_due();
+        self.inner.announce_queued.notify_one();
+    }
+
     /// Reports that a job is due.
     pub fn report_due(&self) {
         self.inner.queue.send_replace(());
@@ -233,6 +246,21 @@ impl Wakeup {
         self.inner.changes.signal_all();
         self.inner.any_change.send_replace(());
         self.inner.revocations.signal_all();
+    }
+
+    /// Tells the other replicas that jobs were queued here, until `shutdown`.
+    pub async fn announce_queued(&self, store: &Store, shutdown: &CancellationToken) {
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = self.inner.announce_queued.notified() => {}
+            }
+            if let Err(error) = store.announce_queued().await {
+                // Replicas look for due jobs by themselves.
+                tracing::debug!(%error, "Queued jobs were not announced to the other replicas.");
+            }
+            tokio::time::sleep(ANNOUNCE_QUEUED_EVERY).await;
+        }
     }
 
     /// Tells the other replicas what changed here, many changes at a time,

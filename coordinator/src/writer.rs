@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use weir_telemetry::{KeyValue, Span, SpanKind, TraceContext, Tracer};
 
 use crate::{
+    gather::Gather,
     metrics::Metrics,
     store::{
         Store, StoreError,
@@ -65,7 +66,7 @@ struct Entry {
 struct Shared {
     store: Store,
     lease_duration: Duration,
-    entries: Mutex<mpsc::Receiver<Entry>>,
+    entries: Gather<Entry>,
     /// Held by the result that waits for a lock.
     lanes: [Mutex<()>; LANES],
     tasks: TaskTracker,
@@ -82,11 +83,11 @@ impl Writer {
         metrics: Arc<Metrics>,
         tracer: &Tracer,
     ) -> Self {
-        let (queue, entries) = mpsc::channel(QUEUE);
+        let (queue, entries) = Gather::new(QUEUE);
         let shared = Arc::new(Shared {
             store: store.clone(),
             lease_duration,
-            entries: Mutex::new(entries),
+            entries,
             lanes: Default::default(),
             tasks: tasks.clone(),
             tracer: tracer.clone(),
@@ -156,18 +157,9 @@ impl Writer {
 }
 
 async fn write_all(shared: Arc<Shared>) {
-    let mut group = Vec::with_capacity(GROUP);
-    // The guard is gone before the write begins: the other writer may take what comes.
-    while shared
-        .entries
-        .lock()
-        .await
-        .recv_many(&mut group, GROUP)
-        .await
-        > 0
-    {
+    while let Some(group) = shared.entries.next(GROUP).await {
         let (outcomes, askers): (Vec<_>, Vec<_>) = group
-            .drain(..)
+            .into_iter()
             .map(|entry| (entry.outcome, (entry.trace, entry.reply)))
             .unzip();
         let commit = shared.commit(askers.iter().filter_map(|(trace, _)| *trace), &outcomes);

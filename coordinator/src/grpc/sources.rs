@@ -70,13 +70,18 @@ impl Sources {
             .collect()
     }
 
-    /// The parts of an answer to a write, in the order of its fields.
+    /// Tells who waits for it of a write, and makes the parts of its answer, in
+    /// the order of its fields.
     fn answer(
         &self,
         write: &SourceWrite,
         written: Written,
     ) -> (v1::Source, v1::SourceChange, Vec<v1::Job>) {
         let source = written.state.source;
+        if written.changed {
+            self.0.wakeup.report_queued();
+            self.0.wakeup.report_change(source.id);
+        }
         tracing::info!(
             namespace = source.namespace,
             source = source.name,

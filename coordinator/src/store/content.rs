@@ -4,7 +4,7 @@
 mod items;
 
 use super::{
-    CHANGE_CHANNEL, Store, StoreError,
+    Store, StoreError,
     database::Transaction,
     locks::{
         LockedSource, UnsettledJob, cancel_open_jobs, lock_source, lock_unsettled_jobs, settle,
@@ -12,7 +12,7 @@ use super::{
     planning::{Order, queue_pending},
     quota::Quota,
     rows::SourceKey,
-    sources::{SourceState, notify, source_in},
+    sources::{SourceState, source_in},
 };
 use crate::job::{
     plan::{ItemRange, PlannedItem},
@@ -57,8 +57,11 @@ pub struct Change {
 /// A write that is done: what it changed, and how the source stands.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Written {
-    /// What changed.
+    /// What changed of its content.
     pub change: Change,
+    /// Whether the source or its jobs are not what they were. Nobody is told by
+    /// this transaction: all that notify commit one after the other.
+    pub changed: bool,
     /// The source now.
     pub state: SourceState,
 }
@@ -72,14 +75,19 @@ impl Store {
         items: &[PlannedItem],
     ) -> Result<Written, StoreError> {
         let mut content = ContentWrite::begin(self, write, true).await?;
+        if items.is_empty() {
+            content.delete_between(None, None, &[]).await?;
+        }
         let mut after: Option<&str> = None;
-        for page in items.chunks(PAGE_ITEMS) {
-            let upto = page.last().map(|item| item.item_id.as_str());
+        let mut pages = items.chunks(PAGE_ITEMS).peekable();
+        while let Some(page) = pages.next() {
+            // The last page is followed by the end of the source.
+            let last = page.last().filter(|_| pages.peek().is_some());
+            let upto = last.map(|item| item.item_id.as_str());
             content.delete_between(after, upto, page).await?;
             content.write_items(page, true).await?;
             after = upto;
         }
-        content.delete_between(after, None, &[]).await?;
         content.finish().await
     }
 
@@ -106,6 +114,8 @@ pub(super) struct ContentWrite<'a> {
     quota: Quota,
     write: &'a SourceWrite,
     source: LockedSource,
+    /// Whether this write created it: nothing is there to be deleted or ended.
+    created: bool,
     unsettled: Vec<UnsettledJob>,
     change: Change,
     /// Chunks added less chunks gone.
@@ -125,24 +135,30 @@ impl<'a> ContentWrite<'a> {
         create: bool,
     ) -> Result<Self, StoreError> {
         let mut tx = store.pool.begin().await?;
-        let source = loop {
-            if create && create_source(&mut tx, write).await? {
+        let (source, created) = loop {
+            if create && let Some(source) = create_source(&mut tx, write).await? {
                 let namespace = &write.key.namespace;
                 store.quota.check_sources(&mut tx, namespace).await?;
+                break (source, true);
             }
             match lock_source(&mut tx, &write.key).await? {
-                Some(source) => break source,
+                Some(source) => break (source, false),
                 None if !create => return Err(write.key.not_found()),
                 // Deleted by another while this waited for its lock: it is made anew.
                 None => {}
             }
         };
-        let unsettled = lock_unsettled_jobs(&mut tx, source.id).await?;
+        let unsettled = if created {
+            Vec::new()
+        } else {
+            lock_unsettled_jobs(&mut tx, source.id).await?
+        };
         Ok(Self {
             tx,
             quota: store.quota,
             write,
             source,
+            created,
             unsettled,
             change: Change::default(),
             chunks_delta: 0,
@@ -197,13 +213,11 @@ impl<'a> ContentWrite<'a> {
             let namespace = &self.write.key.namespace;
             self.quota.check_pending(&mut self.tx, namespace).await?;
         }
-        if new_revision || touched || gave_up {
-            notify(&mut self.tx, CHANGE_CHANNEL, self.source.id).await?;
-        }
         let state = source_in(&mut self.tx, &self.write.key).await?;
         self.tx.commit().await?;
         Ok(Written {
             change: self.change,
+            changed: new_revision || touched || gave_up,
             state,
         })
     }
@@ -233,7 +247,7 @@ impl<'a> ContentWrite<'a> {
     /// settles those that gave up; what they left is planned anew. Returns the
     /// ranges of those that go on.
     async fn take_over(&mut self, touched: bool) -> Result<Vec<ItemRange>, StoreError> {
-        if touched {
+        if touched && self.unsettled.iter().any(|job| job.open) {
             let why = format!(
                 "superseded by revision {} of the source",
                 self.source.revision
@@ -251,19 +265,23 @@ impl<'a> ContentWrite<'a> {
     }
 }
 
-/// Creates the source of a write, unless it is there. Returns whether it is new.
-async fn create_source(tx: &mut Transaction, write: &SourceWrite) -> Result<bool, StoreError> {
-    let created = sqlx::query(
+/// Creates the source of a write, unless it is there. Nobody else sees a new one
+/// before the commit, which is as good as its lock.
+async fn create_source(
+    tx: &mut Transaction,
+    write: &SourceWrite,
+) -> Result<Option<LockedSource>, StoreError> {
+    Ok(sqlx::query_as(
         "-- store::content::create_source
          INSERT INTO weir.sources (namespace, name, model)
          SELECT $1, $2, $3
          WHERE NOT EXISTS (SELECT FROM weir.sources WHERE namespace = $1 AND name = $2)
-         ON CONFLICT (namespace, name) DO NOTHING",
+         ON CONFLICT (namespace, name) DO NOTHING
+         RETURNING id, namespace, name, model, revision",
     )
     .bind(&write.key.namespace)
     .bind(&write.key.name)
     .bind(write.model.as_ref().unwrap_or(&write.default_model))
-    .execute(&mut **tx)
-    .await?;
-    Ok(created.rows_affected() > 0)
+    .fetch_optional(&mut **tx)
+    .await?)
 }

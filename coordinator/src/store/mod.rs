@@ -44,7 +44,7 @@ pub use migrate::{MigrateError, SchemaSteps, migrate};
 use self::{database::Pool, quota::Quota};
 use crate::config::DatabaseConfig;
 
-/// Channel that says: a job is queued. No payload.
+/// Channel that says: a job is queued. Its payload says nothing.
 pub const QUEUE_CHANNEL: &str = "weir_queue";
 
 /// Channel that says: this source or its jobs changed. Payload: the source's id.
@@ -52,6 +52,10 @@ pub const CHANGE_CHANNEL: &str = "weir_change";
 
 /// Channel that says: leases were revoked. Payload: the source's id.
 pub const REVOKE_CHANNEL: &str = "weir_revoke";
+
+/// How long a connection may have been idle before it is asked whether it is
+/// still there.
+const TRUSTED_FOR: Duration = Duration::from_secs(1);
 
 /// Everything Weir keeps, in one Postgres.
 #[derive(Debug, Clone)]
@@ -127,6 +131,16 @@ pub fn connect(config: &DatabaseConfig) -> anyhow::Result<PgPool> {
             Box::pin(async move {
                 connection.execute(settings).await?;
                 Ok(())
+            })
+        })
+        // A connection that was used a moment ago is still there.
+        .test_before_acquire(false)
+        .before_acquire(|connection, used| {
+            Box::pin(async move {
+                if used.idle_for > TRUSTED_FOR {
+                    connection.ping().await?;
+                }
+                Ok(true)
             })
         })
         .after_release(move |connection, _| {

@@ -1,9 +1,7 @@
 //! From what is pending of a source to queued jobs: what a write, a retry and
 //! the reconciler have in common.
 
-use super::{
-    QUEUE_CHANNEL, StoreError, database::Transaction, locks::LockedSource, sources::notify,
-};
+use super::{StoreError, database::Transaction, locks::LockedSource};
 use crate::job::{
     plan::{ItemRange, JobCutter, PlannedJob, merge_ranges},
     state::Trigger,
@@ -48,7 +46,7 @@ pub(super) struct Order<'a> {
 
 /// Cuts what is pending in the ranges `dirty` into jobs and queues these; no
 /// job overlaps what is `kept` by others. The source and its unsettled jobs are
-/// locked. Returns the ids of the jobs.
+/// locked. Returns the ids of the jobs, which nobody is told of.
 pub(super) async fn queue_pending(
     tx: &mut Transaction,
     source: &LockedSource,
@@ -86,7 +84,6 @@ pub(super) async fn queue_pending(
     .bind(&chunks)
     .fetch_all(&mut **tx)
     .await?;
-    notify(tx, QUEUE_CHANNEL, source.id).await?;
     Ok(ids)
 }
 

@@ -1,7 +1,7 @@
 //! The queue as a whole: whether anything is due, how much waits, and the
 //! word that something changed.
 
-use super::{CHANGE_CHANNEL, Store, StoreError};
+use super::{CHANGE_CHANNEL, QUEUE_CHANNEL, Store, StoreError};
 
 /// How much work one namespace and model has open.
 #[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
@@ -82,6 +82,15 @@ impl Store {
         .bind(model)
         .fetch_all(&self.pool)
         .await?)
+    }
+
+    /// Tells every replica that jobs were queued.
+    pub async fn announce_queued(&self) -> Result<(), StoreError> {
+        sqlx::query("-- store::queue::announce_queued\nSELECT pg_notify($1, '')")
+            .bind(QUEUE_CHANNEL)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
     }
 
     /// Tells every replica's watchers that these sources changed.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{
-    CHANGE_CHANNEL, Store, StoreError,
+    CHANGE_CHANNEL, QUEUE_CHANNEL, Store, StoreError,
     database::Transaction,
     lease::interval,
     locks::{
@@ -124,6 +124,7 @@ impl Store {
             unparked.queued += resume(&mut tx, source, ended, &order).await?.len();
         }
         if unparked.settled > 0 {
+            notify(&mut tx, QUEUE_CHANNEL, source_id).await?;
             notify(&mut tx, CHANGE_CHANNEL, source_id).await?;
         }
         tx.commit().await?;
@@ -232,6 +233,7 @@ impl Store {
             parkings: 0,
         };
         let queued = queue_pending(&mut tx, &source, gaps(&kept), kept, &order).await?;
+        notify(&mut tx, QUEUE_CHANNEL, source_id).await?;
         notify(&mut tx, CHANGE_CHANNEL, source_id).await?;
         tx.commit().await?;
         Ok(Some(Repaired {

@@ -112,6 +112,7 @@ impl Store {
             }
         };
         let jobs = jobs_in(&mut tx, &ids).await?;
+        notify(&mut tx, QUEUE_CHANNEL, source_id).await?;
         notify(&mut tx, CHANGE_CHANNEL, source_id).await?;
         tx.commit().await?;
         Ok(jobs)
@@ -161,7 +162,6 @@ async fn run_now(tx: &mut Transaction, job: &Job) -> Result<Vec<i64>, StoreError
     .bind(job.id)
     .execute(&mut **tx)
     .await?;
-    notify(tx, QUEUE_CHANNEL, job.source_id).await?;
     Ok(vec![job.id])
 }
 

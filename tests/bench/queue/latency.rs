@@ -29,11 +29,7 @@ pub(crate) async fn arrivals(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let mut stage = Stage::set(server, &[]).await;
-    stage.worker(
-        768,
-        Duration::ZERO,
-        &["--concurrency=256", "--batch-size=256"],
-    );
+    stage.worker(768, Duration::ZERO, &[]);
     let channel = stage.coordinator.connect().await;
     // Whatever is done for the first time is done by now.
     for n in 0..scale.arrivals / 10 {

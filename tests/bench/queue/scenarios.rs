@@ -178,6 +178,7 @@ const WAL: &str = "pg_current_wal_lsn() - '0/0'::pg_lsn";
 /// fixed latency that makes one call at a time.
 async fn pipelining(server: &Server, scale: &Scale, report: &mut Report) -> anyhow::Result<()> {
     let mut stage = Stage::set(server, &[]).await;
+    // Small batches: what is lost between two of them counts the more.
     let (delay, batch) = (Duration::from_millis(50), 32);
     let chunks = scale.chunks.min(100 * batch);
     put_all(&stage, 1, chunks).await?;
@@ -241,11 +242,7 @@ async fn embed_all(
     }
     let (postgres, wal) = (server.cpu(), stage.ask(WAL).await);
     let before = stage.usage().0.cpu;
-    stage.worker(
-        dimension,
-        Duration::ZERO,
-        &["--batch-size=256", "--batch-tokens=1000000"],
-    );
+    stage.worker(dimension, Duration::ZERO, &[]);
     stage.done().await;
     let span = stage.ask(SPAN).await;
     let chunks = stage.ask("SELECT sum(chunks_done) FROM weir.jobs").await;

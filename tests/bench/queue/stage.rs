@@ -26,6 +26,13 @@ pub(crate) const SETTINGS: [(&str, &str); 8] = [
     ("autovacuum_naptime", "10s"),
 ];
 
+/// Settings of the workers, the same for a backlog and for single jobs.
+const WORKER: [&str; 3] = [
+    "--concurrency=256",
+    "--batch-size=256",
+    "--batch-tokens=1000000",
+];
+
 /// The machine and the settings of the server.
 pub(crate) fn circumstances() -> Vec<(String, String)> {
     let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -105,13 +112,18 @@ impl Stage {
         self.database.pool()
     }
 
-    /// Starts a worker whose embedder makes such vectors in this time.
+    /// Starts a worker whose embedder makes such vectors in this time. `flags`
+    /// go beyond the settings that all have.
     pub(crate) fn worker(&mut self, dimension: usize, delay: Duration, flags: &[&str]) {
         let mut command = std::process::Command::new(env::current_exe().expect("a program"));
         command
             .args(["worker", "--dimension", &dimension.to_string()])
             .args(["--delay", &humantime::format_duration(delay).to_string()])
             .args(["--", "--log=warn", "--coordinator", &self.coordinator.url()])
+            .args(WORKER.iter().filter(|common| {
+                let name = common.split('=').next();
+                flags.iter().all(|flag| flag.split('=').next() != name)
+            }))
             .args(flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null());

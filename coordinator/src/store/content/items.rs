@@ -30,6 +30,9 @@ impl ContentWrite<'_> {
         upto: Option<&str>,
         keep: &[PlannedItem],
     ) -> Result<(), StoreError> {
+        if self.created {
+            return Ok(());
+        }
         let keep: Vec<&str> = keep.iter().map(|item| item.item_id.as_str()).collect();
         let gone = sqlx::query_as(concat!(
             "-- store::content::delete_between
