@@ -131,6 +131,7 @@ fuzz:
 # Licences, advisories, duplicates and sources of the dependencies.
 deny:
 	$(CARGO) deny --config .deny.toml check
+	$(CARGO) deny --manifest-path fuzz/Cargo.toml --config .deny.toml check
 
 build:
 	$(CARGO) build --workspace --bins

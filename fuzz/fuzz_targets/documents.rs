@@ -5,7 +5,7 @@
 use libfuzzer_sys::fuzz_target;
 use weir_coordinator::{
     ingest::{self, Format},
-    job::chunk::Chunker,
+    job::chunk::{Chunker, MIN_CHUNK_SIZE},
 };
 
 fuzz_target!(|input: &[u8]| {
@@ -14,7 +14,7 @@ fuzz_target!(|input: &[u8]| {
     };
     let format = [Format::Markdown, Format::Text, Format::JsonLines][usize::from(first % 3)];
     if let Ok(read) = ingest::read(format, content, "document") {
-        let size = 2 + usize::from(first / 3);
+        let size = MIN_CHUNK_SIZE + usize::from(first / 3);
         let chunker = Chunker::new(size, size / 4).expect("sizes are good");
         for item in read.items {
             ingest::check_item(&item.item_id, &item.text, item.metadata.as_ref())

@@ -1,8 +1,10 @@
 //! What stands between the network and the store, for random bytes. Built for
 //! `make fuzz` alone.
 
+use std::sync::LazyLock;
+
 use prost::{Message, Name};
-use prost_reflect::{DescriptorPool, DynamicMessage};
+use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor};
 use weir_proto::{
     limits::MAX_MESSAGE_PARTS,
     parts,
@@ -36,7 +38,16 @@ pub fn stream_message(bytes: &[u8]) {
     }
 }
 
-/// A request of a client; the first byte says which.
+static METHODS: LazyLock<Vec<MethodDescriptor>> = LazyLock::new(|| {
+    let pool = DescriptorPool::decode(FILE_DESCRIPTOR_SET).unwrap_or_default();
+    let services = pool.services();
+    services
+        .flat_map(|service| service.methods().collect::<Vec<_>>())
+        .collect()
+});
+
+/// A request of a client; the first byte says which, and of one in JSON the
+/// second to what method.
 pub fn request(input: &[u8]) {
     let Some((first, bytes)) = input.split_first() else {
         return;
@@ -66,12 +77,10 @@ pub fn request(input: &[u8]) {
             }
         }
         _ => {
-            let pool = DescriptorPool::decode(FILE_DESCRIPTOR_SET).unwrap_or_default();
-            for service in pool.services() {
-                for method in service.methods() {
-                    let message: Result<DynamicMessage, _> = json::parse(&method, bytes);
-                    drop(message.and_then(|message| json::json(&message)));
-                }
+            if let Some((which, bytes)) = bytes.split_first() {
+                let method = &METHODS[usize::from(*which) % METHODS.len()];
+                let message: Result<DynamicMessage, _> = json::parse(method, bytes);
+                drop(message.and_then(|message| json::json(&message)));
             }
         }
     }

@@ -138,8 +138,11 @@ pub(super) async fn texts_in<'a, 'e>(
             "-- store::pending::texts_in
              SELECT c.item_id, c.chunk_index, c.text_hash, c.text
              FROM unnest($2::text[], $3::int[]) WITH ORDINALITY AS wanted(item_id, chunk_index, place)
-             JOIN weir.chunks c
-               ON c.source_id = $1 AND c.item_id = wanted.item_id AND c.chunk_index = wanted.chunk_index
+             -- Limited, so that each is looked up: a join may be planned to read the whole source.
+             CROSS JOIN LATERAL (
+                 SELECT item_id, chunk_index, text_hash, text FROM weir.chunks
+                 WHERE source_id = $1 AND item_id = wanted.item_id AND chunk_index = wanted.chunk_index
+                 LIMIT 1) c
              ORDER BY wanted.place",
         )
         .bind(source_id)

@@ -13,6 +13,7 @@ use crate::{
     report::{Report, percentile},
     scenarios::{Scale, put},
     stage::{Server, Stage},
+    statements,
 };
 
 /// Sources a second that are put at a steady rate, whatever becomes of them.
@@ -45,6 +46,10 @@ pub(crate) async fn arrivals(
     }
     note(&stage, "idle", &put_at, report).await?;
 
+    if server.statements {
+        statements::begin(stage.pool()).await;
+    }
+    let before = (server.cpu(), stage.usage());
     let (began, mut puts, mut put_at) = (Instant::now(), JoinSet::new(), Vec::new());
     for n in 0..scale.arrivals {
         sleep_until((began + Duration::from_secs(1) / RATE * n as u32).into()).await;
@@ -55,6 +60,22 @@ pub(crate) async fn arrivals(
         ended??;
     }
     stage.done().await;
+    if server.statements {
+        statements::print(stage.pool(), "busy", scale.arrivals as f64).await;
+    }
+    let (postgres, (coordinator, worker)) = (server.cpu(), stage.usage());
+    let (postgres_before, (coordinator_before, worker_before)) = before;
+    for (of, before, after) in [
+        ("postgres", postgres_before, postgres),
+        ("coordinator", coordinator_before.cpu, coordinator.cpu),
+        ("worker", worker_before.cpu, worker.cpu),
+    ] {
+        report.note(
+            format!("put to vector, busy: CPU of {of}"),
+            "µs/job",
+            after.saturating_sub(before).as_secs_f64() * 1e6 / scale.arrivals as f64,
+        );
+    }
     note(&stage, "busy", &put_at, report).await
 }
 

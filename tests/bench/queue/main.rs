@@ -45,6 +45,9 @@ struct Args {
     /// Also say which statements take the time of Postgres.
     #[arg(long, env = "BENCH_STATEMENTS")]
     statements: bool,
+    /// A setting of the server, `name=value`, beside or instead of the usual ones.
+    #[arg(long, value_parser = setting)]
+    set: Vec<(String, String)>,
     /// What was measured, for the JSON.
     #[arg(long, env = "BENCH_COMMIT", default_value = "unknown")]
     commit: String,
@@ -77,11 +80,13 @@ async fn main() -> anyhow::Result<()> {
     };
     scale.statements = args.statements;
     let mut report = Report::new();
-    for (name, value) in stage::circumstances() {
+    let settings = stage::settings(&args.set);
+    let circumstances = stage::circumstances(&settings);
+    for (name, value) in &circumstances {
         println!("{name:<20} {value}");
     }
     for run in 0..scale.runs {
-        let server = Server::start(scale.statements);
+        let server = Server::start(&settings, scale.statements);
         for scenario in scenarios::ALL {
             if scenario.name.contains(&args.only) {
                 eprint_progress(scenario.name, run, scale.runs);
@@ -91,9 +96,14 @@ async fn main() -> anyhow::Result<()> {
     }
     println!("{report}");
     if let Some(path) = args.json {
-        std::fs::write(path, report.to_json(&args.commit, &stage::circumstances()))?;
+        std::fs::write(path, report.to_json(&args.commit, &circumstances))?;
     }
     Ok(())
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("must be name=value")?;
+    Ok((name.to_owned(), value.to_owned()))
 }
 
 #[expect(

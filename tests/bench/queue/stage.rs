@@ -15,7 +15,7 @@ use weir_tests::{
 
 /// Settings of the server: it waits for the disk with each commit, as one does
 /// that is not to lose anything.
-pub(crate) const SETTINGS: [(&str, &str); 8] = [
+const SETTINGS: [(&str, &str); 8] = [
     ("fsync", "on"),
     ("synchronous_commit", "on"),
     ("shared_buffers", "1GB"),
@@ -33,17 +33,28 @@ const WORKER: [&str; 3] = [
     "--batch-tokens=1000000",
 ];
 
+/// The usual settings of the server, with others beside or instead of them.
+pub(crate) fn settings(others: &[(String, String)]) -> Vec<(String, String)> {
+    let usual = SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let usual = usual
+        .into_iter()
+        .filter(|(name, _)| others.iter().all(|(other, _)| other != name));
+    usual.chain(others.iter().cloned()).collect()
+}
+
 /// The machine and the settings of the server.
-pub(crate) fn circumstances() -> Vec<(String, String)> {
+pub(crate) fn circumstances(settings: &[(String, String)]) -> Vec<(String, String)> {
     let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cpu = cpus
         .lines()
         .find_map(|line| line.strip_prefix("model name"));
     let cpu = cpu.map_or("unknown", |rest| rest.trim_start_matches([' ', '\t', ':']));
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let settings = SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let machine = [("machine".to_owned(), format!("{cores} cores of {cpu}"))];
-    machine.into_iter().chain(settings).collect()
+    machine
+        .into_iter()
+        .chain(settings.iter().cloned())
+        .collect()
 }
 
 /// A Postgres of the benchmark's own.
@@ -54,10 +65,14 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    pub(crate) fn start(statements: bool) -> Self {
-        let counted = statements.then_some(("shared_preload_libraries", "pg_stat_statements"));
-        let settings = SETTINGS.into_iter().chain(counted);
-        let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    pub(crate) fn start(settings: &[(String, String)], statements: bool) -> Self {
+        let counting = [
+            ("shared_preload_libraries", "pg_stat_statements"),
+            ("pg_stat_statements.track_planning", "on"),
+        ];
+        let counting = counting.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let counting = counting.into_iter().filter(|_| statements);
+        let settings = settings.iter().cloned().chain(counting);
         let server = EmbeddedPostgres::start(&Options {
             runtime_dir: runtime_dir(),
             data_dir: None,

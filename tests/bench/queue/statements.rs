@@ -20,24 +20,24 @@ pub(crate) async fn begin(pool: &PgPool) {
 
 /// Prints what took the most time since.
 pub(crate) async fn print(pool: &PgPool, what: &str, chunks: f64) {
-    let statements: Vec<(String, i64, f64, i64, f64)> = sqlx::query_as(
-        "SELECT split_part(query, chr(10), 1), calls, total_exec_time, rows, wal_bytes::float8
-         FROM pg_stat_statements ORDER BY total_exec_time DESC LIMIT $1",
+    let statements: Vec<(String, i64, i64, f64, f64, i64, f64)> = sqlx::query_as(
+        "SELECT left(regexp_replace(query, '\\s+', ' ', 'g'), 60), calls, plans, total_exec_time, total_plan_time,
+                rows, wal_bytes::float8
+         FROM pg_stat_statements ORDER BY total_exec_time + total_plan_time DESC LIMIT $1",
     )
     .bind(SHOWN)
     .fetch_all(pool)
     .await
     .expect("the extension counts");
     println!(
-        "{what}: {:>10} {:>10} {:>10} {:>10}",
-        "µs/chunk", "calls", "rows", "WAL/chunk"
+        "{what}, µs and bytes a chunk:\n{:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
+        "executed", "planned", "calls", "plans", "rows", "WAL"
     );
-    for (query, calls, millis, rows, wal) in statements {
-        let micros = millis * 1_000.0 / chunks;
+    for (query, calls, plans, executed, planned, rows, wal) in statements {
+        let (executed, planned) = (executed * 1_000.0 / chunks, planned * 1_000.0 / chunks);
         println!(
-            "{micros:>10.1} {calls:>10} {rows:>10} {:>10.0}  {:.60}",
+            "{executed:>9.1} {planned:>9.1} {calls:>9} {plans:>9} {rows:>9} {:>9.0}  {query}",
             wal / chunks,
-            query
         );
     }
 }
