@@ -17,7 +17,7 @@ async fn main() -> anyhow::Result<()> {
     telemetry::init(&config.log)?;
     match config.command.take().unwrap_or(Command::Serve) {
         Command::Migrate => {
-            let pool = store::connect(&config.database)?;
+            let pool = store::connect(&config.database)?.general;
             store::migrate(&pool, true).await?;
             tracing::info!("The database is up to date.");
             Ok(())

@@ -83,9 +83,9 @@ pub struct Server {
 pub async fn bind(config: Config) -> anyhow::Result<Server> {
     let chunker = config.serve.validate()?;
     let doors = Doors::open(&config.serve.security)?;
-    let pool = store::connect(&config.database)?;
+    let pools = store::connect(&config.database)?;
     let limit = config.database.database_timeout + config.database.statement_timeout;
-    store::migrate(&pool, config.serve.migrate).await?;
+    store::migrate(&pools.general, config.serve.migrate).await?;
     let listener = TcpListener::bind(config.serve.listen)
         .await
         .with_context(|| {
@@ -107,7 +107,9 @@ pub async fn bind(config: Config) -> anyhow::Result<Server> {
     Ok(Server {
         config: config.serve,
         chunker: Arc::new(chunker),
-        store: Store::new(pool, limit).with_quota(quota),
+        store: Store::new(pools.general, limit)
+            .with_leases(pools.leases)
+            .with_quota(quota),
         listener,
         address,
         doors,

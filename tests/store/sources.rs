@@ -4,13 +4,16 @@ use weir_coordinator::{
     job::state::{JobState, RevokeReason},
     store::{
         StoreError,
-        content::Change,
+        content::{Change, SourceWrite},
+        quota::Quota,
         sources::{Deleted, SourceFilter},
         status::Paging,
     },
 };
 
-use crate::fixture::{Weir, counts, item, items, key, lease_of, many, outcome, rejected, write};
+use crate::fixture::{
+    Weir, counts, counts_of, item, items, key, lease_of, many, outcome, rejected, write,
+};
 
 #[tokio::test]
 async fn a_source_goes_from_put_to_embedded() {
@@ -48,6 +51,58 @@ async fn a_source_goes_from_put_to_embedded() {
             .jobs
             .is_empty()
     );
+    weir.check().await;
+}
+
+#[tokio::test]
+async fn a_new_source_is_the_same_in_one_statement_and_step_by_step() {
+    let weir = Weir::new().await;
+    // What is counted against a quota is written step by step.
+    let quota = Quota {
+        max_sources: Some(100),
+        max_pending_chunks: None,
+    };
+    let stepwise = weir.store.clone().with_quota(quota);
+    let mut content = many(5);
+    content[1] = item("i0001", &["two", "chunks"]);
+    content[2].metadata = Some(r#"{"kept": true}"#.to_owned());
+    let mut facts = Vec::new();
+    for (store, name) in [(&weir.store, "one"), (&stepwise, "steps")] {
+        let write = SourceWrite {
+            model: None,
+            priority: 7,
+            max_chunks_per_job: 3,
+            traceparent: Some("00-1-2-01".to_owned()),
+            ..write(name)
+        };
+        let written = store.put_source(&write, &content).await.unwrap();
+        assert!(written.changed);
+        assert_eq!(written.state, store.source(&key(name)).await.unwrap());
+        let jobs: Vec<_> = written.state.jobs.iter().map(|job| {
+            let range = (job.first_item_id.clone(), job.last_item_id.clone());
+            (
+                range,
+                job.chunks_total,
+                job.priority,
+                job.revision,
+                job.trigger,
+                job.traceparent.clone(),
+            )
+        });
+        let jobs: Vec<_> = jobs.collect();
+        assert_eq!(jobs.len(), 3);
+        let sql = "SELECT jsonb_agg(to_jsonb(i) - 'source_id' ORDER BY item_id)::text,
+                          (SELECT jsonb_agg(to_jsonb(c) - 'source_id' ORDER BY item_id, chunk_index)::text
+                           FROM weir.chunks c WHERE c.source_id = $1)
+                   FROM weir.items i WHERE i.source_id = $1";
+        let rows: (String, String) = sqlx::query_as(sql)
+            .bind(written.state.source.id)
+            .fetch_one(weir.pool())
+            .await
+            .unwrap();
+        facts.push((written.change, counts_of(&written.state.source), jobs, rows));
+    }
+    assert_eq!(facts[0], facts[1]);
     weir.check().await;
 }
 

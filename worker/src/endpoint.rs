@@ -45,9 +45,9 @@ use crate::{
     plan::Batch,
 };
 
-/// How long a call that is not full waits for more texts. Far less than any
-/// call takes.
-const MERGE_WAIT: Duration = Duration::from_millis(4);
+/// How long a call that is not full waits for texts that sessions are about to
+/// bring. Far less than any call takes.
+const MERGE_WAIT: Duration = Duration::from_millis(2);
 /// An embedder that asks for more patience than this is down: the jobs go back
 /// to the queue meanwhile. Less than a lease, and long enough for a quota that
 /// is counted by the minute.
@@ -258,7 +258,9 @@ impl Endpoint {
                 let mut state = self.state();
                 state.limits.keep_within(&said.limits);
                 state.outage = None;
-                if state.queue.fills(state.limits.size())
+                let wanted = *self.demand.borrow();
+                let is_all = wanted <= state.texts() && !state.queue.is_empty();
+                if (is_all || state.queue.fills(state.limits.size()))
                     && let Some(call) = state.next_call()
                 {
                     return call;
@@ -304,6 +306,13 @@ impl State {
     fn retries(&self, call: &Call) -> u32 {
         let timeouts = call.texts.iter().map(|text| u32::from(text.timeouts)).max();
         timeouts.unwrap_or(0) + self.overloads
+    }
+
+    /// How many texts are here, waiting or at the embedder.
+    fn texts(&self) -> usize {
+        let under_way = self.under_way.values();
+        let under_way = under_way.map(|under_way| under_way.call.texts.len());
+        self.queue.texts() + under_way.sum::<usize>()
     }
 
     fn next_call(&mut self) -> Option<Call> {

@@ -140,7 +140,8 @@ struct Session<'a> {
     /// The batches at the embedder.
     embedding: FuturesUnordered<BoxFuture<'a, Outcome>>,
     share: Share<'a>,
-    /// Most texts to have at the embedder, and how many are left of the job.
+    /// Most texts to have at the embedder, and how many of the job are still to
+    /// go there.
     most: usize,
     left: usize,
     ending: Option<Ending>,
@@ -249,7 +250,12 @@ impl<'a> Session<'a> {
         if outcome.result.is_empty() {
             self.held.forget(outcome.result.seq);
         } else {
-            self.link.send(&outcome.result);
+            let result = &outcome.result;
+            self.left = self
+                .left
+                .saturating_sub(result.embedded.len() + result.rejected.len());
+            self.share.set(self.most.min(self.left));
+            self.link.send(result);
             self.held.embedded(outcome.result);
         }
         match outcome.failure {
@@ -277,8 +283,6 @@ impl<'a> Session<'a> {
             Event::Ack { seq, done, total } => {
                 if let Some(chunks) = self.held.acknowledge(seq) {
                     self.chunks_persisted += chunks;
-                    self.left = self.left.saturating_sub(chunks);
-                    self.share.set(self.most.min(self.left));
                 } else {
                     debug!(seq, "An ack came for a batch that is not held.");
                 }

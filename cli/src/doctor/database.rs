@@ -18,7 +18,7 @@ pub(super) async fn check(url: &str, findings: &mut Findings) -> io::Result<()> 
         Err(error) => return findings.failed("database", &error.to_string()),
     };
     let pool = match store::connect(&config.database) {
-        Ok(pool) => pool,
+        Ok(pools) => pools.general,
         Err(error) => return findings.failed("database", &format!("{error:#}")),
     };
     let found = match store::inspect(&pool).await {

@@ -267,11 +267,15 @@ mod tests {
                 "[a]: role must be \"client\"",
             ),
             (
-                format!("[a]\nrole = 'client'\nnamespaces = ['b', 'weir_secret!']\nsha256 = '{hash}'"),
+                format!(
+                    "[a]\nrole = 'client'\nnamespaces = ['b', 'weir_secret!']\nsha256 = '{hash}'"
+                ),
                 "namespaces[1]",
             ),
             (
-                format!("[a]\nrole = 'client'\nnamespaces = '*'\nsha256 = '{hash}'\n[b]\nweir_secret = 1"),
+                format!(
+                    "[a]\nrole = 'client'\nnamespaces = '*'\nsha256 = '{hash}'\n[b]\nweir_secret = 1"
+                ),
                 "line 6",
             ),
             ("\na = 'weir_secret'".to_owned(), "line 2"),

@@ -93,7 +93,7 @@ impl Store {
         lease_duration: Duration,
     ) -> Result<Vec<Written>, StoreError> {
         let mut results: Vec<Upserted> = outcomes.iter().map(|_| Ok(None)).collect();
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.leases.begin().await?;
         for places in statements(outcomes) {
             let of_statement: Vec<&Outcome> = places.iter().map(|&it| &outcomes[it]).collect();
             let upserted = upsert_in(&mut tx, &of_statement, lease_duration, Locked::Pass).await?;

@@ -1,6 +1,7 @@
 //! Writing content: the diff against what is stored, and the jobs that embed
 //! the difference, in one transaction.
 
+mod create;
 mod items;
 
 use super::{
@@ -74,6 +75,9 @@ impl Store {
         write: &SourceWrite,
         items: &[PlannedItem],
     ) -> Result<Written, StoreError> {
+        if let Some(written) = self.create_small(write, items).await? {
+            return Ok(written);
+        }
         let mut content = ContentWrite::begin(self, write, true).await?;
         if items.is_empty() {
             content.delete_between(None, None, &[]).await?;

@@ -117,7 +117,7 @@ impl Store {
         .bind(column(|it| it.lease.epoch))
         .bind(sizes)
         .bind(interval(lease_duration))
-        .fetch_all(&self.pool)
+        .fetch_all(&self.leases)
         .await?)
     }
 

@@ -57,10 +57,25 @@ pub const REVOKE_CHANNEL: &str = "weir_revoke";
 /// still there.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
 
+/// Connections for claims, openings and results. They go in groups, so that a
+/// few are enough; each has every statement planned but once.
+pub const LEASE_CONNECTIONS: u32 = 6;
+
+/// What makes Postgres plan a statement once, and as what all of these are:
+/// lookups by an index. It would plan each claim anew, which takes longer than
+/// the claim, and plan for the queue as it happens to be just then.
+const LOOKED_UP: &str = "
+         SET plan_cache_mode = force_generic_plan;
+         SET enable_seqscan = off;
+         SET enable_bitmapscan = off;
+         SET enable_sort = off";
+
 /// Everything Weir keeps, in one Postgres.
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: Pool,
+    /// For the statements that every lease takes: claims, openings, results.
+    leases: Pool,
     quota: Quota,
 }
 
@@ -69,10 +84,19 @@ impl Store {
     /// `limit` for each statement, the wait for a connection included, or is
     /// [`StoreError::Unavailable`].
     pub fn new(pool: PgPool, limit: Duration) -> Self {
+        let pool = Pool { inner: pool, limit };
         Self {
-            pool: Pool { inner: pool, limit },
+            leases: pool.clone(),
+            pool,
             quota: Quota::default(),
         }
+    }
+
+    /// The same, with connections of their own for claims, openings and results.
+    #[must_use]
+    pub fn with_leases(mut self, pool: PgPool) -> Self {
+        self.leases.inner = pool;
+        self
     }
 
     /// The same, for namespaces that may have no more than this.
@@ -95,9 +119,18 @@ impl Store {
     }
 }
 
-/// Opens a pool of connections. Connects on first use, so that a database that
-/// is away delays calls instead of ending the process.
-pub fn connect(config: &DatabaseConfig) -> anyhow::Result<PgPool> {
+/// The pools of connections of a coordinator.
+#[derive(Debug)]
+pub struct Pools {
+    /// For everything that is not for leases.
+    pub general: PgPool,
+    /// For claims, openings and results.
+    pub leases: PgPool,
+}
+
+/// Opens the pools. They connect on first use, so that a database that is away
+/// delays calls instead of ending the process.
+pub fn connect(config: &DatabaseConfig) -> anyhow::Result<Pools> {
     let url = config.url()?;
     let options = ["postgres://", "postgresql://"]
         .iter()
@@ -107,23 +140,33 @@ pub fn connect(config: &DatabaseConfig) -> anyhow::Result<PgPool> {
         // What is wrong is not quoted: the URL may hold a password.
         .context("--database-url (WEIR_DATABASE_URL) is not a Postgres URL such as postgres://user:password@host/database")?
         .application_name("weir-coordinator");
-    let (patience, statement_ms) = (
-        config.database_timeout,
-        // Zero would mean no limit, and Postgres takes no more than this.
-        config
-            .statement_timeout
-            .as_millis()
-            .clamp(1, i32::MAX.unsigned_abs().into()),
-    );
+    let pool = |connections: u32, settings: &str| {
+        pool_options(config, settings)
+            .max_connections(connections)
+            .connect_lazy_with(options.clone())
+    };
+    Ok(Pools {
+        general: pool(config.database_connections.get(), ""),
+        leases: pool(LEASE_CONNECTIONS, LOOKED_UP),
+    })
+}
+
+fn pool_options(config: &DatabaseConfig, settings: &str) -> PgPoolOptions {
+    let patience = config.database_timeout;
+    // Zero would mean no limit, and Postgres takes no more than this.
+    let statement_ms = config
+        .statement_timeout
+        .as_millis()
+        .clamp(1, i32::MAX.unsigned_abs().into());
     let settings = AssertSqlSafe(format!(
         "-- store::connect
          -- A coordinator that is stopped in mid-transaction must not hold its locks for ever.
          SET idle_in_transaction_session_timeout = '30s';
-         SET statement_timeout = {statement_ms}"
+         SET statement_timeout = {statement_ms};
+         {settings}"
     ))
     .into_sql_str();
-    Ok(PgPoolOptions::new()
-        .max_connections(config.database_connections.get())
+    PgPoolOptions::new()
         .acquire_timeout(config.database_timeout)
         .max_lifetime(Duration::from_mins(30))
         .after_connect(move |connection, _| {
@@ -151,5 +194,4 @@ pub fn connect(config: &DatabaseConfig) -> anyhow::Result<PgPool> {
                 Ok(matches!(answered, Ok(Ok(()))))
             })
         })
-        .connect_lazy_with(options))
 }

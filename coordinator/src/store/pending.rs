@@ -69,7 +69,7 @@ impl Store {
         .bind(ids)
         .bind(epochs)
         .bind(most)
-        .fetch_all(&self.pool)
+        .fetch_all(&self.leases)
         .await?;
         let mut texts: HashMap<i64, Vec<ChunkText>> = HashMap::new();
         for (job_id, item_id, chunk_index, text_hash, text) in rows {

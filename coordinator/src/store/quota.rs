@@ -14,6 +14,11 @@ pub struct Quota {
 }
 
 impl Quota {
+    /// Whether there is a bound at all.
+    pub(super) fn is_any(self) -> bool {
+        self != Self::default()
+    }
+
     /// Refuses the source that a write has just created, where it is one too
     /// many.
     pub(super) async fn check_sources(

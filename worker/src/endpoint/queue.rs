@@ -154,6 +154,12 @@ impl Queue {
         self.fresh.is_empty() && self.apart.is_empty()
     }
 
+    /// How many texts wait.
+    pub(crate) fn texts(&self) -> usize {
+        let apart = self.apart.iter().map(|call| call.texts.len());
+        self.fresh.len() + apart.sum::<usize>()
+    }
+
     /// Whether the next call would be no fuller if more came.
     pub(crate) fn fills(&self, size: CallSize) -> bool {
         let fits = fitting(self.fresh.iter(), size);

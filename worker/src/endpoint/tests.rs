@@ -356,10 +356,30 @@ async fn texts_that_are_all_too_long_cost_little_more_than_a_call_each() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_call_waits_only_for_texts_that_are_about_to_come() {
+    let server = Server::new(|_| Ok(()));
+    let (endpoint, _running) = start(&server, SETTINGS);
+    endpoint.governor.fit().await;
+    let began = Instant::now();
+    let alone = endpoint.share(1);
+    endpoint.embed(batch(&["alone"]), None).await;
+    assert_eq!(began.elapsed(), Duration::from_secs(1));
+    drop(alone);
+    // Another session has still to bring its text.
+    let _wanted = endpoint.share(2);
+    tokio::join!(endpoint.embed(batch(&["first"]), None), async {
+        sleep(MERGE_WAIT / 2).await;
+        endpoint.embed(batch(&["second"]), None).await;
+    });
+    assert_eq!(server.calls(), [vec!["alone"], vec!["first", "second"]]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn texts_that_keep_coming_do_not_make_others_wait() {
     let server = Server::new(|_| Ok(()));
     let (endpoint, _running) = start(&server, SETTINGS);
     endpoint.governor.fit().await;
+    let _wanted = endpoint.share(20);
     let texts: Vec<String> = (0..20).map(|n| format!("text {n}")).collect();
     let trickle = texts.iter().zip(0..).map(async |(text, n)| {
         sleep(n * MERGE_WAIT / 2).await;
