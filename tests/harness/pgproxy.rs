@@ -206,7 +206,9 @@ impl Answer {
             b'C' => {
                 let harmless = [&b"BEGIN"[..], b"ROLLBACK", b"SELECT", b"SET", b"LISTEN"];
                 let tag = &message[5..];
-                self.wrote |= !harmless.iter().any(|start| tag.starts_with(start));
+                let wrote_nothing = tag.ends_with(b" 0\0");
+                self.wrote |=
+                    !wrote_nothing && !harmless.iter().any(|start| tag.starts_with(start));
             }
             b'Z' => self.idle = message[5] == b'I',
             _ => {}

@@ -16,13 +16,14 @@ const LIMIT: Duration = Duration::from_millis(500);
 
 /// A store as a coordinator has it, with one connection, through a proxy.
 fn store(proxy: &PgProxy, statement_timeout: Duration) -> Store {
-    let pool = connect(&DatabaseConfig {
+    let pools = connect(&DatabaseConfig {
         database_url: Some(proxy.url()),
         database_connections: NonZeroU32::MIN,
         database_timeout: LIMIT,
         statement_timeout,
     });
-    Store::new(pool.unwrap(), LIMIT + statement_timeout)
+    let pools = pools.unwrap();
+    Store::new(pools.general, LIMIT + statement_timeout).with_leases(pools.leases)
 }
 
 /// What a call that must end ends with.
@@ -31,6 +32,16 @@ async fn told<T: std::fmt::Debug>(call: impl Future<Output = Result<T, StoreErro
         Ok(Err(StoreError::Unavailable(cause))) => cause.to_string(),
         other => panic!("{other:?}"),
     }
+}
+
+/// Makes a call until the database is there for it.
+async fn again<T>(mut call: impl AsyncFnMut() -> Result<T, StoreError>) {
+    let calls = async {
+        while let Err(error) = call().await {
+            assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
+        }
+    };
+    time::timeout(PATIENCE, calls).await.unwrap();
 }
 
 #[tokio::test]
@@ -56,17 +67,12 @@ async fn a_connection_that_is_lost_without_a_word_is_given_up() {
     assert!(put.await.contains("did not answer"));
     holder.rollback().await.unwrap();
     // The one connection there may be has been given up as well, so that there is room for another.
-    let again = async {
-        while let Err(error) = store.put_source(&write, &content).await {
-            assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
-        }
-    };
-    time::timeout(PATIENCE, again).await.unwrap();
+    again(async || store.put_source(&write, &content).await).await;
     assert_eq!(weir.counts("api").await.items, 3);
     // One that is silent while nobody uses it is found out too.
     proxy.silence();
     told(store.source(&key("api"))).await;
-    store.source(&key("api")).await.unwrap();
+    again(async || store.source(&key("api")).await).await;
     weir.check().await;
 }
 

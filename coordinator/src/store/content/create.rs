@@ -1,5 +1,7 @@
 //! A new source of few items: one statement, which is a transaction.
 
+use std::cmp::Reverse;
+
 use super::{Change, SourceWrite, Written};
 use crate::{
     job::{
@@ -9,7 +11,7 @@ use crate::{
     store::{
         Store, StoreError,
         rows::{Job, Source, job_columns},
-        sources::{MAX_JOBS_WITH_SOURCE, SourceState},
+        sources::SourceState,
     },
 };
 
@@ -46,7 +48,7 @@ impl Store {
                     .map(|it| (item.item_id.as_str(), it))
             })
             .collect();
-        let jobs: Vec<Job> = sqlx::query_as(concat!(
+        let mut jobs: Vec<Job> = sqlx::query_as(concat!(
             "-- store::content::create_small
              WITH source AS (
                  INSERT INTO weir.sources (namespace, name, model, revision, items_total, chunks_total)
@@ -63,16 +65,13 @@ impl Store {
                  SELECT s.id, n.item_id, n.chunk_index, n.text_hash, n.text
                  FROM source s CROSS JOIN unnest($8::text[], $9::int[], $10::bytea[], $11::text[])
                      AS n(item_id, chunk_index, text_hash, text)
-             ), jobs AS (
-                 INSERT INTO weir.jobs (source_id, namespace, source, model, revision, trigger, priority, traceparent,
-                                        first_item_id, last_item_id, chunks_total)
-                 SELECT s.id, $1, $2, $3, 1, $12, $13, $14, n.first, n.last, n.chunks
-                 FROM source s CROSS JOIN unnest($15::text[], $16::text[], $17::int[]) AS n(first, last, chunks)
-                 RETURNING *
              )
-             SELECT ",
-            job_columns!(),
-            " FROM jobs j ORDER BY j.id DESC LIMIT $18"
+             INSERT INTO weir.jobs AS j (source_id, namespace, source, model, revision, trigger, priority, traceparent,
+                                         first_item_id, last_item_id, chunks_total)
+             SELECT s.id, $1, $2, $3, 1, $12, $13, $14, n.first, n.last, n.chunks
+             FROM source s CROSS JOIN unnest($15::text[], $16::text[], $17::int[]) AS n(first, last, chunks)
+             RETURNING ",
+            job_columns!()
         ))
         .bind(&write.key.namespace)
         .bind(&write.key.name)
@@ -91,9 +90,9 @@ impl Store {
         .bind(ranges.iter().map(|it| it.first.as_str()).collect::<Vec<_>>())
         .bind(ranges.iter().map(|it| it.last.as_str()).collect::<Vec<_>>())
         .bind(pending)
-        .bind(MAX_JOBS_WITH_SOURCE)
         .fetch_all(&self.pool)
         .await?;
+        jobs.sort_by_key(|job| Reverse(job.id));
         let source = created(&jobs, items.len(), chunks.len());
         Ok(source.map(|source| Written {
             change: Change {
