@@ -28,7 +28,7 @@ use tokio::{
 use weir_telemetry::TraceContext;
 
 pub(crate) use self::{
-    demand::Share,
+    demand::{Demand, Share},
     request::{Failure, Outcome},
     spans::CallSpans,
 };
@@ -90,7 +90,7 @@ pub(crate) struct Endpoint {
     /// Until when nothing is sent, because the embedder asked for it.
     rest: watch::Sender<Option<Instant>>,
     /// How many texts the sessions want to have here.
-    demand: watch::Sender<usize>,
+    demand: watch::Sender<Demand>,
 }
 
 struct State {
@@ -171,7 +171,7 @@ impl Endpoint {
             }),
             work: Notify::new(),
             rest: watch::Sender::new(None),
-            demand: watch::Sender::new(0),
+            demand: watch::Sender::new(Demand::default()),
         }
     }
 
@@ -258,7 +258,7 @@ impl Endpoint {
                 let mut state = self.state();
                 state.limits.keep_within(&said.limits);
                 state.outage = None;
-                let wanted = *self.demand.borrow();
+                let wanted = self.demand.borrow().unanswered();
                 let is_all = wanted <= state.texts() && !state.queue.is_empty();
                 if (is_all || state.queue.fills(state.limits.size()))
                     && let Some(call) = state.next_call()

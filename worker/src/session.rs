@@ -140,10 +140,11 @@ struct Session<'a> {
     /// The batches at the embedder.
     embedding: FuturesUnordered<BoxFuture<'a, Outcome>>,
     share: Share<'a>,
-    /// Most texts to have at the embedder, and how many of the job are still to
-    /// go there.
+    /// Most texts to have at the embedder, how many are left of the job, and of
+    /// how many of these the result is sent and not acknowledged.
     most: usize,
     left: usize,
+    answered: usize,
     ending: Option<Ending>,
     /// Chunks whose outcome was acknowledged on this lease.
     chunks_persisted: usize,
@@ -186,6 +187,7 @@ impl<'a> Session<'a> {
             share: context.endpoint.share(most.min(left)),
             most,
             left,
+            answered: 0,
             ending: None,
             chunks_persisted: 0,
             complete: false,
@@ -251,10 +253,8 @@ impl<'a> Session<'a> {
             self.held.forget(outcome.result.seq);
         } else {
             let result = &outcome.result;
-            self.left = self
-                .left
-                .saturating_sub(result.embedded.len() + result.rejected.len());
-            self.share.set(self.most.min(self.left));
+            self.answered += result.embedded.len() + result.rejected.len();
+            self.share.set(self.most.min(self.left), self.answered);
             self.link.send(result);
             self.held.embedded(outcome.result);
         }
@@ -283,6 +283,9 @@ impl<'a> Session<'a> {
             Event::Ack { seq, done, total } => {
                 if let Some(chunks) = self.held.acknowledge(seq) {
                     self.chunks_persisted += chunks;
+                    self.left = self.left.saturating_sub(chunks);
+                    self.answered = self.answered.saturating_sub(chunks);
+                    self.share.set(self.most.min(self.left), self.answered);
                 } else {
                     debug!(seq, "An ack came for a batch that is not held.");
                 }

@@ -104,7 +104,7 @@ impl Store {
             .bind(claim.max_chunks)
             .bind(claim.namespaces)
             .bind(claim.claimed_by)
-            .fetch_all(&self.leases)
+            .fetch_all(&self.pool)
             .await?)
     }
 }

@@ -57,13 +57,13 @@ pub const REVOKE_CHANNEL: &str = "weir_revoke";
 /// still there.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
 
-/// Connections for claims, openings and results. They go in groups, so that a
+/// Connections for openings and results. They go in groups, so that a
 /// few are enough; each has every statement planned but once.
 pub const LEASE_CONNECTIONS: u32 = 6;
 
 /// What makes Postgres plan a statement once, and as what all of these are:
-/// lookups by an index. It would plan each claim anew, which takes longer than
-/// the claim, and plan for the queue as it happens to be just then.
+/// lookups by an index. Not claims: without the length of the queue before it
+/// Postgres plans them badly.
 const LOOKED_UP: &str = "
          SET plan_cache_mode = force_generic_plan;
          SET enable_seqscan = off;
@@ -74,7 +74,7 @@ const LOOKED_UP: &str = "
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: Pool,
-    /// For the statements that every lease takes: claims, openings, results.
+    /// For openings and results.
     leases: Pool,
     quota: Quota,
 }
@@ -92,7 +92,7 @@ impl Store {
         }
     }
 
-    /// The same, with connections of their own for claims, openings and results.
+    /// The same, with connections of their own for openings and results.
     #[must_use]
     pub fn with_leases(mut self, pool: PgPool) -> Self {
         self.leases.inner = pool;
@@ -124,7 +124,7 @@ impl Store {
 pub struct Pools {
     /// For everything that is not for leases.
     pub general: PgPool,
-    /// For claims, openings and results.
+    /// For openings and results.
     pub leases: PgPool,
 }
 

@@ -5,24 +5,45 @@ use tokio::{sync::watch, time::Instant};
 
 use super::Endpoint;
 
+/// What sessions want of an endpoint.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Demand {
+    /// Texts that they want to have here until these are persisted.
+    texts: usize,
+    /// Of these, how many are embedded.
+    answered: usize,
+}
+
+impl Demand {
+    /// How many texts they are to bring, or have brought.
+    pub(super) fn unanswered(self) -> usize {
+        self.texts.saturating_sub(self.answered)
+    }
+}
+
 /// How many texts a session wants to have at an endpoint.
 pub(crate) struct Share<'a> {
-    demand: &'a watch::Sender<usize>,
-    texts: usize,
+    demand: &'a watch::Sender<Demand>,
+    own: Demand,
 }
 
 impl Share<'_> {
-    pub(crate) fn set(&mut self, texts: usize) {
-        if texts != self.texts {
-            let before = std::mem::replace(&mut self.texts, texts);
-            self.demand.send_modify(|sum| *sum = *sum + texts - before);
+    /// `answered` of the `texts` are embedded.
+    pub(crate) fn set(&mut self, texts: usize, answered: usize) {
+        let own = Demand { texts, answered };
+        if own != self.own {
+            let before = std::mem::replace(&mut self.own, own);
+            self.demand.send_modify(|sum| {
+                sum.texts = sum.texts + texts - before.texts;
+                sum.answered = sum.answered + answered - before.answered;
+            });
         }
     }
 }
 
 impl Drop for Share<'_> {
     fn drop(&mut self) {
-        self.set(0);
+        self.set(0, 0);
     }
 }
 
@@ -31,9 +52,9 @@ impl Endpoint {
     pub(crate) fn share(&self, texts: usize) -> Share<'_> {
         let mut share = Share {
             demand: &self.demand,
-            texts: 0,
+            own: Demand::default(),
         };
-        share.set(texts);
+        share.set(texts, 0);
         share
     }
 
@@ -62,7 +83,7 @@ impl Endpoint {
                 // The calls under way, and as much again that is ready to follow.
                 2 * limits.calls() * limits.size().texts
             };
-            let wanted = *demand.borrow_and_update();
+            let wanted = demand.borrow_and_update().texts;
             if wanted < most {
                 return most - wanted;
             }

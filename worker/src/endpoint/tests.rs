@@ -638,7 +638,7 @@ async fn there_is_room_until_the_sessions_want_more_than_two_rounds_of_calls() {
             .await
             .is_err()
     );
-    share.set(10);
+    share.set(10, 0);
     assert_eq!(endpoint.room().await, 54);
     drop((share, other));
     assert_eq!(endpoint.room().await, 128);
