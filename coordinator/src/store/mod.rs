@@ -59,7 +59,7 @@ const TRUSTED_FOR: Duration = Duration::from_secs(1);
 
 /// Connections for openings and results. They go in groups, so that a
 /// few are enough; each has every statement planned but once.
-pub const LEASE_CONNECTIONS: u32 = 6;
+const LEASE_CONNECTIONS: u32 = 6;
 
 /// What makes Postgres plan a statement once, and as what all of these are:
 /// lookups by an index. Not claims: without the length of the queue before it

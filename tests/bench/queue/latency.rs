@@ -12,7 +12,7 @@ use weir_tests::{clients::seconds, cluster::MODEL};
 use crate::{
     report::{Report, percentile},
     scenarios::{Scale, put},
-    stage::{Server, Stage},
+    stage::{Cpu, Server, Stage},
     statements,
 };
 
@@ -49,7 +49,7 @@ pub(crate) async fn arrivals(
     if server.statements {
         statements::begin(stage.pool()).await;
     }
-    let before = (server.cpu(), stage.usage());
+    let before = Cpu::of(server, &stage);
     let (began, mut puts, mut put_at) = (Instant::now(), JoinSet::new(), Vec::new());
     for n in 0..scale.arrivals {
         sleep_until((began + Duration::from_secs(1) / RATE * n as u32).into()).await;
@@ -63,19 +63,13 @@ pub(crate) async fn arrivals(
     if server.statements {
         statements::print(stage.pool(), "busy", scale.arrivals as f64).await;
     }
-    let (postgres, (coordinator, worker)) = (server.cpu(), stage.usage());
-    let (postgres_before, (coordinator_before, worker_before)) = before;
-    for (of, before, after) in [
-        ("postgres", postgres_before, postgres),
-        ("coordinator", coordinator_before.cpu, coordinator.cpu),
-        ("worker", worker_before.cpu, worker.cpu),
-    ] {
-        report.note(
-            format!("put to vector, busy: CPU of {of}"),
-            "µs/job",
-            after.saturating_sub(before).as_secs_f64() * 1e6 / scale.arrivals as f64,
-        );
-    }
+    before.note_since(
+        server,
+        &stage,
+        "put to vector, busy",
+        ("µs/job", scale.arrivals as f64),
+        report,
+    );
     note(&stage, "busy", &put_at, report).await
 }
 

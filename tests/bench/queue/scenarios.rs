@@ -13,7 +13,7 @@ use weir_tests::clients::{item, put_items};
 use crate::{
     latency, limits,
     report::Report,
-    stage::{Server, Stage},
+    stage::{Cpu, Server, Stage},
     statements,
 };
 
@@ -240,8 +240,8 @@ async fn embed_all(
     if server.statements {
         statements::begin(stage.pool()).await;
     }
-    let (postgres, wal) = (server.cpu(), stage.ask(WAL).await);
-    let before = stage.usage().0.cpu;
+    let wal = stage.ask(WAL).await;
+    let before = Cpu::of(server, stage);
     stage.worker(dimension, Duration::ZERO, &[]);
     stage.done().await;
     let span = stage.ask(SPAN).await;
@@ -262,14 +262,8 @@ async fn embed_all(
         "bytes/chunk",
         (stage.ask(WAL).await - wal) / chunks,
     );
-    for (of, cpu) in [
-        ("postgres", server.cpu().saturating_sub(postgres)),
-        ("coordinator", coordinator.cpu.saturating_sub(before)),
-        ("worker", worker.cpu),
-    ] {
-        let micros = cpu.as_secs_f64() * 1e6 / chunks;
-        report.note(format!("embed: {what}: CPU of {of}"), "µs/chunk", micros);
-    }
+    let embed = format!("embed: {what}");
+    before.note_since(server, stage, &embed, ("µs/chunk", chunks), report);
     report.note(
         format!("embed: {what}: peak of coordinator"),
         "MiB",

@@ -13,6 +13,8 @@ use weir_tests::{
     postgres::{TestDatabase, runtime_dir},
 };
 
+use crate::report::Report;
+
 /// Settings of the server: it waits for the disk with each commit, as one does
 /// that is not to lose anything.
 const SETTINGS: [(&str, &str); 8] = [
@@ -176,6 +178,44 @@ impl Stage {
             > 0.0
         {
             tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+/// CPU time that each part had used at some moment.
+pub(crate) struct Cpu {
+    postgres: Duration,
+    coordinator: Duration,
+    workers: Duration,
+}
+
+impl Cpu {
+    pub(crate) fn of(server: &Server, stage: &Stage) -> Self {
+        let (coordinator, workers) = stage.usage();
+        Self {
+            postgres: server.cpu(),
+            coordinator: coordinator.cpu,
+            workers: workers.cpu,
+        }
+    }
+
+    /// Notes what each has used since, by one of so many pieces of work.
+    pub(crate) fn note_since(
+        &self,
+        server: &Server,
+        stage: &Stage,
+        what: &str,
+        (unit, pieces): (&'static str, f64),
+        report: &mut Report,
+    ) {
+        let now = Self::of(server, stage);
+        for (of, before, now) in [
+            ("postgres", self.postgres, now.postgres),
+            ("coordinator", self.coordinator, now.coordinator),
+            ("worker", self.workers, now.workers),
+        ] {
+            let micros = now.saturating_sub(before).as_secs_f64() * 1e6 / pieces;
+            report.note(format!("{what}: CPU of {of}"), unit, micros);
         }
     }
 }
