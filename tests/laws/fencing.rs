@@ -22,7 +22,8 @@ async fn pause_past_the_lease(lease_duration: &str, expire: impl AsyncFn(&World,
     let pool = world.database.pool();
     let per_call = Duration::from_millis(50);
     world.embedder.set_delay(per_call, Duration::ZERO);
-    let put = world.put_items("source", items(0..40, "text")).await;
+    // Far more than is embedded before the watch below sees the first of it.
+    let put = world.put_items("source", items(0..400, "text")).await;
     // It has one place, and so no claim under way that would take the job as it sleeps.
     let settings = [("WEIR_BATCH_SIZE", "4"), ("WEIR_CONCURRENCY", "1")];
     let paused = Worker::spawn(&world.coordinator.url(), &world.embedder.url(), &settings);
@@ -55,7 +56,7 @@ async fn pause_past_the_lease(lease_duration: &str, expire: impl AsyncFn(&World,
 
     // It is none the worse for it.
     drop(other);
-    let put = world.put_items("source", items(0..41, "text")).await;
+    let put = world.put_items("source", items(0..401, "text")).await;
     world.succeeded(put.jobs[0].job_id).await;
 }
 
