@@ -1,6 +1,6 @@
 //! One call to the embedder, which ends in time and without a panic.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::FutureExt as _;
 use tokio::time::{Instant, timeout};
@@ -12,6 +12,10 @@ use super::{
     spans,
 };
 use crate::embedder::EmbedError;
+
+/// How much longer than it may an embedder is waited for that does not itself
+/// say that it took too long: it knows better what to do about it.
+const BACKSTOP: Duration = Duration::from_millis(50);
 
 impl Endpoint {
     /// Sends a call when the quotas allow it. `saturated`: as many calls as
@@ -32,7 +36,7 @@ impl Endpoint {
             let texts: Vec<&str> = call.texts.iter().map(Text::as_str).collect();
             let limit = self.settings.timeout;
             let answer = AssertUnwindSafe(span.around(self.embedder.embed(&texts))).catch_unwind();
-            let answer = match timeout(limit, answer).await {
+            let answer = match timeout(limit + BACKSTOP, answer).await {
                 Ok(Ok(answer)) => answer,
                 Ok(Err(_)) => Err(EmbedError::Transient {
                     reason: "the embedder panicked; its worker's log has the message".to_owned(),
