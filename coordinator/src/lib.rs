@@ -1,6 +1,7 @@
 //! The coordinator of Weir: owns the queue in Postgres and every lease.
 
 pub mod access;
+pub mod claimer;
 pub mod config;
 mod files;
 mod gather;

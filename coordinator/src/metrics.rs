@@ -96,11 +96,11 @@ const DATABASE_UP: Metric = Metric::new(
 );
 const CONNECTIONS: Metric = Metric::new(
     "weir_database_connections",
-    "Connections of the pool now: idle or in use.",
+    "Connections of a pool now: idle or in use.",
 );
 const MOST_CONNECTIONS: Metric = Metric::new(
     "weir_database_connections_max",
-    "Most connections that the pool may have.",
+    "Most connections that a pool may have.",
 );
 const WAIT: Metric = Metric::new(
     "weir_database_wait_seconds",
@@ -180,10 +180,17 @@ pub(crate) struct Chunks {
     pub(crate) deadly: Counter,
 }
 
-/// The pool of connections.
+/// The database, and the pools of connections to it.
 #[derive(Debug)]
 pub(crate) struct Database {
     pub(crate) up: Gauge,
+    pub(crate) general: Pool,
+    pub(crate) leases: Pool,
+}
+
+/// A pool of connections.
+#[derive(Debug)]
+pub(crate) struct Pool {
     pub(crate) idle: Gauge,
     pub(crate) in_use: Gauge,
     pub(crate) max: Gauge,
@@ -211,7 +218,15 @@ impl Metrics {
         let retries = |cause| page.counter(&RETRIES, &[("cause", cause)]);
         let ended = |state| page.counter(&JOBS_ENDED, &[("state", state)]);
         let rejected = |by| page.counter(&CHUNKS_REJECTED, &[("by", by)]);
-        let connections = |state| page.gauge(&CONNECTIONS, &[("state", state)]);
+        let pool = |pool| {
+            let connections = |state| page.gauge(&CONNECTIONS, &[("pool", pool), ("state", state)]);
+            Pool {
+                idle: connections("idle"),
+                in_use: connections("in_use"),
+                max: page.gauge(&MOST_CONNECTIONS, &[("pool", pool)]),
+                wait: page.histogram(&WAIT, &[("pool", pool)]),
+            }
+        };
         Self {
             claims: claims.collect(),
             leases_lost: lost.collect(),
@@ -244,10 +259,8 @@ impl Metrics {
             },
             database: Database {
                 up: page.gauge(&DATABASE_UP, &[]),
-                idle: connections("idle"),
-                in_use: connections("in_use"),
-                max: page.gauge(&MOST_CONNECTIONS, &[]),
-                wait: page.histogram(&WAIT, &[]),
+                general: pool("general"),
+                leases: pool("leases"),
             },
             streams_broken: page.counter(&STREAMS_BROKEN, &[]),
             sources_repaired: page.counter(&SOURCES_REPAIRED, &[]),

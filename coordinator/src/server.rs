@@ -32,6 +32,7 @@ use weir_telemetry::Tracer;
 
 use self::doors::Doors;
 use crate::{
+    claimer::Claimer,
     config::{Config, ServeConfig},
     grpc::{
         self, Hubs, Inner, Jobs, Scaler, Searches, Services, Sources, SpanLayer, Workers,
@@ -215,6 +216,7 @@ impl Server {
                     metrics.clone(),
                     &self.tracer,
                 ),
+                claimer: Claimer::new(self.store.clone(), wakeup.clone(), shutdown.clone()),
                 opener: Opener::start(
                     &self.store,
                     wakeup,

@@ -41,7 +41,10 @@ pub struct Wakeup {
 
 #[derive(Debug)]
 struct Inner {
-    queue: watch::Sender<()>,
+    /// What this replica calls itself when it tells the others.
+    replica: String,
+    /// Counts the wake-ups.
+    queue: watch::Sender<u64>,
     changes: Topics,
     revocations: Topics,
     any_change: watch::Sender<()>,
@@ -55,7 +58,8 @@ struct Inner {
 impl Default for Inner {
     fn default() -> Self {
         Self {
-            queue: watch::Sender::new(()),
+            replica: format!("replica-{:016x}", rand::random::<u64>()),
+            queue: watch::Sender::new(0),
             changes: Topics::default(),
             revocations: Topics::default(),
             any_change: watch::Sender::new(()),
@@ -125,8 +129,13 @@ impl Topics {
 
 impl Wakeup {
     /// Wakes when a job is queued or due.
-    pub fn queue(&self) -> watch::Receiver<()> {
+    pub fn queue(&self) -> watch::Receiver<u64> {
         self.inner.queue.subscribe()
+    }
+
+    /// How often jobs were queued or due by now.
+    pub fn queue_wake(&self) -> u64 {
+        *self.inner.queue.borrow()
     }
 
     /// Wakes when this source or its jobs change.
@@ -174,7 +183,7 @@ impl Wakeup {
 
     /// Reports that a job is due.
     pub fn report_due(&self) {
-        self.inner.queue.send_replace(());
+        self.inner.queue.send_modify(|wakes| *wakes += 1);
     }
 
     /// Whether anybody waits for a job.
@@ -231,6 +240,8 @@ impl Wakeup {
 
     fn hear(&self, channel: &str, payload: &str) {
         match (channel, payload.parse()) {
+            // Who waits here was woken when it was queued.
+            (QUEUE_CHANNEL, _) if payload == self.inner.replica => {}
             (QUEUE_CHANNEL, _) => self.report_due(),
             (CHANGE_CHANNEL, Ok(source_id)) => self.inner.signal_change(source_id),
             (REVOKE_CHANNEL, Ok(source_id)) => {
@@ -255,7 +266,7 @@ impl Wakeup {
                 () = shutdown.cancelled() => return,
                 () = self.inner.announce_queued.notified() => {}
             }
-            if let Err(error) = store.announce_queued().await {
+            if let Err(error) = store.announce_queued(&self.inner.replica).await {
                 // Replicas look for due jobs by themselves.
                 tracing::debug!(%error, "Queued jobs were not announced to the other replicas.");
             }

@@ -220,7 +220,8 @@ async fn a_story_with_a_bad_text_is_told_by_its_numbers() {
     let results = page.value("weir_renewals_total{by=\"result\"}");
     page.is("weir_batch_commit_seconds_count", results);
     page.is("weir_batch_round_trip_seconds_count", results);
-    page.is("weir_database_connections_max", 16.0);
+    page.is("weir_database_connections_max{pool=\"general\"}", 16.0);
+    page.is("weir_database_connections_max{pool=\"leases\"}", 6.0);
     page.is(
         "weir_queue_chunks_pending{namespace=\"other\",model=\"fake\"}",
         0.0,

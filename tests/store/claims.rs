@@ -9,7 +9,7 @@ use weir_coordinator::{
         retry::{Decision, RetryPolicy},
         state::JobState,
     },
-    store::{Store, StoreError, claim::Claim, lease::LeaseState, rows::Job},
+    store::{LEASE_SETTINGS, Store, StoreError, claim::Claim, lease::LeaseState, rows::Job},
 };
 use weir_tests::PATIENCE;
 
@@ -183,7 +183,7 @@ async fn only_the_models_named_are_claimed() {
         namespaces: None,
         claimed_by: None,
     };
-    assert_eq!(weir.store.claim(&claim).await.unwrap().len(), 1);
+    assert_eq!(weir.store.claim(&claim).await.unwrap().jobs.len(), 1);
 }
 
 #[tokio::test]
@@ -211,10 +211,10 @@ async fn the_best_come_first_whatever_their_model() {
         namespaces: None,
         claimed_by: None,
     };
-    assert_eq!(weir.store.claim(&claim).await.unwrap()[0].source, "c");
+    assert_eq!(weir.store.claim(&claim).await.unwrap().jobs[0].source, "c");
     claim.max_jobs = 10;
     claim.max_chunks = 3;
-    let claimed = weir.store.claim(&claim).await.unwrap();
+    let claimed = weir.store.claim(&claim).await.unwrap().jobs;
     let claimed: BTreeSet<&str> = claimed.iter().map(|job| job.source.as_str()).collect();
     assert_eq!(claimed, BTreeSet::from(["a", "b"]));
 }
@@ -234,6 +234,7 @@ async fn however_long_the_queue_a_claim_reads_no_more_than_its_head() {
     let options = weir.url().parse::<PgConnectOptions>().unwrap();
     let pool = PgPoolOptions::new().max_connections(1);
     let pool = pool.connect_with(options).await.unwrap();
+    sqlx::raw_sql(LEASE_SETTINGS).execute(&pool).await.unwrap();
     let store = Store::new(pool.clone(), PATIENCE);
     let read = async || -> i64 {
         sqlx::query("SELECT pg_stat_force_next_flush()")
@@ -243,8 +244,7 @@ async fn however_long_the_queue_a_claim_reads_no_more_than_its_head() {
         let sql = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables WHERE relid = 'weir.jobs'::regclass";
         sqlx::query_scalar(sql).fetch_one(&pool).await.unwrap()
     };
-    // Often enough for the database to have settled on a plan for any parameters.
-    for max_chunks in [0, 50, 0, 50, 0, 50, 0, 50, 0, 50] {
+    for max_chunks in [0, 50] {
         let before = read().await;
         let claim = Claim {
             worker_id: "w",
@@ -255,7 +255,7 @@ async fn however_long_the_queue_a_claim_reads_no_more_than_its_head() {
             namespaces: None,
             claimed_by: None,
         };
-        assert_eq!(store.claim(&claim).await.unwrap().len(), 5);
+        assert_eq!(store.claim(&claim).await.unwrap().jobs.len(), 5);
         let rows = read().await - before;
         assert!(rows < 200, "{rows} rows read for {max_chunks} chunks");
     }

@@ -91,7 +91,7 @@ impl Faulty {
             namespaces: None,
             claimed_by: None,
         };
-        self.store.claim(&claim).await
+        Ok(self.store.claim(&claim).await?.jobs)
     }
 
     /// As [`Weir::upsert`], through the proxy.

@@ -219,7 +219,8 @@ impl Weir {
             namespaces: None,
             claimed_by: None,
         };
-        self.store.claim(&claim).await.expect("a claim is answered")
+        let claimed = self.store.claim(&claim).await;
+        claimed.expect("a claim is answered").jobs
     }
 
     /// Claims a job of another model, if one is due.
@@ -238,6 +239,7 @@ impl Weir {
             .claim(&claim)
             .await
             .expect("a claim is answered")
+            .jobs
             .pop()
     }
 

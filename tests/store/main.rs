@@ -9,6 +9,7 @@
 
 mod batches;
 mod bisection;
+mod claimer;
 mod claims;
 mod commit_then_error;
 mod fencing;

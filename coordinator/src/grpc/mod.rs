@@ -32,6 +32,7 @@ use weir_telemetry::Tracer;
 
 use self::auth::Caller;
 use crate::{
+    claimer::Claimer,
     job::{chunk::Chunker, retry::RetryPolicy},
     metrics::Metrics,
     opener::Opener,
@@ -59,6 +60,7 @@ pub(crate) struct Services {
 pub(crate) struct Inner {
     pub(crate) store: Store,
     pub(crate) writer: Writer,
+    pub(crate) claimer: Claimer,
     pub(crate) opener: Opener,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) wakeup: Wakeup,

@@ -5,7 +5,6 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::time::Instant;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 use weir_proto::{
@@ -61,32 +60,6 @@ impl Workers {
             self.0.metrics.lease_lost(*reason);
         }
         error.into()
-    }
-
-    /// Claims, or waits until there is something to claim. Returns when the
-    /// claim began, too.
-    async fn claim_or_wait(
-        &self,
-        claim: &Claim<'_>,
-        wait: Duration,
-    ) -> Result<(Vec<Job>, SystemTime), Status> {
-        let until = Instant::now() + wait;
-        // The place in line is taken before the first look, so that no job falls between.
-        let mut queue = self.0.wakeup.queue();
-        loop {
-            queue.mark_unchanged();
-            let began = SystemTime::now();
-            let jobs = self.0.store.claim(claim).await?;
-            if !jobs.is_empty() {
-                return Ok((jobs, began));
-            }
-            tokio::select! {
-                // A long poll must not hold up the stop.
-                () = self.0.shutdown.cancelled() => return Err(going_away()),
-                () = tokio::time::sleep_until(until) => return Ok((Vec::new(), began)),
-                _ = queue.changed() => {}
-            }
-        }
     }
 }
 
@@ -158,7 +131,10 @@ impl WorkerService for Workers {
             claimed_by: caller.name(),
             lease_duration: self.0.lease_duration,
         };
-        let (jobs, began) = self.claim_or_wait(&claim, wait).await?;
+        let (jobs, began) = self.0.claimer.claim(&claim, wait).await?;
+        if jobs.is_empty() && self.0.shutdown.is_cancelled() {
+            return Err(going_away());
+        }
         let leases = jobs.into_iter().map(|job| {
             let trace = spans::claimed(&self.0.tracer, &job, self.0.lease_duration, began);
             tracing::info!(

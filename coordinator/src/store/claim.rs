@@ -28,6 +28,24 @@ pub struct Claim<'a> {
     pub claimed_by: Option<&'a str>,
 }
 
+/// What a claim took.
+#[derive(Debug)]
+pub struct Claimed {
+    /// The jobs, each with a lease now.
+    pub jobs: Vec<Job>,
+    /// Whether no other claim could take any more: what is queued besides is
+    /// not due, or is being taken.
+    pub nothing_left: bool,
+}
+
+#[derive(Debug, sqlx::FromRow)]
+struct Row {
+    /// Whether `max_chunks` was more than all that is due.
+    whole: bool,
+    #[sqlx(flatten)]
+    job: Job,
+}
+
 /// The claim, from the queues it looks at: what they are, and which of the
 /// queued jobs are in one.
 macro_rules! claim_statement {
@@ -37,15 +55,16 @@ macro_rules! claim_statement {
              WITH queues AS (",
             $queues,
             "), enough AS MATERIALIZED (
-                 SELECT count(*) AS jobs FROM (
-                     SELECT sum(pending) OVER (ORDER BY priority DESC, run_at, id) - pending AS before
+                 SELECT count(*) FILTER (WHERE before < $5) AS jobs,
+                        count(*) < $3 AND coalesce(sum(pending), 0) < $5 AS whole
+                 FROM (
+                     SELECT pending, sum(pending) OVER (ORDER BY priority DESC, run_at, id) - pending AS before
                      FROM queues q CROSS JOIN LATERAL (
                          SELECT id, priority, run_at, chunks_total - chunks_done - chunks_rejected AS pending
                          FROM weir.jobs
                          WHERE $5 > 0 AND state = 'queued' AND run_at <= now() AND ",
             $in_queue,
             "            ORDER BY priority DESC, run_at, id LIMIT $3) head) sums
-                 WHERE before < $5
              ), candidates AS MATERIALIZED (
                  -- Queue by queue, for the index has them so: however long one is, only its head is read.
                  SELECT j.* FROM queues q CROSS JOIN LATERAL (
@@ -70,7 +89,7 @@ macro_rules! claim_statement {
                  claimed_done = j.chunks_done + j.chunks_rejected, lease_expires_at = now() + $4,
                  started_at = coalesce(j.started_at, now())
              FROM due WHERE j.id = due.id
-             RETURNING ",
+             RETURNING (SELECT whole FROM enough) AS whole, ",
             job_columns!()
         )
     };
@@ -84,7 +103,7 @@ impl Store {
     /// and no more are looked at: a claim that locked all it might take would
     /// hide them from the claims beside it. Those it gets may be others, so what
     /// is too many of them is left.
-    pub async fn claim(&self, claim: &Claim<'_>) -> Result<Vec<Job>, StoreError> {
+    pub async fn claim(&self, claim: &Claim<'_>) -> Result<Claimed, StoreError> {
         // Each has an index of its own, and a statement that is planned for it.
         let statement = match claim.namespaces {
             None => claim_statement!(
@@ -96,7 +115,7 @@ impl Store {
                 "model = q.model AND namespace = q.namespace"
             ),
         };
-        Ok(sqlx::query_as(statement)
+        let rows: Vec<Row> = sqlx::query_as(statement)
             .bind(claim.worker_id)
             .bind(claim.models)
             .bind(claim.max_jobs)
@@ -104,7 +123,15 @@ impl Store {
             .bind(claim.max_chunks)
             .bind(claim.namespaces)
             .bind(claim.claimed_by)
-            .fetch_all(&self.pool)
-            .await?)
+            .fetch_all(&self.leases)
+            .await?;
+        let fewer = match claim.max_chunks {
+            0 => (rows.len() as i64) < claim.max_jobs,
+            _ => rows.iter().all(|row| row.whole),
+        };
+        Ok(Claimed {
+            jobs: rows.into_iter().map(|row| row.job).collect(),
+            nothing_left: fewer,
+        })
     }
 }

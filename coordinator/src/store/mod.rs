@@ -37,6 +37,8 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
+pub use sqlx::PgPool as ConnectionPool;
+
 pub use error::{StoreError, Violation};
 pub use inspect::{Inspection, inspect};
 pub use migrate::{MigrateError, SchemaSteps, migrate};
@@ -44,7 +46,8 @@ pub use migrate::{MigrateError, SchemaSteps, migrate};
 use self::{database::Pool, quota::Quota};
 use crate::config::DatabaseConfig;
 
-/// Channel that says: a job is queued. Its payload says nothing.
+/// Channel that says: a job is queued. Payload: the replica that queued it and
+/// has told its own workers, or else anything.
 pub const QUEUE_CHANNEL: &str = "weir_queue";
 
 /// Channel that says: this source or its jobs changed. Payload: the source's id.
@@ -57,24 +60,25 @@ pub const REVOKE_CHANNEL: &str = "weir_revoke";
 /// still there.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
 
-/// Connections for openings and results. They go in groups, so that a
+/// Connections for claims, openings and results. They go in groups, so that a
 /// few are enough; each has every statement planned but once.
 const LEASE_CONNECTIONS: u32 = 6;
 
 /// What makes Postgres plan a statement once, and as what all of these are:
-/// lookups by an index. Not claims: without the length of the queue before it
-/// Postgres plans them badly.
-const LOOKED_UP: &str = "
+/// lookups by an index, one for each row they are given.
+pub const LEASE_SETTINGS: &str = "
          SET plan_cache_mode = force_generic_plan;
          SET enable_seqscan = off;
          SET enable_bitmapscan = off;
+         SET enable_hashjoin = off;
+         SET enable_mergejoin = off;
          SET enable_sort = off";
 
 /// Everything Weir keeps, in one Postgres.
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: Pool,
-    /// For openings and results.
+    /// For claims, openings and results.
     leases: Pool,
     quota: Quota,
 }
@@ -92,7 +96,7 @@ impl Store {
         }
     }
 
-    /// The same, with connections of their own for openings and results.
+    /// The same, with connections of their own for claims, openings and results.
     #[must_use]
     pub fn with_leases(mut self, pool: PgPool) -> Self {
         self.leases.inner = pool;
@@ -110,6 +114,11 @@ impl Store {
         &self.pool.inner
     }
 
+    /// The pool of the leases.
+    pub fn leases_pool(&self) -> &PgPool {
+        &self.leases.inner
+    }
+
     /// Asks the database for nothing, to see whether it answers.
     pub async fn ping(&self) -> Result<(), StoreError> {
         sqlx::query("-- store::ping\nSELECT 1")
@@ -124,7 +133,7 @@ impl Store {
 pub struct Pools {
     /// For everything that is not for leases.
     pub general: PgPool,
-    /// For openings and results.
+    /// For claims, openings and results.
     pub leases: PgPool,
 }
 
@@ -147,7 +156,7 @@ pub fn connect(config: &DatabaseConfig) -> anyhow::Result<Pools> {
     };
     Ok(Pools {
         general: pool(config.database_connections.get(), ""),
-        leases: pool(LEASE_CONNECTIONS, LOOKED_UP),
+        leases: pool(LEASE_CONNECTIONS, LEASE_SETTINGS),
     })
 }
 

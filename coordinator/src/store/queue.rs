@@ -23,7 +23,7 @@ pub struct QueueStats {
 }
 
 /// Whose work is asked about.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Share {
     /// The models.
     pub models: Vec<String>,
@@ -84,10 +84,11 @@ impl Store {
         .await?)
     }
 
-    /// Tells every replica that jobs were queued.
-    pub async fn announce_queued(&self) -> Result<(), StoreError> {
-        sqlx::query("-- store::queue::announce_queued\nSELECT pg_notify($1, '')")
+    /// Tells every replica that jobs were queued at this one.
+    pub async fn announce_queued(&self, replica: &str) -> Result<(), StoreError> {
+        sqlx::query("-- store::queue::announce_queued\nSELECT pg_notify($1, $2)")
             .bind(QUEUE_CHANNEL)
+            .bind(replica)
             .execute(&self.pool)
             .await?;
         Ok(())

@@ -146,7 +146,7 @@ pub(crate) async fn snapshots(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let (stage, source) = without_jobs(server).await?;
-    jobs(&stage, source, "queued", scale.arrivals + CLAIMS).await?;
+    jobs(&stage, source, "queued", scale.pinned + CLAIMS).await?;
     sqlx::query("VACUUM ANALYZE weir.jobs")
         .execute(stage.pool())
         .await?;
@@ -161,7 +161,13 @@ pub(crate) async fn snapshots(
             .await?;
         open.push(snapshot);
     }
-    let took = claims(&stage, scale.arrivals + CLAIMS).await?;
+    let began = Instant::now();
+    let took = claims(&stage, scale.pinned + CLAIMS).await?;
+    report.note(
+        format!("claims beside {SNAPSHOTS} long snapshots: {}", took.len()),
+        "s",
+        began.elapsed().as_secs_f64(),
+    );
     for (when, took) in [
         ("first", &took[..CLAIMS]),
         ("last", &took[took.len() - CLAIMS..]),

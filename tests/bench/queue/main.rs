@@ -39,6 +39,9 @@ struct Args {
     /// Jobs in a long history, and in a long queue.
     #[arg(long, env = "BENCH_HISTORY", default_value_t = 1_000_000)]
     history: usize,
+    /// Claims that are made beside long snapshots.
+    #[arg(long, env = "BENCH_PINNED", default_value_t = 5_000)]
+    pinned: usize,
     /// Only what has this in its name.
     #[arg(long, env = "BENCH_ONLY", default_value = "")]
     only: String,
@@ -76,7 +79,10 @@ async fn main() -> anyhow::Result<()> {
     let mut scale = if args.smoke {
         Scale::smoke()
     } else {
-        Scale::full(args.chunks, args.runs, args.history)
+        Scale {
+            pinned: args.pinned,
+            ..Scale::full(args.chunks, args.runs, args.history)
+        }
     };
     scale.statements = args.statements;
     let mut report = Report::new();
