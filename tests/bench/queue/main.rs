@@ -36,7 +36,7 @@ struct Args {
     /// Chunks that are embedded in a run.
     #[arg(long, env = "BENCH_CHUNKS", default_value_t = 100_000)]
     chunks: usize,
-    /// Jobs in a long history, and in a long queue.
+    /// Jobs in a long history; a tenth of it, and a queue of so many, are measured too.
     #[arg(long, env = "BENCH_HISTORY", default_value_t = 1_000_000)]
     history: usize,
     /// Claims that are made beside long snapshots.

@@ -27,7 +27,7 @@ pub(crate) struct Scale {
     pub(crate) jobs: usize,
     /// Sources put at a steady rate, for their latency.
     pub(crate) arrivals: usize,
-    /// Jobs in a long history, and in a long queue.
+    /// Jobs in a long history; ten times those in a long queue.
     pub(crate) history: usize,
     /// Claims that are made beside long snapshots.
     pub(crate) pinned: usize,
