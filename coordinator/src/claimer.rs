@@ -1,10 +1,15 @@
 //! The claimer: claims of this replica's workers, a few at a time, and none of a
 //! queue that is known to have nothing left. A job that comes to a queue wakes
 //! all who wait for one: without this each of them would ask the database.
+//!
+//! A claim reads its queue from the head, and with it whatever was claimed there
+//! and is kept for a long transaction's sake. While such a one lasts, that grows
+//! with every claim; so most looks begin where the one before ended, and looks
+//! at the whole queue take no more than a fiftieth of the time.
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
@@ -17,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     store::{
         Store, StoreError,
-        claim::{Claim, Claimed},
+        claim::{Claim, Claimed, Place},
         queue::Share,
         rows::Job,
     },
@@ -27,7 +32,12 @@ use crate::{
 /// Claims under way at the same time.
 const CLAIMS: usize = 3;
 
-/// Most queues that are known to have nothing left; all are forgotten beyond.
+/// How many times as long as a look at the whole queue took there is none, and
+/// the most that this may be: for so long, what was queued before the place that
+/// claims have reached may wait. That is jobs of a higher priority.
+const REST: (u32, Duration) = (50, Duration::from_secs(1));
+
+/// Most queues that something is known of; all is forgotten beyond.
 const KNOWN: usize = 1_000;
 
 /// Claims for the workers of this replica.
@@ -37,8 +47,50 @@ pub struct Claimer {
     wakeup: Wakeup,
     shutdown: CancellationToken,
     turns: Semaphore,
-    /// At which wake-up a queue had nothing left.
-    nothing_left: Mutex<HashMap<Share, u64>>,
+    known: Mutex<HashMap<Share, Known>>,
+}
+
+/// What is known of a queue.
+#[derive(Debug, Clone, Copy, Default)]
+struct Known {
+    /// Where the last claim ended that got something.
+    reached: Option<Place>,
+    /// Until when looks begin there.
+    rest: Option<Instant>,
+    nothing_left: Option<NothingLeft>,
+}
+
+/// A look found that nothing was left.
+#[derive(Debug, Clone, Copy)]
+struct NothingLeft {
+    /// At which wake-up.
+    wake: u64,
+    /// Whether it was a look at the whole queue; it holds until `rest` if not.
+    whole: bool,
+}
+
+impl Known {
+    fn is_resting(&self) -> bool {
+        self.rest.is_some_and(|rest| Instant::now() < rest)
+    }
+
+    fn has_nothing(&self, wake: u64) -> bool {
+        self.nothing_left
+            .is_some_and(|left| left.wake == wake && (left.whole || self.is_resting()))
+    }
+
+    /// When to look again, whatever happens: where not all was looked at.
+    fn again(&self) -> Option<Instant> {
+        self.rest
+            .filter(|_| self.nothing_left.is_some_and(|left| !left.whole))
+    }
+}
+
+/// What a look brought.
+struct Look {
+    jobs: Vec<Job>,
+    began: SystemTime,
+    again: Option<Instant>,
 }
 
 impl Claimer {
@@ -49,7 +101,7 @@ impl Claimer {
             wakeup,
             shutdown,
             turns: Semaphore::new(CLAIMS),
-            nothing_left: Mutex::default(),
+            known: Mutex::default(),
         }
     }
 
@@ -68,49 +120,69 @@ impl Claimer {
         // The place in line is taken before the first look, so that no job falls between.
         let mut queue = self.wakeup.queue();
         loop {
-            let (jobs, began) = self.look(claim, &share, wait.is_zero()).await?;
-            if !jobs.is_empty() {
+            let Look { jobs, began, again } = self.look(claim, &share, wait.is_zero()).await?;
+            let over = Instant::now() >= until || self.shutdown.is_cancelled();
+            if over || !jobs.is_empty() {
                 return Ok((jobs, began));
             }
             tokio::select! {
-                () = self.shutdown.cancelled() => return Ok((Vec::new(), began)),
-                () = sleep_until(until) => return Ok((Vec::new(), began)),
+                () = self.shutdown.cancelled() => return Ok((jobs, began)),
+                () = sleep_until(again.map_or(until, |again| again.min(until))) => {}
                 _ = queue.changed() => {}
             }
         }
     }
 
     /// Claims when it is its turn, unless nothing was left by then and nothing
-    /// has come since.
-    async fn look(
-        &self,
-        claim: &Claim<'_>,
-        share: &Share,
-        anyway: bool,
-    ) -> Result<(Vec<Job>, SystemTime), StoreError> {
+    /// has come since. Who does not wait is told of all there is `now`.
+    async fn look(&self, claim: &Claim<'_>, share: &Share, now: bool) -> Result<Look, StoreError> {
         // It is never closed.
         let _turn = self.turns.acquire().await;
         let began = SystemTime::now();
         // What is queued while the claim is under way may be beyond its sight, and wakes anew.
         let wake = self.wakeup.queue_wake();
-        if !anyway && self.lock().get(share) == Some(&wake) {
-            return Ok((Vec::new(), began));
-        }
-        let Claimed { jobs, nothing_left } = self.store.claim(claim).await?;
-        if nothing_left {
-            let mut known = self.lock();
-            if known.len() >= KNOWN {
-                known.clear();
+        let mut known = self.known().get(share).copied().unwrap_or_default();
+        let mut jobs = Vec::new();
+        if now || !known.has_nothing(wake) {
+            let from = known.reached.filter(|_| known.is_resting());
+            if from.is_some() {
+                jobs = self.claim_from(from, claim, &mut known, wake).await?;
             }
-            known.insert(share.clone(), wake);
+            if from.is_none() || (now && jobs.is_empty()) {
+                let began = Instant::now();
+                jobs = self.claim_from(None, claim, &mut known, wake).await?;
+                known.rest = Some(Instant::now() + (began.elapsed() * REST.0).min(REST.1));
+            }
+            let mut all = self.known();
+            if all.len() >= KNOWN {
+                all.clear();
+            }
+            all.insert(share.clone(), known);
         }
-        Ok((jobs, began))
+        Ok(Look {
+            jobs,
+            began,
+            again: known.again(),
+        })
+    }
+
+    /// Claims, and keeps what that tells.
+    async fn claim_from(
+        &self,
+        place: Option<Place>,
+        claim: &Claim<'_>,
+        known: &mut Known,
+        wake: u64,
+    ) -> Result<Vec<Job>, StoreError> {
+        let Claimed { jobs, nothing_left } = self.store.claim_from(place, claim).await?;
+        known.reached = jobs.iter().map(Place::of).max().or(known.reached);
+        let whole = place.is_none();
+        known.nothing_left = nothing_left.then_some(NothingLeft { wake, whole });
+        Ok(jobs)
     }
 
     /// Locks without poisoning: nothing that holds this lock can panic.
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Share, u64>> {
-        self.nothing_left
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> MutexGuard<'_, HashMap<Share, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

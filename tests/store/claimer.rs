@@ -3,16 +3,19 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::future::join_all;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{
+    AssertSqlSafe, Executor as _, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
 use tokio_util::sync::CancellationToken;
 use weir_coordinator::{
     claimer::Claimer,
-    store::{Store, claim::Claim},
+    store::{LEASE_SETTINGS, Store, claim::Claim},
     wakeup::Wakeup,
 };
 use weir_tests::{PATIENCE, clients::until};
 
-use crate::fixture::{LEASE, MODEL, Weir, many};
+use crate::fixture::{LEASE, MODEL, Weir, key, many, write};
 
 /// Long enough for a look, if there were one.
 const MOMENT: Duration = Duration::from_millis(200);
@@ -32,9 +35,36 @@ async fn claimed(claimer: &Claimer, max_jobs: i64, max_chunks: i64, wait: Durati
     jobs.len()
 }
 
-async fn count(weir: &Weir, sql: &'static str) -> i64 {
-    let counted = sqlx::query_scalar(sql).fetch_one(weir.pool()).await;
+async fn count(weir: &Weir, sql: &str) -> i64 {
+    let counted = sqlx::query_scalar(AssertSqlSafe(sql))
+        .fetch_one(weir.pool())
+        .await;
     counted.unwrap()
+}
+
+/// A store with connections of its own, which look things up as a
+/// coordinator's do.
+fn connected(weir: &Weir) -> (PgPool, Store) {
+    let options = weir.url().parse::<PgConnectOptions>().unwrap();
+    let pool = PgPoolOptions::new()
+        .after_connect(|connection, _| {
+            Box::pin(async move { connection.execute(LEASE_SETTINGS).await.map(|_| ()) })
+        })
+        .connect_lazy_with(options.application_name("claimer"));
+    (pool.clone(), Store::new(pool, PATIENCE))
+}
+
+/// How much of the index of claims these connections, which end here, have
+/// read: they tell it when they are gone.
+async fn read_by(weir: &Weir, pool: PgPool, what: &str) -> i64 {
+    pool.close().await;
+    let connections = "SELECT count(*) FROM pg_stat_activity
+                       WHERE application_name = 'claimer' AND datname = current_database()";
+    until(async || count(weir, connections).await == 0).await;
+    let read = format!(
+        "SELECT {what} FROM pg_stat_user_indexes WHERE indexrelid = 'weir.jobs_claim'::regclass"
+    );
+    count(weir, &read).await
 }
 
 #[tokio::test]
@@ -77,11 +107,9 @@ async fn what_a_claim_left_is_there_for_the_next() {
 async fn of_many_who_wait_few_ask_for_the_one_job_that_comes() {
     const WAITING: usize = 100;
     let weir = Weir::new().await;
-    let options = weir.url().parse::<PgConnectOptions>().unwrap();
-    let pool = PgPoolOptions::new().connect_lazy_with(options.application_name("claimer"));
+    let (pool, store) = connected(&weir);
     let wakeup = Wakeup::default();
     let stop = CancellationToken::new();
-    let store = Store::new(pool.clone(), PATIENCE);
     let claimer = Arc::new(Claimer::new(store, wakeup.clone(), stop.clone()));
     let waiting = (0..WAITING).map(|_| {
         let claimer = claimer.clone();
@@ -97,14 +125,52 @@ async fn of_many_who_wait_few_ask_for_the_one_job_that_comes() {
     let got: usize = join_all(waiting).await.into_iter().flatten().sum();
     assert_eq!(got, 1);
 
-    // What its connections did is told when they are gone.
-    pool.close().await;
-    let connections = "SELECT count(*) FROM pg_stat_activity
-                       WHERE application_name = 'claimer' AND datname = current_database()";
-    until(async || count(&weir, connections).await == 0).await;
-    let reads =
-        "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelid = 'weir.jobs_claim'::regclass";
-    let read = count(&weir, reads).await;
+    let read = read_by(&weir, pool, "idx_scan").await;
     // Each asks the index twice: for how many are enough, and for them.
     assert!((2..40).contains(&read), "{read} reads");
+}
+
+#[tokio::test]
+async fn what_is_queued_before_the_place_that_claims_have_reached_is_found_as_well() {
+    let weir = Weir::new().await;
+    let wakeup = Wakeup::default();
+    let claimer = Claimer::new(weir.store.clone(), wakeup.clone(), CancellationToken::new());
+    weir.put("a", &many(1)).await;
+    assert_eq!(claimed(&claimer, 10, 100, PATIENCE).await, 1);
+    let mut urgent = write("b");
+    urgent.priority = 9;
+    weir.store.put_source(&urgent, &many(1)).await.unwrap();
+    // This look begins after "a", and has to be followed by one at everything.
+    wakeup.report_due();
+    assert_eq!(claimed(&claimer, 10, 100, PATIENCE).await, 1);
+    urgent.key = key("c");
+    weir.store.put_source(&urgent, &many(1)).await.unwrap();
+    assert_eq!(claimed(&claimer, 10, 100, Duration::ZERO).await, 1);
+}
+
+#[tokio::test]
+async fn beside_a_long_snapshot_a_claim_does_not_read_what_was_claimed_before() {
+    const CLAIMS: i64 = 300;
+    let weir = Weir::new().await;
+    weir.put("api", &many(1)).await;
+    weir.meddle(
+        "INSERT INTO weir.jobs (source_id, revision, chunks_total, trigger, namespace, source, model, first_item_id,
+                                last_item_id)
+         SELECT 0, 1, 10, 'write', 'shop', 'many', 'fake', 'a', 'b' FROM generate_series(1, 1000);
+         ANALYZE weir.jobs",
+    )
+    .await;
+    let mut snapshot = weir.pool().acquire().await.unwrap();
+    sqlx::raw_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM weir.jobs")
+        .execute(&mut *snapshot)
+        .await
+        .unwrap();
+    let (pool, store) = connected(&weir);
+    let claimer = Claimer::new(store, Wakeup::default(), CancellationToken::new());
+    for _ in 0..CLAIMS {
+        assert_eq!(claimed(&claimer, 1, 0, PATIENCE).await, 1);
+    }
+    let read = read_by(&weir, pool, "idx_tup_read").await;
+    // Each alone reads all that came before: 45,000 together.
+    assert!((CLAIMS..20_000).contains(&read), "{read} entries read");
 }

@@ -1,6 +1,8 @@
 //! The claim: queued jobs become leases. Every time is the database's (law 2).
 
-use std::time::Duration;
+use std::{cmp::Reverse, time::Duration};
+
+use chrono::{DateTime, Utc};
 
 use super::{
     Store, StoreError,
@@ -46,12 +48,34 @@ struct Row {
     job: Job,
 }
 
+/// A place in the order in which jobs are claimed: the highest priority first,
+/// then the longest waiting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    priority: Reverse<i16>,
+    run_at: DateTime<Utc>,
+    id: i64,
+}
+
+impl Place {
+    /// The job's.
+    pub fn of(job: &Job) -> Self {
+        Self {
+            priority: Reverse(job.priority),
+            run_at: job.run_at,
+            id: job.id,
+        }
+    }
+}
+
 /// The claim, from the queues it looks at: what they are, and which of the
 /// queued jobs are in one.
 macro_rules! claim_statement {
-    ($queues:literal, $in_queue:literal) => {
+    ($name:literal, $queues:expr, $in_queue:expr) => {
         concat!(
-            "-- store::claim::claim
+            "-- store::claim::",
+            $name,
+            "
              WITH queues AS (",
             $queues,
             "), enough AS MATERIALIZED (
@@ -95,6 +119,32 @@ macro_rules! claim_statement {
     };
 }
 
+/// The queues of models, and those of models and namespaces. Each has an index
+/// of its own, and a statement that is planned for it.
+macro_rules! of_models {
+    () => {
+        "SELECT DISTINCT unnest($2::text[]) AS model WHERE $6::text[] IS NULL"
+    };
+    (in) => {
+        "model = q.model"
+    };
+}
+macro_rules! of_namespaces {
+    () => {
+        "SELECT DISTINCT model, namespace FROM unnest($2::text[]) AS model CROSS JOIN unnest($6::text[]) AS namespace"
+    };
+    (in) => {
+        "model = q.model AND namespace = q.namespace"
+    };
+}
+
+/// Of a queue, what comes after a place and has its priority.
+macro_rules! after {
+    ($in_queue:expr) => {
+        concat!($in_queue, " AND priority = $8 AND (run_at, id) > ($9, $10)")
+    };
+}
+
 impl Store {
     /// Takes queued jobs that are due, highest priority first, then the longest
     /// waiting, and leases them to a worker.
@@ -104,34 +154,47 @@ impl Store {
     /// hide them from the claims beside it. Those it gets may be others, so what
     /// is too many of them is left.
     pub async fn claim(&self, claim: &Claim<'_>) -> Result<Claimed, StoreError> {
-        // Each has an index of its own, and a statement that is planned for it.
-        let statement = match claim.namespaces {
-            None => claim_statement!(
-                "SELECT DISTINCT unnest($2::text[]) AS model WHERE $6::text[] IS NULL",
-                "model = q.model"
-            ),
-            Some(_) => claim_statement!(
-                "SELECT DISTINCT model, namespace FROM unnest($2::text[]) AS model CROSS JOIN unnest($6::text[]) AS namespace",
-                "model = q.model AND namespace = q.namespace"
-            ),
+        self.claim_from(None, claim).await
+    }
+
+    /// The same; from a place, only of what has its priority and comes after it.
+    pub async fn claim_from(
+        &self,
+        place: Option<Place>,
+        claim: &Claim<'_>,
+    ) -> Result<Claimed, StoreError> {
+        let statement = match (claim.namespaces, place) {
+            (None, None) => claim_statement!("claim", of_models!(), of_models!(in)),
+            (None, Some(_)) => {
+                claim_statement!("claim_after", of_models!(), after!(of_models!(in)))
+            }
+            (Some(_), None) => claim_statement!("claim", of_namespaces!(), of_namespaces!(in)),
+            (Some(_), Some(_)) => {
+                claim_statement!("claim_after", of_namespaces!(), after!(of_namespaces!(in)))
+            }
         };
-        let rows: Vec<Row> = sqlx::query_as(statement)
+        let mut query = sqlx::query_as(statement)
             .bind(claim.worker_id)
             .bind(claim.models)
             .bind(claim.max_jobs)
             .bind(interval(claim.lease_duration))
             .bind(claim.max_chunks)
             .bind(claim.namespaces)
-            .bind(claim.claimed_by)
-            .fetch_all(&self.leases)
-            .await?;
-        let fewer = match claim.max_chunks {
+            .bind(claim.claimed_by);
+        if let Some(place) = place {
+            query = query
+                .bind(place.priority.0)
+                .bind(place.run_at)
+                .bind(place.id);
+        }
+        let rows: Vec<Row> = query.fetch_all(&self.leases).await?;
+        let nothing_left = match claim.max_chunks {
             0 => (rows.len() as i64) < claim.max_jobs,
             _ => rows.iter().all(|row| row.whole),
         };
         Ok(Claimed {
             jobs: rows.into_iter().map(|row| row.job).collect(),
-            nothing_left: fewer,
+            nothing_left,
         })
     }
 }
