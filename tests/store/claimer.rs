@@ -7,6 +7,7 @@ use sqlx::{
     AssertSqlSafe, Executor as _, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use weir_coordinator::{
     claimer::Claimer,
@@ -138,12 +139,14 @@ async fn what_is_queued_before_the_place_that_claims_have_reached_is_found_as_we
     weir.put("a", &many(1)).await;
     assert_eq!(claimed(&claimer, 10, 100, PATIENCE).await, 1);
     let mut urgent = write("b");
-    urgent.priority = 9;
+    urgent.priority = 5;
     weir.store.put_source(&urgent, &many(1)).await.unwrap();
     // This look begins after "a", and has to be followed by one at everything.
     wakeup.report_due();
-    assert_eq!(claimed(&claimer, 10, 100, PATIENCE).await, 1);
+    let claim = timeout(PATIENCE, claimed(&claimer, 10, 100, 10 * PATIENCE));
+    assert_eq!(claim.await, Ok(1));
     urgent.key = key("c");
+    urgent.priority = 9;
     weir.store.put_source(&urgent, &many(1)).await.unwrap();
     assert_eq!(claimed(&claimer, 10, 100, Duration::ZERO).await, 1);
 }

@@ -19,9 +19,6 @@ use crate::{
 /// Sources a second that are put at a steady rate, whatever becomes of them.
 const RATE: u32 = 500;
 
-/// Claims that are timed.
-const CLAIMS: usize = 300;
-
 /// From the put of a source of one chunk to the commit of its vector: one after
 /// the other, and at a steady rate.
 pub(crate) async fn arrivals(
@@ -128,8 +125,8 @@ pub(crate) async fn history(
         sqlx::query("VACUUM ANALYZE weir.jobs")
             .execute(stage.pool())
             .await?;
-        jobs(&stage, source, "queued", CLAIMS).await?;
-        let took = claims(&stage, CLAIMS).await?;
+        jobs(&stage, source, "queued", scale.claims).await?;
+        let took = claims(&stage, scale.claims).await?;
         for (name, part) in [("p50", 0.5), ("p99", 0.99)] {
             report.note(
                 format!("claim beside {what}: {name}"),
@@ -152,7 +149,7 @@ pub(crate) async fn snapshots(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let (stage, source) = without_jobs(server).await?;
-    jobs(&stage, source, "queued", scale.pinned + CLAIMS).await?;
+    jobs(&stage, source, "queued", scale.pinned + scale.claims).await?;
     sqlx::query("VACUUM ANALYZE weir.jobs")
         .execute(stage.pool())
         .await?;
@@ -168,19 +165,21 @@ pub(crate) async fn snapshots(
         open.push(snapshot);
     }
     let began = Instant::now();
-    let took = claims(&stage, scale.pinned + CLAIMS).await?;
+    let took = claims(&stage, scale.pinned + scale.claims).await?;
     report.note(
         format!("claims beside {SNAPSHOTS} long snapshots: {}", took.len()),
         "s",
         began.elapsed().as_secs_f64(),
     );
     for (when, took) in [
-        ("first", &took[..CLAIMS]),
-        ("last", &took[took.len() - CLAIMS..]),
+        ("first", &took[..scale.claims]),
+        ("last", &took[took.len() - scale.claims..]),
     ] {
         for (name, part) in [("p50", 0.5), ("p99", 0.99)] {
-            let what =
-                format!("claim beside {SNAPSHOTS} long snapshots, the {when} {CLAIMS}: {name}");
+            let what = format!(
+                "claim beside {SNAPSHOTS} long snapshots, the {when} {}: {name}",
+                took.len()
+            );
             report.note(what, "ms", percentile(took, part));
         }
     }

@@ -40,7 +40,7 @@ struct Args {
     #[arg(long, env = "BENCH_HISTORY", default_value_t = 1_000_000)]
     history: usize,
     /// Claims that are made beside long snapshots.
-    #[arg(long, env = "BENCH_PINNED", default_value_t = 5_000)]
+    #[arg(long, env = "BENCH_PINNED", default_value_t = 30_000)]
     pinned: usize,
     /// Only what has this in its name.
     #[arg(long, env = "BENCH_ONLY", default_value = "")]

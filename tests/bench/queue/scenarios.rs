@@ -29,6 +29,8 @@ pub(crate) struct Scale {
     pub(crate) arrivals: usize,
     /// Jobs in a long history; ten times those in a long queue.
     pub(crate) history: usize,
+    /// Claims that are timed.
+    pub(crate) claims: usize,
     /// Claims that are made beside long snapshots.
     pub(crate) pinned: usize,
     pub(crate) idle_workers: usize,
@@ -48,7 +50,8 @@ impl Scale {
             jobs: (chunks / 5).max(1),
             arrivals: 5_000,
             history,
-            pinned: 5_000,
+            claims: 3_000,
+            pinned: 30_000,
             idle_workers: 1_000,
             counted: Duration::from_secs(3),
             watched: Duration::from_secs(20),
@@ -63,6 +66,7 @@ impl Scale {
             jobs: 60,
             arrivals: 20,
             history: 500,
+            claims: 30,
             pinned: 20,
             idle_workers: 5,
             counted: Duration::from_millis(100),
