@@ -310,12 +310,13 @@ impl Server {
             async move || rescuer.step().await,
         ));
         let (store, wakeup) = (self.store.clone(), services.wakeup.clone());
+        let models = self.config.models.clone();
         tasks.spawn(maintenance::every(
             "due jobs",
             poll,
             shutdown.clone(),
             async move || {
-                if wakeup.is_awaited() && store.any_due().await? {
+                if wakeup.is_awaited() && store.any_due(&models).await? {
                     wakeup.report_due();
                 }
                 Ok(false)

@@ -55,15 +55,15 @@ fn connected(weir: &Weir) -> (PgPool, Store) {
     (pool.clone(), Store::new(pool, PATIENCE))
 }
 
-/// How much of the index of claims these connections, which end here, have
-/// read: they tell it when they are gone.
+/// How much of the indexes of jobs these connections, which end here, have read:
+/// they tell it when they are gone.
 async fn read_by(weir: &Weir, pool: PgPool, what: &str) -> i64 {
     pool.close().await;
     let connections = "SELECT count(*) FROM pg_stat_activity
                        WHERE application_name = 'claimer' AND datname = current_database()";
     until(async || count(weir, connections).await == 0).await;
     let read = format!(
-        "SELECT {what} FROM pg_stat_user_indexes WHERE indexrelid = 'weir.jobs_claim'::regclass"
+        "SELECT sum({what})::bigint FROM pg_stat_user_indexes WHERE relid = 'weir.jobs'::regclass"
     );
     count(weir, &read).await
 }
@@ -127,8 +127,8 @@ async fn of_many_who_wait_few_ask_for_the_one_job_that_comes() {
     assert_eq!(got, 1);
 
     let read = read_by(&weir, pool, "idx_scan").await;
-    // Each asks the index twice: for how many are enough, and for them.
-    assert!((2..40).contains(&read), "{read} reads");
+    // Each asks twice at least: for how many are enough, and for them.
+    assert!((2..100).contains(&read), "{read} reads");
 }
 
 #[tokio::test]
@@ -159,7 +159,7 @@ async fn beside_a_long_snapshot_a_claim_does_not_read_what_was_claimed_before() 
     weir.meddle(
         "INSERT INTO weir.jobs (source_id, revision, chunks_total, trigger, namespace, source, model, first_item_id,
                                 last_item_id)
-         SELECT 0, 1, 10, 'write', 'shop', 'many', 'fake', 'a', 'b' FROM generate_series(1, 1000);
+         SELECT 0, 1, 10, 'write', 'shop', 'many', 'fake', 'a', 'b' FROM generate_series(1, 20000);
          ANALYZE weir.jobs",
     )
     .await;

@@ -13,7 +13,7 @@ use weir_coordinator::{
 };
 use weir_tests::PATIENCE;
 
-use crate::fixture::{LEASE, Weir, counts, key, lease_of, many, outcome, write};
+use crate::fixture::{LEASE, MODEL, Weir, counts, key, lease_of, many, outcome, write};
 
 /// One item each, so that each is one job.
 async fn put_one(weir: &Weir, name: &str, priority: i16) -> Job {
@@ -265,13 +265,13 @@ async fn however_long_the_queue_a_claim_reads_no_more_than_its_head() {
 async fn nothing_is_claimed_before_its_time() {
     let weir = Weir::new().await;
     put_one(&weir, "api", 9).await;
-    assert!(weir.store.any_due().await.unwrap());
+    assert!(weir.store.any_due(&[MODEL.to_owned()]).await.unwrap());
     sqlx::query("UPDATE weir.jobs SET run_at = now() + interval '1 hour'")
         .execute(weir.pool())
         .await
         .unwrap();
     assert!(weir.claim_many(10, LEASE).await.is_empty());
-    assert!(!weir.store.any_due().await.unwrap());
+    assert!(!weir.store.any_due(&[MODEL.to_owned()]).await.unwrap());
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use weir_coordinator::{
 };
 
 use crate::fixture::{
-    Weir, counts, counts_of, item, items, key, lease_of, many, outcome, rejected, write,
+    MODEL, Weir, counts, counts_of, item, items, key, lease_of, many, outcome, rejected, write,
 };
 
 #[tokio::test]
@@ -345,7 +345,7 @@ async fn an_empty_source_is_a_source() {
         (3, 1)
     );
     assert_eq!(weir.counts("api").await, counts([0, 0, 0, 0, 0]));
-    assert!(!weir.store.any_due().await.unwrap());
+    assert!(!weir.store.any_due(&[MODEL.to_owned()]).await.unwrap());
     weir.check().await;
 }
 

@@ -43,7 +43,7 @@ impl Rescuer {
     /// database was away, workers have one orphan grace to renew theirs first.
     pub(crate) async fn step(&mut self) -> Result<bool, StoreError> {
         let Some(since) = self.answers_since else {
-            self.store.any_due().await?;
+            self.store.ping().await?;
             self.answers_since = Some(Instant::now());
             return Ok(false);
         };

@@ -48,12 +48,19 @@ impl Store {
         .await?)
     }
 
-    /// Whether a queued job may run by now.
-    pub async fn any_due(&self) -> Result<bool, StoreError> {
+    /// Whether a queued job of these models may run by now.
+    pub async fn any_due(&self, models: &[String]) -> Result<bool, StoreError> {
         Ok(sqlx::query_scalar(
             "-- store::queue::any_due
-             SELECT EXISTS (SELECT FROM weir.jobs WHERE state = 'queued' AND run_at <= now())",
+             SELECT EXISTS (
+                 SELECT FROM unnest($1) AS m(model) CROSS JOIN generate_series(0, 9) AS p(priority)
+                 CROSS JOIN LATERAL (
+                     SELECT FROM weir.jobs j
+                     WHERE j.state = 'queued' AND j.model = m.model AND j.priority = p.priority::smallint
+                       AND j.run_at <= now()
+                     LIMIT 1) due)",
         )
+        .bind(models)
         .fetch_one(&self.pool)
         .await?)
     }

@@ -188,7 +188,12 @@ pub(crate) async fn snapshots(
 
 /// A stage with one source, whose number it returns, and no job.
 async fn without_jobs(server: &Server) -> anyhow::Result<(Stage, i64)> {
-    let stage = Stage::set(server, &[]).await;
+    // Nobody works on what is claimed, and nothing shall hand it back meanwhile.
+    let stage = Stage::set(
+        server,
+        &[("WEIR_ORPHAN_GRACE", "1h"), ("WEIR_LEASE_DURATION", "1h")],
+    )
+    .await;
     put(stage.coordinator.connect().await, "of-all".to_owned(), 1).await?;
     let source = stage.ask("SELECT id FROM weir.sources").await as i64;
     sqlx::query("DELETE FROM weir.jobs")
