@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     store::{
         Store, StoreError,
-        claim::{Claim, Claimed, Place},
+        claim::{Claim, Claimed, Reached},
         queue::Share,
         rows::Job,
     },
@@ -33,8 +33,8 @@ use crate::{
 const CLAIMS: usize = 3;
 
 /// How many times as long as a look at the whole queue took there is none, and
-/// the most that this may be: for so long, what was queued before the place that
-/// claims have reached may wait. That is jobs of a higher priority.
+/// the most that this may be. For so long a job may wait that was due before
+/// others of its priority which were claimed already: its write took longer.
 const REST: (u32, Duration) = (50, Duration::from_secs(1));
 
 /// Most queues that something is known of; all is forgotten beyond.
@@ -51,11 +51,10 @@ pub struct Claimer {
 }
 
 /// What is known of a queue.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 struct Known {
-    /// Where the last claim ended that got something.
-    reached: Option<Place>,
-    /// Until when looks begin there.
+    reached: Reached,
+    /// Until when looks begin after what was reached.
     rest: Option<Instant>,
     nothing_left: Option<NothingLeft>,
 }
@@ -141,42 +140,41 @@ impl Claimer {
         let began = SystemTime::now();
         // What is queued while the claim is under way may be beyond its sight, and wakes anew.
         let wake = self.wakeup.queue_wake();
-        let mut known = self.known().get(share).copied().unwrap_or_default();
+        let mut known = self.known().get(share).cloned().unwrap_or_default();
         let mut jobs = Vec::new();
+        let mut again = known.again();
         if now || !known.has_nothing(wake) {
-            let from = known.reached.filter(|_| known.is_resting());
-            if from.is_some() {
-                jobs = self.claim_from(from, claim, &mut known, wake).await?;
+            let resting = known.is_resting();
+            if resting {
+                jobs = self.claim_of(false, claim, &mut known, wake).await?;
             }
-            if from.is_none() || (now && jobs.is_empty()) {
+            if !resting || (now && jobs.is_empty()) {
                 let began = Instant::now();
-                jobs = self.claim_from(None, claim, &mut known, wake).await?;
+                jobs = self.claim_of(true, claim, &mut known, wake).await?;
                 known.rest = Some(Instant::now() + (began.elapsed() * REST.0).min(REST.1));
             }
+            again = known.again();
             let mut all = self.known();
             if all.len() >= KNOWN {
                 all.clear();
             }
             all.insert(share.clone(), known);
         }
-        Ok(Look {
-            jobs,
-            began,
-            again: known.again(),
-        })
+        Ok(Look { jobs, began, again })
     }
 
-    /// Claims, and keeps what that tells.
-    async fn claim_from(
+    /// Claims of the whole queue, or of what comes after what was reached, and
+    /// keeps what that tells.
+    async fn claim_of(
         &self,
-        place: Option<Place>,
+        whole: bool,
         claim: &Claim<'_>,
         known: &mut Known,
         wake: u64,
     ) -> Result<Vec<Job>, StoreError> {
-        let Claimed { jobs, nothing_left } = self.store.claim_from(place, claim).await?;
-        known.reached = jobs.iter().map(Place::of).max().or(known.reached);
-        let whole = place.is_none();
+        let reached = (!whole).then_some(&known.reached);
+        let Claimed { jobs, nothing_left } = self.store.claim_from(reached, claim).await?;
+        known.reached.advance(&jobs);
         known.nothing_left = nothing_left.then_some(NothingLeft { wake, whole });
         Ok(jobs)
     }

@@ -11,18 +11,17 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use weir_coordinator::{
     claimer::Claimer,
-    store::{LEASE_SETTINGS, Store, claim::Claim},
+    store::{LEASE_SETTINGS, Store, claim::Claim, rows::Job},
     wakeup::Wakeup,
 };
 use weir_tests::{PATIENCE, clients::until};
 
-use crate::fixture::{LEASE, MODEL, Weir, key, many, write};
+use crate::fixture::{LEASE, MODEL, Weir, many, write};
 
 /// Long enough for a look, if there were one.
 const MOMENT: Duration = Duration::from_millis(200);
 
-/// A claim, and how many jobs it got.
-async fn claimed(claimer: &Claimer, max_jobs: i64, max_chunks: i64, wait: Duration) -> usize {
+async fn claim(claimer: &Claimer, max_jobs: i64, max_chunks: i64, wait: Duration) -> Vec<Job> {
     let claim = Claim {
         worker_id: "w",
         models: &[MODEL.to_owned()],
@@ -33,7 +32,12 @@ async fn claimed(claimer: &Claimer, max_jobs: i64, max_chunks: i64, wait: Durati
         claimed_by: None,
     };
     let (jobs, _) = claimer.claim(&claim, wait).await.unwrap();
-    jobs.len()
+    jobs
+}
+
+/// How many jobs a claim gets.
+async fn claimed(claimer: &Claimer, max_jobs: i64, max_chunks: i64, wait: Duration) -> usize {
+    claim(claimer, max_jobs, max_chunks, wait).await.len()
 }
 
 async fn count(weir: &Weir, sql: &str) -> i64 {
@@ -138,17 +142,38 @@ async fn what_is_queued_before_the_place_that_claims_have_reached_is_found_as_we
     let claimer = Claimer::new(weir.store.clone(), wakeup.clone(), CancellationToken::new());
     weir.put("a", &many(1)).await;
     assert_eq!(claimed(&claimer, 10, 100, PATIENCE).await, 1);
-    let mut urgent = write("b");
-    urgent.priority = 5;
-    weir.store.put_source(&urgent, &many(1)).await.unwrap();
+    // As a write that began before "a" was put and took until now.
+    let earlier = "UPDATE weir.jobs SET run_at = run_at - interval '1 min' WHERE state = 'queued'";
+    weir.put("b", &many(1)).await;
+    weir.meddle(earlier).await;
     // This look begins after "a", and has to be followed by one at everything.
     wakeup.report_due();
     let claim = timeout(PATIENCE, claimed(&claimer, 10, 100, 10 * PATIENCE));
     assert_eq!(claim.await, Ok(1));
-    urgent.key = key("c");
-    urgent.priority = 9;
-    weir.store.put_source(&urgent, &many(1)).await.unwrap();
+    weir.put("c", &many(1)).await;
+    weir.meddle(earlier).await;
     assert_eq!(claimed(&claimer, 10, 100, Duration::ZERO).await, 1);
+}
+
+#[tokio::test]
+async fn a_job_of_another_priority_is_found_at_once_and_the_highest_first() {
+    let weir = Weir::new().await;
+    let claimer = Claimer::new(
+        weir.store.clone(),
+        Wakeup::default(),
+        CancellationToken::new(),
+    );
+    for (name, priority) in [("a", 5), ("b", 9), ("c", 0), ("d", 5), ("e", 0)] {
+        let mut write = write(name);
+        write.priority = priority;
+        weir.store.put_source(&write, &many(1)).await.unwrap();
+    }
+    let mut order = Vec::new();
+    for _ in 0..5 {
+        order.extend(claim(&claimer, 1, 100, PATIENCE).await);
+    }
+    let order: Vec<_> = order.iter().map(|job| job.source.as_str()).collect();
+    assert_eq!(order, ["b", "a", "d", "c", "e"]);
 }
 
 #[tokio::test]

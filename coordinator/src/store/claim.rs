@@ -1,6 +1,6 @@
 //! The claim: queued jobs become leases. Every time is the database's (law 2).
 
-use std::{cmp::Reverse, time::Duration};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
@@ -9,6 +9,9 @@ use super::{
     lease::interval,
     rows::{Job, job_columns},
 };
+
+/// Priorities that a job may have, from 0.
+const PRIORITIES: usize = 10;
 
 /// What a worker wants to claim.
 #[derive(Debug, Clone)]
@@ -48,22 +51,31 @@ struct Row {
     job: Job,
 }
 
-/// A place in the order in which jobs are claimed: the highest priority first,
-/// then the longest waiting.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
-    priority: Reverse<i16>,
-    run_at: DateTime<Utc>,
-    id: i64,
+/// How far claims have come in a queue: of each priority, the last that was
+/// taken.
+#[derive(Debug, Clone)]
+pub struct Reached {
+    run_at: [DateTime<Utc>; PRIORITIES],
+    id: [i64; PRIORITIES],
 }
 
-impl Place {
-    /// The job's.
-    pub fn of(job: &Job) -> Self {
+impl Default for Reached {
+    fn default() -> Self {
         Self {
-            priority: Reverse(job.priority),
-            run_at: job.run_at,
-            id: job.id,
+            run_at: [DateTime::UNIX_EPOCH; PRIORITIES],
+            id: [0; PRIORITIES],
+        }
+    }
+}
+
+impl Reached {
+    /// Goes on to these.
+    pub fn advance(&mut self, jobs: &[Job]) {
+        for job in jobs {
+            let of = usize::from(job.priority.unsigned_abs()).min(PRIORITIES - 1);
+            if (self.run_at[of], self.id[of]) < (job.run_at, job.id) {
+                (self.run_at[of], self.id[of]) = (job.run_at, job.id);
+            }
         }
     }
 }
@@ -119,29 +131,38 @@ macro_rules! claim_statement {
     };
 }
 
-/// The queues of models, and those of models and namespaces. Each has an index
-/// of its own, and a statement that is planned for it.
-macro_rules! of_models {
+/// The models, and the models in the namespaces. Each has an index of its own,
+/// and a statement that is planned for it.
+macro_rules! models {
     () => {
         "SELECT DISTINCT unnest($2::text[]) AS model WHERE $6::text[] IS NULL"
     };
-    (in) => {
-        "model = q.model"
-    };
 }
-macro_rules! of_namespaces {
+macro_rules! models_in_namespaces {
     () => {
         "SELECT DISTINCT model, namespace FROM unnest($2::text[]) AS model CROSS JOIN unnest($6::text[]) AS namespace"
     };
-    (in) => {
-        "model = q.model AND namespace = q.namespace"
-    };
 }
 
-/// Of a queue, what comes after a place and has its priority.
+/// Each of these a queue for every priority, which begins after what was
+/// reached.
 macro_rules! after {
+    ($queues:expr) => {
+        concat!(
+            "SELECT * FROM (",
+            $queues,
+            ") whole CROSS JOIN LATERAL (
+                 SELECT n - 1 AS reached_priority, run_at AS reached_run_at, id AS reached_id
+                 FROM unnest($8::timestamptz[], $9::bigint[]) WITH ORDINALITY AS reached(run_at, id, n)) reached"
+        )
+    };
+}
+macro_rules! is_after {
     ($in_queue:expr) => {
-        concat!($in_queue, " AND priority = $8 AND (run_at, id) > ($9, $10)")
+        concat!(
+            $in_queue,
+            " AND priority = q.reached_priority::smallint AND (run_at, id) > (q.reached_run_at, q.reached_id)"
+        )
     };
 }
 
@@ -157,21 +178,31 @@ impl Store {
         self.claim_from(None, claim).await
     }
 
-    /// The same; from a place, only of what has its priority and comes after it.
+    /// The same; only of what comes after what was `reached`, if that is given.
     pub async fn claim_from(
         &self,
-        place: Option<Place>,
+        reached: Option<&Reached>,
         claim: &Claim<'_>,
     ) -> Result<Claimed, StoreError> {
-        let statement = match (claim.namespaces, place) {
-            (None, None) => claim_statement!("claim", of_models!(), of_models!(in)),
+        let statement = match (claim.namespaces, reached) {
+            (None, None) => claim_statement!("claim", models!(), "model = q.model"),
             (None, Some(_)) => {
-                claim_statement!("claim_after", of_models!(), after!(of_models!(in)))
+                claim_statement!(
+                    "claim_after",
+                    after!(models!()),
+                    is_after!("model = q.model")
+                )
             }
-            (Some(_), None) => claim_statement!("claim", of_namespaces!(), of_namespaces!(in)),
-            (Some(_), Some(_)) => {
-                claim_statement!("claim_after", of_namespaces!(), after!(of_namespaces!(in)))
-            }
+            (Some(_), None) => claim_statement!(
+                "claim",
+                models_in_namespaces!(),
+                "model = q.model AND namespace = q.namespace"
+            ),
+            (Some(_), Some(_)) => claim_statement!(
+                "claim_after",
+                after!(models_in_namespaces!()),
+                is_after!("model = q.model AND namespace = q.namespace")
+            ),
         };
         let mut query = sqlx::query_as(statement)
             .bind(claim.worker_id)
@@ -181,11 +212,8 @@ impl Store {
             .bind(claim.max_chunks)
             .bind(claim.namespaces)
             .bind(claim.claimed_by);
-        if let Some(place) = place {
-            query = query
-                .bind(place.priority.0)
-                .bind(place.run_at)
-                .bind(place.id);
+        if let Some(reached) = reached {
+            query = query.bind(&reached.run_at[..]).bind(&reached.id[..]);
         }
         let rows: Vec<Row> = query.fetch_all(&self.leases).await?;
         let nothing_left = match claim.max_chunks {
