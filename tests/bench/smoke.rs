@@ -13,8 +13,8 @@ const FIGURES: [&str; 8] = [
     "jobs of one chunk",
     "put to vector, busy: p99",
     "pipelining: time over the embedder's own",
-    "claim beside history: p99",
-    "claim beside 3 long snapshots, the last 300: p99",
+    "claim beside 500 finished: p99",
+    "claim beside 3 long snapshots, the last 30: p99",
     "5 idle workers: coordinator's peak memory",
 ];
 
