@@ -14,7 +14,7 @@ use std::{
 };
 
 use tokio::{
-    sync::Semaphore,
+    sync::{Semaphore, watch},
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
@@ -89,6 +89,7 @@ impl Known {
 struct Look {
     jobs: Vec<Job>,
     began: SystemTime,
+    /// See [`Known::again`].
     again: Option<Instant>,
 }
 
@@ -119,7 +120,8 @@ impl Claimer {
         // The place in line is taken before the first look, so that no job falls between.
         let mut queue = self.wakeup.queue();
         loop {
-            let Look { jobs, began, again } = self.look(claim, &share, wait.is_zero()).await?;
+            let look = self.look(claim, &share, &mut queue, wait.is_zero());
+            let Look { jobs, began, again } = look.await?;
             let over = Instant::now() >= until || self.shutdown.is_cancelled();
             if over || !jobs.is_empty() {
                 return Ok((jobs, began));
@@ -134,32 +136,39 @@ impl Claimer {
 
     /// Claims when it is its turn, unless nothing was left by then and nothing
     /// has come since. Who does not wait is told of all there is `now`.
-    async fn look(&self, claim: &Claim<'_>, share: &Share, now: bool) -> Result<Look, StoreError> {
+    async fn look(
+        &self,
+        claim: &Claim<'_>,
+        share: &Share,
+        queue: &mut watch::Receiver<u64>,
+        now: bool,
+    ) -> Result<Look, StoreError> {
         // It is never closed.
         let _turn = self.turns.acquire().await;
         let began = SystemTime::now();
         // What is queued while the claim is under way may be beyond its sight, and wakes anew.
-        let wake = self.wakeup.queue_wake();
+        let wake = *queue.borrow_and_update();
         let mut known = self.known().get(share).cloned().unwrap_or_default();
         let mut jobs = Vec::new();
-        let mut again = known.again();
-        if now || !known.has_nothing(wake) {
-            let resting = known.is_resting();
-            if resting {
-                jobs = self.claim_of(false, claim, &mut known, wake).await?;
-            }
-            if !resting || (now && jobs.is_empty()) {
-                let began = Instant::now();
-                jobs = self.claim_of(true, claim, &mut known, wake).await?;
-                known.rest = Some(Instant::now() + (began.elapsed() * REST.0).min(REST.1));
-            }
-            again = known.again();
-            let mut all = self.known();
-            if all.len() >= KNOWN {
-                all.clear();
-            }
-            all.insert(share.clone(), known);
+        if !now && known.has_nothing(wake) {
+            let again = known.again();
+            return Ok(Look { jobs, began, again });
         }
+        let resting = known.is_resting();
+        if resting {
+            jobs = self.claim_of(false, claim, &mut known, wake).await?;
+        }
+        if !resting || (now && jobs.is_empty()) {
+            let began = Instant::now();
+            jobs = self.claim_of(true, claim, &mut known, wake).await?;
+            known.rest = Some(Instant::now() + (began.elapsed() * REST.0).min(REST.1));
+        }
+        let again = known.again();
+        let mut all = self.known();
+        if all.len() >= KNOWN {
+            all.clear();
+        }
+        all.insert(share.clone(), known);
         Ok(Look { jobs, began, again })
     }
 

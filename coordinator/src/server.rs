@@ -337,12 +337,12 @@ impl Server {
             async move || retention::tick(&store, keep).await,
         ));
         let (store, writer) = (self.store.clone(), services.writer.clone());
-        let replica = format!("{:016x}", rand::random::<u64>());
+        let wakeup = services.wakeup.clone();
         tasks.spawn(maintenance::every(
             "sampler",
             Duration::from_secs(SAMPLE_SECONDS.unsigned_abs().into()),
             shutdown.clone(),
-            async move || sampler::tick(&store, &writer, &replica).await,
+            async move || sampler::tick(&store, &writer, wakeup.replica()).await,
         ));
         let reconciler = Reconciler {
             store: self.store.clone(),

@@ -41,7 +41,7 @@ pub struct Wakeup {
 
 #[derive(Debug)]
 struct Inner {
-    /// What this replica calls itself when it tells the others.
+    /// What this replica calls itself, drawn when it starts.
     replica: String,
     /// Counts the wake-ups.
     queue: watch::Sender<u64>,
@@ -128,14 +128,14 @@ impl Topics {
 }
 
 impl Wakeup {
-    /// Wakes when a job is queued or due.
+    /// Wakes when a job is queued or due; counts how often.
     pub fn queue(&self) -> watch::Receiver<u64> {
         self.inner.queue.subscribe()
     }
 
-    /// How often jobs were queued or due by now.
-    pub fn queue_wake(&self) -> u64 {
-        *self.inner.queue.borrow()
+    /// What this replica calls itself among the others.
+    pub fn replica(&self) -> &str {
+        &self.inner.replica
     }
 
     /// Wakes when this source or its jobs change.
