@@ -3,15 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::future::join_all;
-use sqlx::{
-    AssertSqlSafe, Executor as _, PgPool,
-    postgres::{PgConnectOptions, PgPoolOptions},
-};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use weir_coordinator::{
     claimer::Claimer,
-    store::{LEASE_SETTINGS, Store, claim::Claim, rows::Job},
+    store::{Store, claim::Claim, rows::Job},
     wakeup::Wakeup,
 };
 use weir_tests::{PATIENCE, clients::until};
@@ -40,43 +36,17 @@ async fn claimed(claimer: &Claimer, max_jobs: i64, max_chunks: i64, wait: Durati
     claim(claimer, max_jobs, max_chunks, wait).await.len()
 }
 
-async fn count(weir: &Weir, sql: &str) -> i64 {
-    let counted = sqlx::query_scalar(AssertSqlSafe(sql))
-        .fetch_one(weir.pool())
-        .await;
-    counted.unwrap()
-}
-
-/// A store with connections of its own, which look things up as a
-/// coordinator's do.
-fn connected(weir: &Weir) -> (PgPool, Store) {
-    let options = weir.url().parse::<PgConnectOptions>().unwrap();
-    let pool = PgPoolOptions::new()
-        .after_connect(|connection, _| {
-            Box::pin(async move { connection.execute(LEASE_SETTINGS).await.map(|_| ()) })
-        })
-        .connect_lazy_with(options.application_name("claimer"));
-    (pool.clone(), Store::new(pool, PATIENCE))
-}
-
-/// How much of the indexes of jobs these connections, which end here, have read:
-/// they tell it when they are gone.
-async fn read_by(weir: &Weir, pool: PgPool, what: &str) -> i64 {
-    pool.close().await;
-    let connections = "SELECT count(*) FROM pg_stat_activity
-                       WHERE application_name = 'claimer' AND datname = current_database()";
-    until(async || count(weir, connections).await == 0).await;
-    let read = format!(
-        "SELECT sum({what})::bigint FROM pg_stat_user_indexes WHERE relid = 'weir.jobs'::regclass"
-    );
-    count(weir, &read).await
+/// A claimer that nobody stops, and what wakes it.
+fn claimer(store: &Store) -> (Claimer, Wakeup) {
+    let wakeup = Wakeup::default();
+    let claimer = Claimer::new(store.clone(), wakeup.clone(), CancellationToken::new());
+    (claimer, wakeup)
 }
 
 #[tokio::test]
 async fn a_queue_that_has_nothing_left_is_asked_again_when_something_comes() {
     let weir = Weir::new().await;
-    let wakeup = Wakeup::default();
-    let claimer = Claimer::new(weir.store.clone(), wakeup.clone(), CancellationToken::new());
+    let (claimer, wakeup) = claimer(&weir.store);
     weir.put("a", &many(1)).await;
     assert_eq!(claimed(&claimer, 10, 100, PATIENCE).await, 1);
     // Nobody says that this one came.
@@ -92,11 +62,7 @@ async fn a_queue_that_has_nothing_left_is_asked_again_when_something_comes() {
 #[tokio::test]
 async fn what_a_claim_left_is_there_for_the_next() {
     let weir = Weir::new().await;
-    let claimer = Claimer::new(
-        weir.store.clone(),
-        Wakeup::default(),
-        CancellationToken::new(),
-    );
+    let (claimer, _) = claimer(&weir.store);
     for name in ["a", "b", "c", "d", "e"] {
         weir.put(name, &many(2)).await;
     }
@@ -112,10 +78,11 @@ async fn what_a_claim_left_is_there_for_the_next() {
 async fn of_many_who_wait_few_ask_for_the_one_job_that_comes() {
     const WAITING: usize = 100;
     let weir = Weir::new().await;
-    let (pool, store) = connected(&weir);
+    let counted = weir.counted().await;
     let wakeup = Wakeup::default();
     let stop = CancellationToken::new();
-    let claimer = Arc::new(Claimer::new(store, wakeup.clone(), stop.clone()));
+    let claimer = Claimer::new(counted.store.clone(), wakeup.clone(), stop.clone());
+    let claimer = Arc::new(claimer);
     let waiting = (0..WAITING).map(|_| {
         let claimer = claimer.clone();
         tokio::spawn(async move { claimed(&claimer, 10, 100, PATIENCE).await })
@@ -125,12 +92,13 @@ async fn of_many_who_wait_few_ask_for_the_one_job_that_comes() {
     weir.put("a", &many(1)).await;
     wakeup.report_due();
     let running = "SELECT count(*) FROM weir.jobs WHERE state = 'running'";
-    until(async || count(&weir, running).await == 1).await;
+    until(async || counted.told(running).await == 1).await;
     stop.cancel();
     let got: usize = join_all(waiting).await.into_iter().flatten().sum();
     assert_eq!(got, 1);
 
-    let read = read_by(&weir, pool, "idx_scan").await;
+    let read = "SELECT sum(idx_scan)::bigint FROM pg_stat_user_indexes WHERE relid = 'weir.jobs'::regclass";
+    let read = counted.told(read).await;
     // Each asks twice at least: for how many are enough, and for them.
     assert!((2..100).contains(&read), "{read} reads");
 }
@@ -138,8 +106,7 @@ async fn of_many_who_wait_few_ask_for_the_one_job_that_comes() {
 #[tokio::test]
 async fn what_is_queued_before_the_place_that_claims_have_reached_is_found_as_well() {
     let weir = Weir::new().await;
-    let wakeup = Wakeup::default();
-    let claimer = Claimer::new(weir.store.clone(), wakeup.clone(), CancellationToken::new());
+    let (claimer, wakeup) = claimer(&weir.store);
     weir.put("a", &many(1)).await;
     assert_eq!(claimed(&claimer, 10, 100, PATIENCE).await, 1);
     // As a write that began before "a" was put and took until now.
@@ -158,11 +125,7 @@ async fn what_is_queued_before_the_place_that_claims_have_reached_is_found_as_we
 #[tokio::test]
 async fn the_highest_priority_goes_first_also_after_others_were_claimed() {
     let weir = Weir::new().await;
-    let claimer = Claimer::new(
-        weir.store.clone(),
-        Wakeup::default(),
-        CancellationToken::new(),
-    );
+    let (claimer, _) = claimer(&weir.store);
     weir.put("a", &many(1)).await;
     weir.put("b", &many(1)).await;
     assert_eq!(claimed(&claimer, 1, 100, PATIENCE).await, 1);
@@ -184,24 +147,19 @@ async fn beside_a_long_snapshot_a_claim_does_not_read_what_was_claimed_before() 
     const CLAIMS: i64 = 300;
     let weir = Weir::new().await;
     weir.put("api", &many(1)).await;
-    weir.meddle(
-        "INSERT INTO weir.jobs (source_id, revision, chunks_total, trigger, namespace, source, model, first_item_id,
-                                last_item_id)
-         SELECT 0, 1, 10, 'write', 'shop', 'many', 'fake', 'a', 'b' FROM generate_series(1, 20000);
-         ANALYZE weir.jobs",
-    )
-    .await;
+    weir.queue_without_source(20_000).await;
     let mut snapshot = weir.pool().acquire().await.unwrap();
     sqlx::raw_sql("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM weir.jobs")
         .execute(&mut *snapshot)
         .await
         .unwrap();
-    let (pool, store) = connected(&weir);
-    let claimer = Claimer::new(store, Wakeup::default(), CancellationToken::new());
+    let counted = weir.counted().await;
+    let (claimer, _) = claimer(&counted.store);
     for _ in 0..CLAIMS {
         assert_eq!(claimed(&claimer, 1, 0, PATIENCE).await, 1);
     }
-    let read = read_by(&weir, pool, "idx_tup_read").await;
+    let read = "SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relid = 'weir.jobs'::regclass";
+    let read = counted.told(read).await;
     // Each alone reads all that came before: 45,000 together.
     assert!((CLAIMS..20_000).contains(&read), "{read} entries read");
 }

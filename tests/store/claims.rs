@@ -3,13 +3,12 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use futures::future::join_all;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use weir_coordinator::{
     job::{
         retry::{Decision, RetryPolicy},
         state::JobState,
     },
-    store::{LEASE_SETTINGS, Store, StoreError, claim::Claim, lease::LeaseState, rows::Job},
+    store::{StoreError, claim::Claim, lease::LeaseState, rows::Job},
 };
 use weir_tests::PATIENCE;
 
@@ -223,29 +222,11 @@ async fn the_best_come_first_whatever_their_model() {
 async fn however_long_the_queue_a_claim_reads_no_more_than_its_head() {
     let weir = Weir::new().await;
     weir.put("api", &many(1)).await;
-    weir.meddle(
-        "INSERT INTO weir.jobs (source_id, revision, chunks_total, trigger, namespace, source, model, first_item_id,
-                                last_item_id)
-         SELECT 0, 1, 10, 'write', 'shop', 'many', 'fake', 'a', 'b' FROM generate_series(1, 20000);
-         ANALYZE weir.jobs",
-    )
-    .await;
-    // One connection, so that what it did is told when it is asked.
-    let options = weir.url().parse::<PgConnectOptions>().unwrap();
-    let pool = PgPoolOptions::new().max_connections(1);
-    let pool = pool.connect_with(options).await.unwrap();
-    sqlx::raw_sql(LEASE_SETTINGS).execute(&pool).await.unwrap();
-    let store = Store::new(pool.clone(), PATIENCE);
-    let read = async || -> i64 {
-        sqlx::query("SELECT pg_stat_force_next_flush()")
-            .execute(&pool)
-            .await
-            .unwrap();
-        let sql = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables WHERE relid = 'weir.jobs'::regclass";
-        sqlx::query_scalar(sql).fetch_one(&pool).await.unwrap()
-    };
+    weir.queue_without_source(20_000).await;
+    let counted = weir.counted().await;
+    let read = "SELECT seq_tup_read + idx_tup_fetch FROM pg_stat_user_tables WHERE relid = 'weir.jobs'::regclass";
     for max_chunks in [0, 50] {
-        let before = read().await;
+        let before = counted.told(read).await;
         let claim = Claim {
             worker_id: "w",
             models: &["fake".to_owned(), "other".to_owned()],
@@ -255,8 +236,8 @@ async fn however_long_the_queue_a_claim_reads_no_more_than_its_head() {
             namespaces: None,
             claimed_by: None,
         };
-        assert_eq!(store.claim(&claim).await.unwrap().jobs.len(), 5);
-        let rows = read().await - before;
+        assert_eq!(counted.store.claim(&claim).await.unwrap().jobs.len(), 5);
+        let rows = counted.told(read).await - before;
         assert!(rows < 200, "{rows} rows read for {max_chunks} chunks");
     }
 }

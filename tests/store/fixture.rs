@@ -4,14 +4,17 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use sha2::{Digest as _, Sha256};
-use sqlx::PgPool;
+use sqlx::{
+    AssertSqlSafe, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
 use weir_coordinator::{
     job::{
         chunk::Chunk,
         plan::{PendingChunk, PlannedItem},
     },
     store::{
-        Store, StoreError,
+        LEASE_SETTINGS, Store, StoreError,
         batches::{Outcome, Progress},
         claim::Claim,
         content::{SourceWrite, Written},
@@ -153,6 +156,25 @@ pub(crate) fn outcome(job: &Job, chunks: &[ChunkText]) -> Outcome {
         embedded: chunks.iter().map(embedded).collect(),
         rejected: Vec::new(),
         complete: true,
+    }
+}
+
+/// A store with one connection, as those of leases are, so that what it did is
+/// told when it is asked.
+pub(crate) struct Counted {
+    pub(crate) store: Store,
+    pool: PgPool,
+}
+
+impl Counted {
+    /// A number of the statistics of Postgres.
+    pub(crate) async fn told(&self, sql: &str) -> i64 {
+        sqlx::query("SELECT pg_stat_force_next_flush()")
+            .execute(&self.pool)
+            .await
+            .unwrap();
+        let told = sqlx::query_scalar(AssertSqlSafe(sql));
+        told.fetch_one(&self.pool).await.unwrap()
     }
 }
 
@@ -312,6 +334,32 @@ impl Weir {
             traceparent: Some("the caller's".to_owned()),
         };
         self.store.retry_job(&retry).await
+    }
+
+    /// Queues jobs of ten chunks that no source has.
+    pub(crate) async fn queue_without_source(&self, how_many: i32) {
+        sqlx::query(
+            "INSERT INTO weir.jobs (source_id, revision, chunks_total, trigger, namespace, source, model, first_item_id,
+                                    last_item_id)
+             SELECT 0, 1, 10, 'write', 'shop', 'many', 'fake', 'a', 'b' FROM generate_series(1, $1)",
+        )
+        .bind(how_many)
+        .execute(self.pool())
+        .await
+        .unwrap();
+        self.meddle("ANALYZE weir.jobs").await;
+    }
+
+    /// A store of which Postgres counts what it does.
+    pub(crate) async fn counted(&self) -> Counted {
+        let options = self.url().parse::<PgConnectOptions>().unwrap();
+        let pool = PgPoolOptions::new().max_connections(1);
+        let pool = pool.connect_with(options).await.unwrap();
+        sqlx::raw_sql(LEASE_SETTINGS).execute(&pool).await.unwrap();
+        Counted {
+            store: Store::new(pool.clone(), PATIENCE),
+            pool,
+        }
     }
 
     /// Does something to the database behind the store's back.

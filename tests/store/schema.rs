@@ -352,31 +352,20 @@ async fn renewals_touch_no_index() {
     let weir = Weir::new().await;
     weir.put("api", &many(3)).await;
     let job = weir.claim().await;
-    // One connection, so that it can be told to report what it did.
-    let options = PgConnectOptions::from_str(weir.url()).unwrap();
-    let pool = PgPoolOptions::new()
-        .max_connections(1)
-        .connect_with(options)
-        .await
-        .unwrap();
-    let store = Store::new(pool.clone(), PATIENCE);
-    let updates = async || -> (i64, i64) {
-        sqlx::query("SELECT pg_stat_force_next_flush()")
-            .execute(&pool)
-            .await
-            .unwrap();
-        sqlx::query_as("SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relid = 'weir.jobs'::regclass")
-            .fetch_one(&pool)
-            .await
-            .unwrap()
+    let counted = weir.counted().await;
+    let updates = async |which: &str| {
+        let sql =
+            format!("SELECT {which} FROM pg_stat_user_tables WHERE relid = 'weir.jobs'::regclass");
+        counted.told(&sql).await
     };
+    let updates = async || (updates("n_tup_upd").await, updates("n_tup_hot_upd").await);
     let before = updates().await;
     for text in weir.texts(&job).await.iter().take(2) {
         for _ in 0..10 {
-            store.renew(lease_of(&job), LEASE).await.unwrap();
+            counted.store.renew(lease_of(&job), LEASE).await.unwrap();
         }
         let batch = crate::fixture::outcome(&job, std::slice::from_ref(text));
-        store.upsert(&batch, LEASE).await.unwrap();
+        counted.store.upsert(&batch, LEASE).await.unwrap();
     }
     let after = updates().await;
     assert_eq!((after.0 - before.0, after.1 - before.1), (22, 22));
