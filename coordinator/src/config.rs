@@ -339,6 +339,25 @@ mod tests {
     }
 
     #[test]
+    fn any_host_is_gone_by_only_where_callers_are_asked_who_they_are() {
+        let hosts = |args: &[&str]| {
+            let security = parse(args).unwrap().serve.security;
+            let hosts = security.hosts()?.iter();
+            Some(hosts.map(ToString::to_string).collect::<Vec<_>>())
+        };
+        let named = ["--allowed-hosts", "a,B.example:7400"];
+        let both = vec!["a".to_owned(), "b.example:7400".to_owned()];
+        assert_eq!(hosts(&[]), Some(vec![]));
+        assert_eq!(hosts(&named), Some(both.clone()));
+        let certificates = ["--tls-cert", "c", "--tls-key", "k", "--tls-client-ca", "a"];
+        assert_eq!(hosts(&certificates[..4]), Some(vec![]));
+        for asked in [&["--tokens-file", "t"][..], &certificates] {
+            assert_eq!(hosts(asked), None);
+            assert_eq!(hosts(&[asked, &named].concat()), Some(both.clone()));
+        }
+    }
+
+    #[test]
     fn bad_settings_are_refused_by_name() {
         for (args, setting) in [
             (&["--lease-duration", "0s"][..], "--lease-duration"),
@@ -354,6 +373,9 @@ mod tests {
             (&["--tls-key", "k"], "--tls-cert"),
             (&["--tls-client-ca", "a"], "--tls-cert"),
             (&["--requests-per-second", "0"], "--requests-per-second"),
+            (&["--allowed-hosts", "*"], "--allowed-hosts"),
+            (&["--allowed-hosts", "a,,b"], "--allowed-hosts"),
+            (&["--allowed-hosts", "http://a"], "--allowed-hosts"),
         ] {
             let error = parse(args).unwrap_err().to_string();
             assert!(error.contains(setting), "{args:?}: {error}");

@@ -36,7 +36,7 @@ use crate::{
     config::{Config, ServeConfig},
     grpc::{
         self, Hubs, Inner, Jobs, Scaler, Searches, Services, Sources, SpanLayer, Workers,
-        measured::Measure,
+        measured::Measure, origin::OriginLayer,
     },
     http::{self, Scrape},
     job::chunk::Chunker,
@@ -168,6 +168,7 @@ impl Server {
             .http2_keepalive_timeout(Some(KEEPALIVE.1))
             .http2_max_header_list_size(MAX_HEADER_BYTES)
             .max_concurrent_streams(self.config.limits.max_calls_per_connection.get())
+            .layer(OriginLayer::new(&self.config.security))
             .layer(gate)
             .layer(MapResponseLayer::new(grpc::limits::relabel))
             .layer(spans)

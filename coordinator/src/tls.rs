@@ -113,6 +113,8 @@ fn certificates(pem: &[u8]) -> anyhow::Result<Vec<CertificateDer<'static>>> {
 #[derive(Debug, Clone)]
 pub(crate) struct Peer {
     pub(crate) address: SocketAddr,
+    /// Our own address, which it called.
+    pub(crate) called: SocketAddr,
     /// Whether it has shown a certificate of the clients' CA.
     pub(crate) certified: bool,
 }
@@ -160,11 +162,16 @@ async fn connect(
 ) -> Option<Connection> {
     // It is faster; that it cannot be had is no reason not to serve.
     let _ = stream.set_nodelay(true);
+    // A peer that is gone already has none.
+    let called = stream.local_addr().ok()?;
     let Some(certificates) = certificates else {
-        let (io, certified) = (Either::Left(stream), false);
         return Some(Connection {
-            io,
-            peer: Peer { address, certified },
+            io: Either::Left(stream),
+            peer: Peer {
+                address,
+                called,
+                certified: false,
+            },
         });
     };
     let config = Arc::clone(&certificates.borrow());
@@ -183,7 +190,11 @@ async fn connect(
     let certified = stream.get_ref().1.peer_certificates().is_some();
     Some(Connection {
         io: Either::Right(Box::new(stream)),
-        peer: Peer { address, certified },
+        peer: Peer {
+            address,
+            called,
+            certified,
+        },
     })
 }
 

@@ -12,6 +12,7 @@ mod api;
 mod batches;
 mod bisection;
 mod blame;
+mod browsers;
 mod change;
 mod cli;
 mod database_away;

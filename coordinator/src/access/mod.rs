@@ -1,8 +1,10 @@
-//! Who may do what: roles, namespaces, and the tokens that carry them. Pure,
-//! but for the randomness of a new token.
+//! Who may do what: roles, namespaces, the tokens that carry them, and the hosts
+//! that the port may be called by. Pure, but for the randomness of a new token.
 
+mod hosts;
 mod tokens;
 
+pub use hosts::Host;
 pub(crate) use tokens::{Digest, Tokens};
 pub use tokens::{NewToken, TokenError};
 

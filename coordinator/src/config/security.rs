@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::Args;
 
 use super::ConfigError;
+use crate::access::Host;
 
 /// Who is let in, and how they prove it.
 #[derive(Debug, Clone, Args)]
@@ -32,6 +33,16 @@ pub struct SecurityConfig {
     /// clients are asked for.
     #[arg(long, env = "WEIR_INSECURE", default_value = "false", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub insecure: bool,
+    /// Names that the port may be called by, separated by commas, each a host or host:port: besides
+    /// loopback names and the address that a call came to. Others are answered only where this is
+    /// not set and tokens or certificates of clients are asked for.
+    #[arg(
+        long,
+        env = "WEIR_ALLOWED_HOSTS",
+        value_name = "HOSTS",
+        value_delimiter = ','
+    )]
+    pub allowed_hosts: Vec<Host>,
     /// Whether anybody may ask over gRPC reflection what the services look like.
     #[arg(long, env = "WEIR_REFLECTION", default_value = "true", action = clap::ArgAction::Set)]
     pub reflection: bool,
@@ -44,6 +55,13 @@ impl SecurityConfig {
             return Err(ConfigError::OpenDoor { listen });
         }
         Ok(())
+    }
+
+    /// The hosts that the port may be called by, besides its own; `None` for
+    /// all.
+    pub(crate) fn hosts(&self) -> Option<&[Host]> {
+        let any = self.allowed_hosts.is_empty() && !self.is_open();
+        (!any).then_some(&self.allowed_hosts)
     }
 
     /// Whether nobody is asked who they are.

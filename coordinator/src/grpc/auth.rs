@@ -231,14 +231,14 @@ where
 
 /// What a client understands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Speaks {
+pub(super) enum Speaks {
     Grpc,
     GrpcWeb,
     Json,
 }
 
 impl Speaks {
-    fn of<B>(request: &Request<B>) -> Self {
+    pub(super) fn of<B>(request: &Request<B>) -> Self {
         let kind = request.headers().get(header::CONTENT_TYPE);
         let kind = kind.map_or(&b""[..], HeaderValue::as_bytes);
         if kind.starts_with(b"application/grpc-web") {
@@ -251,7 +251,7 @@ impl Speaks {
     }
 
     /// A refusal in the client's own terms.
-    fn refusal(self, status: Status) -> Response<Body> {
+    pub(super) fn refusal(self, status: Status) -> Response<Body> {
         if self == Self::Json {
             return json::refuse(status).map(Body::new);
         }
@@ -313,6 +313,7 @@ mod tests {
         });
         let peer = Peer {
             address: (address, 1).into(),
+            called: ([127, 0, 0, 1], 1).into(),
             certified: false,
         };
         let request = Request::post(path)

@@ -14,6 +14,7 @@ pub(crate) mod json;
 pub(crate) mod limits;
 mod mask;
 pub(crate) mod measured;
+pub(crate) mod origin;
 mod overview;
 mod page;
 mod scaler;
