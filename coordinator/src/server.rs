@@ -168,7 +168,7 @@ impl Server {
             .http2_keepalive_timeout(Some(KEEPALIVE.1))
             .http2_max_header_list_size(MAX_HEADER_BYTES)
             .max_concurrent_streams(self.config.limits.max_calls_per_connection.get())
-            .layer(OriginLayer::new(&self.config.security))
+            .layer(OriginLayer::new(&self.config.security, self.address.ip()))
             .layer(gate)
             .layer(MapResponseLayer::new(grpc::limits::relabel))
             .layer(spans)

@@ -133,10 +133,15 @@ pub(crate) struct Browser {
 impl Browser {
     /// Starts one and opens a page.
     pub(crate) async fn open(url: &str) -> Self {
+        Self::open_with(&[], url).await
+    }
+
+    /// The same, with more flags.
+    pub(crate) async fn open_with(more: &[&str], url: &str) -> Self {
         let mut driver = Driver::start();
         let profile = TempDir::new().expect("a folder can be made");
         let data = format!("--user-data-dir={}", profile.path().display());
-        let flags: Vec<&str> = FLAGS.into_iter().chain([data.as_str()]).collect();
+        let flags: Vec<&str> = [&FLAGS[..], more, &[data.as_str()]].concat();
         let wanted = json!({
             "goog:chromeOptions": { "args": flags },
             "goog:loggingPrefs": { "performance": "ALL", "browser": "ALL" },
@@ -174,7 +179,7 @@ impl Browser {
         self.run(&format!("return {expression}")).await
     }
 
-    /// Runs a script in the page.
+    /// Runs a script in the page, and what it promises to the end.
     pub(crate) async fn run(&self, script: &str) -> Value {
         let script = format!("{WORDS}{{ {script} }}");
         let ran = self.client.execute(&script, Vec::new()).await;

@@ -12,6 +12,7 @@ mod access;
 mod browser;
 mod keyboard;
 mod looks;
+mod pages;
 mod safety;
 mod scene;
 mod states;

@@ -1,6 +1,9 @@
 """What must hold of every manifest, whatever the values."""
 
+import pathlib
 import re
+
+PROTO = pathlib.Path(__file__).resolve().parents[2] / "proto/weir/v1"
 
 PROGRAMS = {"coordinator", "worker", "migrate", "weir"}
 
@@ -85,6 +88,65 @@ def check_long_lived(spec):
         yield "its replicas may all be on one node"
 
 
+def services():
+    """Every service of the contract, by its full name."""
+    return {f"weir.v1.{name}" for file in PROTO.glob("*.proto") for name in re.findall(r"^service (\w+)", file.read_text(), re.M)}
+
+
+def leads(rule, path):
+    """Whether a path of an Ingress leads a request of this path on.
+    https://kubernetes.io/docs/concepts/services-networking/ingress/#path-types"""
+    wanted = rule["path"].rstrip("/")
+    return path == rule["path"] or rule["pathType"] == "Prefix" and (path + "/").startswith(wanted + "/")
+
+
+def check_published(manifest):
+    """Faults of what an Ingress or a GRPCRoute leads on from outside."""
+    calls = {name: f"/{name}/Call" for name in services() | {"grpc.health.v1.Health"}}
+    inside = ["/metrics", "/livez", "/readyz", "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+              "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", "/externalscaler.ExternalScaler/IsActive",
+              "/weir.v1", "/anything"]
+    if manifest["kind"] == "GRPCRoute":
+        matches = [match["method"] for rule in manifest["spec"]["rules"] for match in rule.get("matches") or [{"method": {}}]]
+        if any(match.get("type") != "Exact" or "service" not in match for match in matches):
+            yield "it leads all services on"
+        published = {match.get("service") for match in matches}
+        for name in sorted(published ^ calls.keys()):
+            yield f"it leads {name} on, or should and does not"
+        return
+    pages = manifest["metadata"]["name"].endswith("-dashboard")
+    wanted = ["/", "/dashboard/page.js", "/dashboard/vendor/preact.js", "/api/JobService/WatchStatus"] if pages else calls.values()
+    for rule in manifest["spec"]["rules"]:
+        paths = rule["http"]["paths"]
+        for path in inside:
+            if any(leads(one, path) for one in paths):
+                yield f"{rule['host']}: it leads {path} on, which is for the cluster alone"
+        for path in wanted:
+            if not any(leads(one, path) for one in paths):
+                yield f"{rule['host']}: it does not lead {path} on"
+
+
+def check_hosts(manifests):
+    """Faults of the names that a coordinator goes by which asks nobody who they are."""
+    named = lambda kind: {one["metadata"]["name"]: one for one in manifests if one["kind"] == kind}
+    for what, _, spec in pods_of(manifests):
+        env = {env["name"]: env.get("value") for env in spec["containers"][0].get("env", [])}
+        if "WEIR_LISTEN" not in env or not what.startswith("Deployment"):
+            continue
+        hosts = set(env.get("WEIR_ALLOWED_HOSTS", "").split(",")) - {""}
+        if not hosts and ("WEIR_TOKENS_FILE" in env or "WEIR_TLS_CLIENT_CA" in env):
+            continue
+        wanted = {rule["host"] for one in named("Ingress").values() for rule in one["spec"]["rules"]}
+        wanted |= {host for one in named("GRPCRoute").values() for host in one["spec"].get("hostnames", [])}
+        for name, one in named("Service").items():
+            inside = f"{name}.{one['metadata']['namespace']}"
+            wanted |= {name, inside, f"{inside}.svc", f"{inside}.svc.cluster.local"}
+        # What others in the cluster are told to call it by.
+        text = re.findall(r"(?:https?://|scalerAddress': ')([\w.-]*-coordinator[\w.-]*):", str(manifests))
+        for host in sorted((wanted | set(text)) - hosts):
+            yield f"{what}: it does not go by {host}"
+
+
 def selects(selector, labels):
     return selector["matchLabels"].items() <= labels.items()
 
@@ -105,6 +167,9 @@ def check(manifests):
         if spec["serviceAccountName"] not in {one["metadata"]["name"] for one in of_kind("ServiceAccount")}:
             found.append("its ServiceAccount is not there")
         faults += [f"{what}: {fault}" for fault in found]
+    for one in of_kind("Ingress") + of_kind("GRPCRoute"):
+        faults += [f"{one['kind']} {one['metadata']['name']}: {fault}" for fault in check_published(one)]
+    faults += check_hosts(manifests)
     labelled = [labels for _, labels, _ in pods]
     for one in of_kind("Service"):
         if not any(one["spec"]["selector"].items() <= labels.items() for labels in labelled):

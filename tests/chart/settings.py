@@ -14,7 +14,7 @@ COORDINATOR, WORKER = "weir-coordinator", "weir-worker"
 OWN = {
     COORDINATOR: {
         "database-url", "listen", "migrate", "models", "drain-delay", "drain-timeout", "otlp-endpoint", "trace-ratio",
-        "tls-cert", "tls-key", "tls-client-ca", "tokens-file", "insecure",
+        "tls-cert", "tls-key", "tls-client-ca", "tokens-file", "insecure", "allowed-hosts",
     },
     WORKER: {
         "coordinator", "model", "models-file", "drain-timeout", "http-listen", "worker-id", "otlp-endpoint",

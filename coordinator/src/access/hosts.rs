@@ -33,9 +33,15 @@ impl Host {
         }
     }
 
+    /// An address, at any port.
+    pub(crate) fn at(address: IpAddr) -> Self {
+        let name = Name::Address(address.to_canonical());
+        Self { name, port: None }
+    }
+
     /// Whether it is this address.
     pub(crate) fn is_at(&self, address: IpAddr) -> bool {
-        self.name == Name::Address(address.to_canonical())
+        Self::at(address).covers(self)
     }
 
     /// Whether this, as a setting has it, stands for `other`: one without a

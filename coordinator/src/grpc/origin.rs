@@ -238,11 +238,12 @@ pub(crate) struct OriginLayer {
 }
 
 impl OriginLayer {
-    /// Goes by the hosts of the settings.
-    pub(crate) fn new(security: &SecurityConfig) -> Self {
-        Self {
-            hosts: security.hosts().map(Arc::from),
-        }
+    /// Goes by the hosts of the settings, and by the address to listen on.
+    pub(crate) fn new(security: &SecurityConfig, listen: IpAddr) -> Self {
+        let own = Host::at(listen);
+        let hosts = security.hosts();
+        let hosts = hosts.map(|named| named.iter().cloned().chain([own]).collect());
+        Self { hosts }
     }
 }
 

@@ -128,6 +128,38 @@ topologySpreadConstraints:
 {{ include "weir.fullname" . }}-coordinator.{{ .Release.Namespace }}.svc
 {{- end -}}
 
+{{/* Whether nobody who calls the coordinator is asked who they are. */}}
+{{- define "weir.open" -}}
+{{- if not (or .Values.auth.tokensSecret.name .Values.tls.clientCASecret) }}yes{{ end -}}
+{{- end -}}
+
+{{/* The hosts that the coordinator is called by, where others are refused, separated by commas. */}}
+{{- define "weir.hosts" -}}
+{{- if or .Values.coordinator.allowedHosts (include "weir.open" .) -}}
+{{- $hosts := list -}}
+{{- range $suffix := list "" "-headless" -}}
+{{- $service := printf "%s-coordinator%s" (include "weir.fullname" $) $suffix -}}
+{{- $inside := printf "%s.%s" $service $.Release.Namespace -}}
+{{- $hosts = concat $hosts (list $service $inside (printf "%s.svc" $inside) (printf "%s.svc.cluster.local" $inside)) -}}
+{{- end -}}
+{{- $outside := list -}}
+{{- if .Values.ingress.enabled }}{{ $outside = concat $outside .Values.ingress.hosts }}{{ end -}}
+{{- if .Values.ingress.dashboard.enabled }}{{ $outside = concat $outside .Values.ingress.dashboard.hosts }}{{ end -}}
+{{- if .Values.gateway.enabled }}{{ $outside = concat $outside .Values.gateway.hostnames }}{{ end -}}
+{{- range $outside -}}
+{{- if contains "*" . }}
+{{- fail (printf "gateway.hostnames: %s is a pattern, and a coordinator that asks nobody who they are goes by names alone: give each name, or ask for tokens or certificates" .) -}}
+{{- end -}}
+{{- end -}}
+{{- concat $hosts $outside .Values.coordinator.allowedHosts | uniq | join "," -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The services that are for clients and workers elsewhere, as a list in JSON. */}}
+{{- define "weir.services" -}}
+{{- list "weir.v1.SourceService" "weir.v1.JobService" "weir.v1.SearchService" "weir.v1.WorkerService" "grpc.health.v1.Health" | toJson -}}
+{{- end -}}
+
 {{- define "weir.url" -}}
 {{ ternary "https" "http" (ne .Values.tls.secret "") }}://{{ include "weir.host" . }}:{{ .Values.coordinator.service.port }}
 {{- end -}}

@@ -1,10 +1,12 @@
 use std::convert::Infallible;
 
+use clap::Parser as _;
 use http::Version;
 use proptest::{prelude::*, sample::select};
 use tonic::Code;
 
 use super::*;
+use crate::config::Config;
 
 const GRPC: &str = "application/grpc";
 
@@ -222,6 +224,26 @@ fn a_request_that_names_two_hosts_names_none() {
     // Where it was called is not known: an address is none of ours.
     let address = "10.0.0.7".parse().unwrap();
     assert_eq!(ask("/", &["10.0.0.7"]), Verdict::OtherHost(Some(address)));
+}
+
+#[test]
+fn the_address_to_listen_on_is_its_own() {
+    let flags = ["weir-coordinator", "--allowed-hosts", "weir.example"];
+    let security = Config::try_parse_from(flags).unwrap().serve.security;
+    for (listen, host, served) in [
+        ("0.0.0.0", "0.0.0.0:7400", true),
+        ("::", "[::]:7400", true),
+        ("::", "weir.example", true),
+        ("127.0.0.1", "0.0.0.0:7400", false),
+    ] {
+        let layer = OriginLayer::new(&security, listen.parse().unwrap());
+        let request = Request::get("/")
+            .header(header::HOST, host)
+            .body(())
+            .unwrap();
+        let verdict = decide(&request, layer.hosts.as_deref());
+        assert_eq!(verdict == Verdict::Serve, served, "{listen} {host}");
+    }
 }
 
 /// What is served behind the layer.
