@@ -193,11 +193,11 @@ async fn a_page_of_another_origin_is_refused_and_a_link_on_it_leads_to_the_dashb
     let weir = Weir::start().await;
     weir.put("pages", &["one"]).await;
     let url = weir.coordinator.url();
-    let port = weir.coordinator.address().port();
+    let number = weir.coordinator.address().port();
     let foreign = [
         ("origin", EVIL.to_owned()),
         ("origin", "null".to_owned()),
-        ("origin", format!("http://localhost:{port}")),
+        ("origin", format!("http://localhost:{number}")),
         ("origin", "http://127.0.0.1:1".to_owned()),
         ("sec-fetch-site", "cross-site".to_owned()),
         ("sec-fetch-site", "same-site".to_owned()),
@@ -275,20 +275,20 @@ fn rebound(client: reqwest::ClientBuilder, name: &str, coordinator: &Coordinator
 async fn a_name_that_is_led_here_is_not_answered_unless_it_is_allowed() {
     let weir = Weir::with(&[("WEIR_ALLOWED_HOSTS", "weir.example,[::1]")]).await;
     weir.put("pages", &["one"]).await;
-    let port = weir.coordinator.address().port();
+    let number = weir.coordinator.address().port();
     drop(http());
     for builder in [Client::builder, || {
         Client::builder().http2_prior_knowledge()
     }] {
         let ask = async |name: &str, path: &str| {
             let client = rebound(builder(), name, &weir.coordinator);
-            let url = format!("http://{name}:{port}{path}");
+            let url = format!("http://{name}:{number}{path}");
             if !path.starts_with("/api") {
                 return client.get(url).send().await.unwrap();
             }
             let post = client
                 .post(url)
-                .header("origin", format!("http://{name}:{port}"));
+                .header("origin", format!("http://{name}:{number}"));
             let post = post.header("content-type", "application/json");
             post.body(r#"{"name":"pages"}"#).send().await.unwrap()
         };
