@@ -65,8 +65,8 @@ pub struct DatabaseConfig {
     /// directly or through a session pooler: a transaction pooler cannot carry LISTEN.
     #[arg(long, env = "WEIR_DATABASE_URL", hide_env_values = true, global = true)]
     pub database_url: Option<String>,
-    /// Most connections to the database, besides one that listens for wake-ups and six for claims,
-    /// openings and results.
+    /// Most connections to the database, besides one that listens for wake-ups, one for probes and
+    /// six for claims, openings and results.
     #[arg(
         long,
         env = "WEIR_DATABASE_CONNECTIONS",
@@ -376,6 +376,10 @@ mod tests {
             (&["--allowed-hosts", "*"], "--allowed-hosts"),
             (&["--allowed-hosts", "a,,b"], "--allowed-hosts"),
             (&["--allowed-hosts", "http://a"], "--allowed-hosts"),
+            (
+                &["--max-streams-per-client", "0"],
+                "--max-streams-per-client",
+            ),
         ] {
             let error = parse(args).unwrap_err().to_string();
             assert!(error.contains(setting), "{args:?}: {error}");

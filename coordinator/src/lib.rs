@@ -11,6 +11,7 @@ pub use grpc::fuzzing;
 mod http;
 pub mod ingest;
 pub mod job;
+mod look;
 pub mod maintenance;
 pub mod metrics;
 pub mod opener;

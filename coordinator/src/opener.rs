@@ -94,7 +94,7 @@ impl Opener {
     /// Renews a lease for a new stream.
     pub async fn open(&self, opening: Opening) -> Result<Opened, StoreError> {
         let (reply, answer) = oneshot::channel();
-        let gone = || StoreError::Internal("the opener has stopped".into());
+        let gone = || StoreError::internal("the opener has stopped");
         let entry = Entry { opening, reply };
         self.queue.send(entry).await.map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?

@@ -6,7 +6,7 @@ mod doors;
 use std::{net::SocketAddr, num::NonZeroU32, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use tokio::{net::TcpListener, sync::Mutex};
+use tokio::net::TcpListener;
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -40,6 +40,7 @@ use crate::{
     },
     http::{self, Scrape},
     job::chunk::Chunker,
+    look::{Queue, Ready, Turns},
     maintenance::{
         self, database, reconciler::Reconciler, rescuer::Rescuer, retention, sampler, sweeper,
     },
@@ -73,6 +74,8 @@ pub struct Server {
     config: ServeConfig,
     chunker: Arc<Chunker>,
     store: Store,
+    /// Turns of all who look on behalf of watchers.
+    turns: Turns,
     listener: TcpListener,
     address: SocketAddr,
     doors: Doors,
@@ -110,7 +113,9 @@ pub async fn bind(config: Config) -> anyhow::Result<Server> {
         chunker: Arc::new(chunker),
         store: Store::new(pools.general, limit)
             .with_leases(pools.leases)
+            .with_probe(pools.probe)
             .with_quota(quota),
+        turns: Turns::of(config.database.database_connections.get()),
         listener,
         address,
         doors,
@@ -138,8 +143,9 @@ impl Server {
         let services = self.services(&wakeup, &unready, &tasks, &writer_tasks, &metrics);
         let (reporter, health) = tonic_health::server::health_reporter();
         let background = TaskTracker::new();
+        let ready = Ready::new(self.store.clone());
         background.spawn(report_health(
-            self.store.clone(),
+            ready.clone(),
             reporter,
             shutdown.clone(),
             (unready.clone().drop_guard(), self.config.drain_delay),
@@ -148,7 +154,8 @@ impl Server {
 
         let spans = SpanLayer::new(self.tracer.clone());
         let pages = http::router(
-            self.scrape(&metrics),
+            Scrape::new(&self.config, services.queue.clone(), metrics),
+            ready,
             self.config.dashboard,
             shutdown.clone(),
         );
@@ -159,7 +166,7 @@ impl Server {
             self.config.security.reflection,
             &spans,
         )?;
-        let (gate, certificates) = self.doors.keep(&self.config, &background, &shutdown);
+        let (gate, certificates) = self.doors.keep(&self.config, &background, &shutdown)?;
         let incoming = tls::incoming(self.listener, certificates, &background);
         let (delay, timeout) = (self.config.drain_delay, self.config.drain_timeout);
         let serving = Transport::builder()
@@ -231,7 +238,8 @@ impl Server {
                 chunker: self.chunker.clone(),
                 models: self.config.models.clone(),
                 trace_url: self.config.trace_url.clone(),
-                hubs: Hubs::default(),
+                queue: Queue::new(self.store.clone()),
+                hubs: Hubs::new(&self.turns),
                 policy: self.config.retry_policy(),
                 lease_duration: self.config.lease_duration,
                 orphan_grace: self.config.orphan_grace,
@@ -241,17 +249,6 @@ impl Server {
                 shutdown: shutdown.clone(),
                 tasks: tasks.clone(),
             }),
-        }
-    }
-
-    /// What `/metrics` shows.
-    fn scrape(&self, metrics: &Arc<Metrics>) -> Scrape {
-        Scrape {
-            store: self.store.clone(),
-            metrics: metrics.clone(),
-            models: self.config.models.clone(),
-            namespaces: self.config.metrics_namespaces.into(),
-            queue: Mutex::default(),
         }
     }
 
@@ -445,7 +442,7 @@ fn routes(
 /// process is not stopping. Ends those who watch it and drops the guard when it
 /// has said that it stops and the delay after that is over.
 async fn report_health(
-    store: Store,
+    ready: Ready,
     mut reporter: HealthReporter,
     shutdown: CancellationToken,
     (unready, delay): (DropGuard, Duration),
@@ -462,7 +459,7 @@ async fn report_health(
             biased;
             // Also while the database is asked, which may take its time.
             () = shutdown.cancelled() => false,
-            answers = http::answers(&store) => answers,
+            answers = ready.answers() => answers,
         };
         let status = if serving {
             ServingStatus::Serving

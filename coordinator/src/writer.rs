@@ -117,7 +117,7 @@ impl Writer {
             .filter(|it| it.truncated_to.is_some());
         let truncated = truncated.count();
         let (reply, answer) = oneshot::channel();
-        let gone = || StoreError::Internal("the writer has stopped".into());
+        let gone = || StoreError::internal("the writer has stopped");
         self.queue
             .send(Entry {
                 outcome,
@@ -230,7 +230,7 @@ impl Shared {
         let outcomes = std::slice::from_ref(outcome);
         match self.store.upsert_group(outcomes, self.lease_duration).await {
             Ok(written) => written.into_iter().next().unwrap_or_else(|| {
-                Written::Settled(Err(StoreError::Internal("a write gave no result".into())))
+                Written::Settled(Err(StoreError::internal("a write gave no result")))
             }),
             Err(error) => Written::Settled(Err(error)),
         }

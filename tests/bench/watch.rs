@@ -78,6 +78,7 @@ async fn measure(round: Round) -> anyhow::Result<()> {
     let weir = Weir::with(&[
         ("WEIR_MAX_CHUNKS_PER_JOB", "10000"),
         ("WEIR_MAX_BATCH_SIZE", "10000"),
+        ("WEIR_MAX_STREAMS_PER_CLIENT", "10000"),
     ])
     .await;
     let changes = CHANGES_PER_SECOND * MEASURED.as_secs();

@@ -15,6 +15,11 @@ pub struct LimitsConfig {
     /// for each of its jobs.
     #[arg(long, env = "WEIR_MAX_CALLS_PER_CONNECTION", default_value = "4096")]
     pub max_calls_per_connection: NonZeroU32,
+    /// Most streams at a time of one token, or of one address where there are no tokens: watches, in
+    /// whatever way they come, and KEDA's. Those of workers are not counted. Each replica counts by
+    /// itself.
+    #[arg(long, env = "WEIR_MAX_STREAMS_PER_CLIENT", default_value = "100")]
+    pub max_streams_per_client: NonZeroU32,
     /// Most sources of a namespace.
     #[arg(long, env = "WEIR_MAX_SOURCES_PER_NAMESPACE")]
     pub max_sources_per_namespace: Option<NonZeroU32>,

@@ -1,6 +1,7 @@
 //! The gate of the port: who calls, whether they may call this service at all,
-//! and how often. Decided once for each call, before anything is decoded; what
-//! of it concerns a namespace is for the services to ask of the [`Caller`].
+//! how often, and how many streams at a time. Decided once for each call, before
+//! anything is decoded; what of it concerns a namespace is for the services to
+//! ask of the [`Caller`].
 //!
 //! What is below `/weir.v1.` and `/api/` is closed. All else is open: health,
 //! reflection and pages, which tell nothing of anybody's content. KEDA's
@@ -9,6 +10,7 @@
 mod caller;
 mod guarded;
 mod rate;
+mod streams;
 
 use std::{
     future::Future,
@@ -26,6 +28,7 @@ pub(crate) use self::caller::Caller;
 use self::{
     guarded::{Guarded, Revoked},
     rate::{Key, Rate},
+    streams::{Counted, Open, Streams},
 };
 use super::json;
 use crate::{
@@ -67,12 +70,16 @@ pub(crate) struct Gate {
     tokens: Option<watch::Receiver<Arc<Tokens>>>,
     needs_certificate: bool,
     rate: Option<Rate>,
+    streams: Arc<Streams>,
 }
 
 /// Who was let in, and until when.
 struct Admitted {
-    caller: Caller,
+    /// `None` where it was not asked who it is.
+    caller: Option<Caller>,
     revoked: Option<Revoked>,
+    /// Where it is a stream.
+    stream: Option<Open>,
 }
 
 impl Gate {
@@ -81,12 +88,13 @@ impl Gate {
         tokens: Option<watch::Receiver<Arc<Tokens>>>,
         security: &SecurityConfig,
         limits: &LimitsConfig,
-    ) -> Self {
-        Self {
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
             tokens,
             needs_certificate: security.tls_client_ca.is_some(),
             rate: limits.requests_per_second.map(Rate::new),
-        }
+            streams: Arc::new(Streams::new(limits.max_streams_per_client)?),
+        })
     }
 
     fn admit<B>(&self, request: &Request<B>, role: Role) -> Result<Admitted, Status> {
@@ -97,9 +105,9 @@ impl Gate {
             ));
         }
         let Some(tokens) = &self.tokens else {
-            self.count_address(request)?;
             return Ok(Admitted {
-                caller: Caller { grant: None },
+                stream: self.count_address(request)?,
+                caller: Some(Caller { grant: None }),
                 revoked: None,
             });
         };
@@ -123,24 +131,27 @@ impl Gate {
                 role.as_str()
             )));
         }
-        self.count(|| Some(Key::Token(grant.name.clone())))?;
+        let key = Key::Token(grant.name.clone());
         Ok(Admitted {
+            stream: self.count(request, Some(key))?,
             revoked: Some(guarded::revoked(tokens.clone(), digest, Arc::clone(&grant))),
-            caller: Caller { grant: Some(grant) },
+            caller: Some(Caller { grant: Some(grant) }),
         })
     }
 
     /// Counts a call of whoever calls from this address.
-    fn count_address<B>(&self, request: &Request<B>) -> Result<(), Status> {
+    fn count_address<B>(&self, request: &Request<B>) -> Result<Option<Open>, Status> {
         let peer = request.extensions().get::<Peer>();
-        self.count(|| peer.map(|peer| Key::Address(peer.address.ip())))
+        let key = peer.map(|peer| Key::Address(peer.address.ip()));
+        self.count(request, key)
     }
 
-    fn count(&self, key: impl FnOnce() -> Option<Key>) -> Result<(), Status> {
-        match self.rate.as_ref().zip(key()) {
-            Some((rate, key)) => rate.count(&key),
-            None => Ok(()),
+    /// Counts a call, for as long as it lasts where it is a stream.
+    fn count<B>(&self, request: &Request<B>, key: Option<Key>) -> Result<Option<Open>, Status> {
+        if let Some((rate, key)) = self.rate.as_ref().zip(key.as_ref()) {
+            rate.count(key)?;
         }
+        self.streams.open(request.uri().path(), key)
     }
 }
 
@@ -192,40 +203,54 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let speaks = Speaks::of(&request);
-        let role = match Wanted::at(request.uri().path()) {
+        let admitted = match Wanted::at(request.uri().path()) {
             Wanted::Open => return Box::pin(self.inner.call(request)),
-            Wanted::Counted => {
-                return match self.gate.count_address(&request) {
-                    Ok(()) => Box::pin(self.inner.call(request)),
-                    Err(status) => Box::pin(std::future::ready(Ok(speaks.refusal(status)))),
-                };
-            }
-            Wanted::Closed(role) => role,
+            Wanted::Counted => self.gate.count_address(&request).map(|stream| Admitted {
+                caller: None,
+                revoked: None,
+                stream,
+            }),
+            Wanted::Closed(role) => self.gate.admit(&request, role),
         };
-        match self.gate.admit(&request, role) {
-            Err(status) => Box::pin(std::future::ready(Ok(speaks.refusal(status)))),
-            Ok(Admitted { caller, revoked }) => {
-                request.extensions_mut().insert(caller);
-                let Some(revoked) = revoked else {
-                    return Box::pin(self.inner.call(request));
-                };
-                // A call lasts no longer than the token it was made with: what still comes from
-                // the client ends, what it waits for, and what is still sent to it.
-                let reading = revoked.clone();
-                let request = request.map(|body| Body::new(Guarded::request(body, reading)));
-                let answer = self.inner.call(request);
-                Box::pin(async move {
-                    tokio::select! {
-                        biased;
-                        answer = answer => {
-                            let grpc = speaks == Speaks::Grpc;
-                            Ok(answer?.map(|body| Body::new(Guarded::answer(body, revoked, grpc))))
-                        }
-                        () = revoked.clone() => Ok(speaks.refusal(guarded::ended())),
-                    }
-                })
-            }
+        let Admitted {
+            caller,
+            revoked,
+            stream,
+        } = match admitted {
+            Ok(admitted) => admitted,
+            Err(status) => return Box::pin(std::future::ready(Ok(speaks.refusal(status)))),
+        };
+        if let Some(caller) = caller {
+            request.extensions_mut().insert(caller);
         }
+        if let Some(revoked) = revoked.clone() {
+            // A call lasts no longer than the token it was made with: what still comes from the
+            // client ends, what it waits for, and what is still sent to it.
+            request = request.map(|body| Body::new(Guarded::request(body, revoked)));
+        }
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let Some(revoked) = revoked else {
+                return Ok(counted(answer.await?, stream));
+            };
+            tokio::select! {
+                biased;
+                answer = answer => {
+                    let grpc = speaks == Speaks::Grpc;
+                    let answer = answer?.map(|body| Body::new(Guarded::answer(body, revoked, grpc)));
+                    Ok(counted(answer, stream))
+                }
+                () = revoked.clone() => Ok(speaks.refusal(guarded::ended())),
+            }
+        })
+    }
+}
+
+/// An answer that counts as a stream until it ends, where it is one.
+fn counted(answer: Response<Body>, stream: Option<Open>) -> Response<Body> {
+    match stream {
+        Some(open) => answer.map(|body| Body::new(Counted::new(body, open))),
+        None => answer,
     }
 }
 
@@ -281,6 +306,8 @@ pub(super) fn http_headers(status: &Status) -> Option<(http::HeaderName, HeaderV
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use sha2::{Digest as _, Sha256};
 
     use super::*;
@@ -341,7 +368,8 @@ mod tests {
         let gate = Arc::new(Gate {
             tokens: Some(tokens),
             needs_certificate: false,
-            rate: Some(Rate::new(std::num::NonZeroU32::MIN)),
+            rate: Some(Rate::new(NonZeroU32::MIN)),
+            streams: Arc::new(Streams::new(NonZeroU32::MIN).unwrap()),
         });
         let path = "/weir.v1.JobService/GetJob";
         let (one, other) = ([10, 0, 0, 1], [10, 0, 0, 2]);
@@ -358,7 +386,8 @@ mod tests {
         let gate = Arc::new(Gate {
             tokens: None,
             needs_certificate: true,
-            rate: Some(Rate::new(std::num::NonZeroU32::MIN)),
+            rate: Some(Rate::new(NonZeroU32::MIN)),
+            streams: Arc::new(Streams::new(NonZeroU32::MIN).unwrap()),
         });
         let call = async |path, address| answered(&gate, path, address, "").await;
         let scaler = "/externalscaler.ExternalScaler/GetMetrics";

@@ -199,7 +199,7 @@ impl JobService for Jobs {
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
         let caller = Caller::of(&request)?;
         let namespace = caller.narrow(one_namespace(request.into_inner().namespace)?)?;
-        let status = overview::status(&self.0, namespace.as_deref()).await?;
+        let status = overview::status(&self.0, namespace).await?;
         Ok(Response::new(status))
     }
 
@@ -301,23 +301,8 @@ impl JobService for Jobs {
         let model = door.model(request.model, &self.0.models);
         door.close()?;
         let namespace = caller.narrow(namespace)?;
-        let queues = self
-            .0
-            .store
-            .queue_stats(namespace.as_deref(), model.as_deref())
-            .await?
-            .into_iter()
-            .map(|stats| v1::QueueStats {
-                namespace: stats.namespace,
-                model: stats.model,
-                jobs_ready: stats.jobs_ready,
-                jobs_delayed: stats.jobs_delayed,
-                jobs_running: stats.jobs_running,
-                chunks_pending: stats.chunks_pending,
-                oldest_ready_age_seconds: stats.oldest_ready_age_seconds,
-            })
-            .collect();
-        Ok(Response::new(v1::GetQueueStatsResponse { queues }))
+        let queues = overview::queues(&self.0, namespace, model).await?;
+        Ok(Response::new(queues))
     }
 }
 

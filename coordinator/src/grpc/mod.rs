@@ -35,6 +35,7 @@ use self::auth::Caller;
 use crate::{
     claimer::Claimer,
     job::{chunk::Chunker, retry::RetryPolicy},
+    look::Queue,
     metrics::Metrics,
     opener::Opener,
     store::{Store, StoreError, rows::LeaseKey},
@@ -70,7 +71,9 @@ pub(crate) struct Inner {
     pub(crate) models: Vec<String>,
     /// Where a trace can be looked at.
     pub(crate) trace_url: Option<String>,
-    /// What clients watch.
+    /// How much work there is.
+    pub(crate) queue: Queue,
+    /// What clients watch, and ask about the whole.
     pub(crate) hubs: Hubs,
     pub(crate) policy: RetryPolicy,
     pub(crate) lease_duration: Duration,

@@ -8,8 +8,18 @@ use weir_proto::v1;
 use super::{Services, auth::Caller, door::Door, page};
 use crate::store::{StoreError, activity::SAMPLE_SECONDS, failures::FailurePosition};
 
-/// Reads how a namespace, or all of them, stands.
+/// Tells how a namespace, or all of them, stands.
 pub(super) async fn status(
+    services: &Services,
+    namespace: Option<String>,
+) -> Result<v1::GetStatusResponse, Status> {
+    let (own, key) = (services.clone(), namespace.clone());
+    let query = async move { Ok(look(&own, namespace.as_deref()).await?) };
+    services.hubs.status.ask(key, query).await
+}
+
+/// Reads how a namespace, or all of them, stands.
+pub(super) async fn look(
     services: &Services,
     namespace: Option<&str>,
 ) -> Result<v1::GetStatusResponse, StoreError> {
@@ -61,6 +71,32 @@ pub(super) async fn failures(
     })
 }
 
+/// Sums up the open jobs by namespace and model.
+pub(super) async fn queues(
+    services: &Services,
+    namespace: Option<String>,
+    model: Option<String>,
+) -> Result<v1::GetQueueStatsResponse, Status> {
+    let store = services.store.clone();
+    let key = (namespace.clone(), model.clone());
+    let query = async move {
+        let queues = store.queue_stats(namespace.as_deref(), model.as_deref());
+        let queues = queues.await?.into_iter().map(|stats| v1::QueueStats {
+            namespace: stats.namespace,
+            model: stats.model,
+            jobs_ready: stats.jobs_ready,
+            jobs_delayed: stats.jobs_delayed,
+            jobs_running: stats.jobs_running,
+            chunks_pending: stats.chunks_pending,
+            oldest_ready_age_seconds: stats.oldest_ready_age_seconds,
+        });
+        Ok(v1::GetQueueStatsResponse {
+            queues: queues.collect(),
+        })
+    };
+    services.hubs.queues.ask(key, query).await
+}
+
 /// Returns the last minutes.
 pub(super) async fn activity(
     services: &Services,
@@ -70,9 +106,13 @@ pub(super) async fn activity(
     let minutes = door.number("minutes", request.minutes, 60, 1..=60);
     door.close()?;
     let past = Duration::from_mins(minutes.unsigned_abs().into());
-    let points = services.store.activity(past).await?;
-    Ok(v1::GetActivityResponse {
-        points: points.into_iter().map(Into::into).collect(),
-        interval_seconds: SAMPLE_SECONDS,
-    })
+    let store = services.store.clone();
+    let query = async move {
+        let points = store.activity(past).await?;
+        Ok(v1::GetActivityResponse {
+            points: points.into_iter().map(Into::into).collect(),
+            interval_seconds: SAMPLE_SECONDS,
+        })
+    };
+    services.hubs.activity.ask(minutes, query).await
 }

@@ -1,19 +1,22 @@
 //! `ExternalScaler`: tells KEDA how much work a pool of workers has, so that
 //! their number follows it, from none at all.
 
-use std::{collections::HashMap, ops::RangeInclusive, pin::Pin, time::Duration};
+use std::{collections::HashMap, ops::RangeInclusive};
 
-use tokio::sync::mpsc;
-use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status};
 use weir_proto::externalscaler::{
     GetMetricSpecResponse, GetMetricsRequest, GetMetricsResponse, IsActiveResponse, MetricSpec,
     MetricValue, ScaledObjectRef, external_scaler_server::ExternalScaler,
 };
 
-use super::{Services, door::Door, error::going_away};
+use super::{
+    Services,
+    door::Door,
+    watch::{Follow, Watch, gone, serve},
+};
 use crate::{
     job::pool::{ACTIVATION_CHUNKS, CHUNKS_PER_WORKER, Pool},
+    look::{Seen, Since},
     store::{StoreError, queue::Share},
 };
 
@@ -22,14 +25,6 @@ const METRIC: &str = "weir-pending-chunks";
 
 /// Keys of the metadata that KEDA reads itself and hands on all the same.
 const OF_KEDA: [&str; 4] = ["scalerAddress", "enableTLS", "unsafeSsl", "tlsCertFile"];
-
-/// Least time between two looks of a stream: however often work is queued, the
-/// database is asked once in it.
-const LOOK_PAUSE: Duration = Duration::from_secs(1);
-
-/// A stream looks again by itself after this many poll intervals, should a
-/// notification be lost.
-const LOOK_POLLS: u32 = 5;
 
 /// Tells how much work pools of workers have.
 #[derive(Debug, Clone)]
@@ -94,45 +89,34 @@ impl Scaler {
         Ok(Trigger { share, pool })
     }
 
-    async fn is_active_now(&self, trigger: &Trigger) -> Result<bool, StoreError> {
-        let pending = self.0.store.workable_chunks(&trigger.share).await?;
-        Ok(trigger.pool.is_active(pending))
+    /// Chunks of its share that are to be embedded, as of a moment ago.
+    async fn pending(&self, trigger: &Trigger, since: Since) -> Seen<Result<i64, StoreError>> {
+        let seen = self.0.queue.see(since).await;
+        seen.map(|sizes| sizes.map(|sizes| trigger.share.workable_chunks(&sizes)))
     }
 
-    /// Sends whether the pool is active, at once and whenever it changes.
-    async fn tell(&self, trigger: Trigger, sender: mpsc::Sender<Result<IsActiveResponse, Status>>) {
-        // Taken before the first look, so that nothing falls between.
-        let mut queue = self.0.wakeup.queue();
-        let unasked = self.0.poll_interval * LOOK_POLLS;
-        let mut told = None;
-        loop {
-            match self.is_active_now(&trigger).await {
-                Ok(active) if told == Some(active) => {}
-                Ok(active) => {
-                    told = Some(active);
-                    let answer = IsActiveResponse { result: active };
-                    if sender.send(Ok(answer)).await.is_err() {
-                        return;
-                    }
-                }
-                Err(error) => {
-                    let _ = sender.send(Err(error.into())).await;
-                    return;
+    /// Tells whether the pool is active, at once and whenever it changes.
+    fn tell(&self, trigger: Trigger) -> Watch<IsActiveResponse> {
+        let this = self.clone();
+        serve(&self.0, async move |answers| {
+            // Taken before the first look, so that nothing falls between.
+            let mut queue = this.0.wakeup.queue();
+            let mut told = None;
+            let mut follow = Follow::new(&this.0);
+            loop {
+                let since = follow.wait(queue.changed()).await;
+                let seen = this.pending(&trigger, since).await;
+                let Some(pending) = follow.take(seen)? else {
+                    continue;
+                };
+                let result = trigger.pool.is_active(pending);
+                if told != Some(result) {
+                    told = Some(result);
+                    let answer = IsActiveResponse { result };
+                    answers.send(Ok(answer)).await.map_err(gone)?;
                 }
             }
-            tokio::select! {
-                // KEDA waits here for ever; it must not hold up the stop.
-                () = self.0.shutdown.cancelled() => {
-                    let _ = sender.send(Err(going_away())).await;
-                    return;
-                }
-                () = sender.closed() => return,
-                () = async {
-                    tokio::time::sleep(LOOK_PAUSE).await;
-                    let _ = tokio::time::timeout(unasked, queue.changed()).await;
-                } => {}
-            }
-        }
+        })
     }
 }
 
@@ -165,15 +149,15 @@ fn number(
 
 #[tonic::async_trait]
 impl ExternalScaler for Scaler {
-    type StreamIsActiveStream =
-        Pin<Box<dyn Stream<Item = Result<IsActiveResponse, Status>> + Send>>;
+    type StreamIsActiveStream = Watch<IsActiveResponse>;
 
     async fn is_active(
         &self,
         request: Request<ScaledObjectRef>,
     ) -> Result<Response<IsActiveResponse>, Status> {
         let trigger = self.trigger(Some(request.into_inner()))?;
-        let result = self.is_active_now(&trigger).await?;
+        let pending = self.pending(&trigger, Since::Lately).await.value?;
+        let result = trigger.pool.is_active(pending);
         Ok(Response::new(IsActiveResponse { result }))
     }
 
@@ -182,11 +166,7 @@ impl ExternalScaler for Scaler {
         request: Request<ScaledObjectRef>,
     ) -> Result<Response<Self::StreamIsActiveStream>, Status> {
         let trigger = self.trigger(Some(request.into_inner()))?;
-        let (sender, receiver) = mpsc::channel(1);
-        let this = self.clone();
-        let telling = async move { this.tell(trigger, sender).await };
-        self.0.tasks.spawn(telling);
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        Ok(Response::new(self.tell(trigger)))
     }
 
     async fn get_metric_spec(
@@ -214,7 +194,7 @@ impl ExternalScaler for Scaler {
             door.refuse("metricName", format!("must be {METRIC:?}"));
             door.close()?;
         }
-        let pending = self.0.store.workable_chunks(&trigger.share).await?;
+        let pending = self.pending(&trigger, Since::Lately).await.value?;
         let value = MetricValue {
             metric_name: METRIC.to_owned(),
             metric_value: pending,

@@ -1,9 +1,9 @@
 //! What clients watch: the present first, then every change, not too often, and
 //! where a stream that broke goes on.
 //!
-//! Watchers of the same thing share one look at the database: a task for each
-//! thing that is watched looks when it changes, and every watcher sends what is
-//! new to it. One that is slow skips states; nothing is kept for it.
+//! Watchers of the same thing share one look at the database, and those of
+//! different things take turns: each looks when its thing changes and sends what
+//! is new to it. One that is slow skips states; nothing is kept for it.
 
 mod cursor;
 mod hub;
@@ -20,6 +20,7 @@ use tonic::Status;
 
 use super::{Services, error::going_away};
 
+pub(in crate::grpc) use self::hub::Follow;
 pub(crate) use self::hub::Hubs;
 pub(super) use self::{
     cursor::Cursor,
@@ -44,7 +45,7 @@ type Answers<T> = mpsc::Sender<Result<T, Status>>;
 
 /// Serves a watcher in a task of its own, which ends with the client, with this
 /// replica, or when `answer` does.
-fn serve<T, F>(
+pub(super) fn serve<T, F>(
     services: &Services,
     answer: impl FnOnce(Answers<T>) -> F + Send + 'static,
 ) -> Watch<T>
@@ -71,6 +72,6 @@ where
 }
 
 /// The client has gone.
-fn gone<T>(_: mpsc::error::SendError<T>) -> Status {
+pub(super) fn gone<T>(_: mpsc::error::SendError<T>) -> Status {
     Status::cancelled("the client has gone")
 }

@@ -7,19 +7,20 @@ use axum::{
     http::header::CONTENT_TYPE,
     response::{IntoResponse, Response},
 };
-use tokio::{
-    sync::Mutex,
-    time::{Instant, timeout},
-};
+use tokio::time::timeout;
 
-use super::PROBE_TIMEOUT;
 use crate::{
+    config::ServeConfig,
+    look::{Look, Queue, Since},
     metrics::{Metrics, QueueSize, show_queue},
-    store::{Store, queue::QueueStats},
+    store::queue::QueueStats,
 };
 
-/// How long a look at the queue is shown, however often the page is asked for.
-const QUEUE_FOR: Duration = Duration::from_secs(5);
+/// How long the queue's part of the page is shown, however often it is asked for.
+const QUEUE_FOR: Duration = Duration::from_secs(4);
+
+/// How long the page waits for the queue.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The name that namespaces have together which are not named one by one.
 const OTHER: &str = "other";
@@ -27,52 +28,64 @@ const OTHER: &str = "other";
 /// What the page is made of.
 #[derive(Debug)]
 pub(crate) struct Scrape {
-    pub(crate) store: Store,
-    pub(crate) metrics: Arc<Metrics>,
+    queue: Queue,
+    metrics: Arc<Metrics>,
     /// Models that are shown also while nothing of them is open.
-    pub(crate) models: Vec<String>,
+    models: Vec<String>,
     /// Most namespaces that are named.
-    pub(crate) namespaces: usize,
-    /// The last look at the queue, and when it was.
-    pub(crate) queue: Mutex<Option<(Instant, String)>>,
+    namespaces: usize,
+    /// The queue's part of the page.
+    part: Look<Arc<str>>,
 }
 
 /// Answers with the page.
 pub(super) async fn show(State(scrape): State<Arc<Scrape>>) -> Response {
     let mut page = scrape.metrics.page().render();
-    page.push_str(&scrape.queue().await);
+    page.push_str(&Scrape::part(&scrape).await);
     ([(CONTENT_TYPE, weir_metrics::CONTENT_TYPE)], page).into_response()
 }
 
 impl Scrape {
-    /// The queue's part of the page. While the database does not answer it is
-    /// left out: nothing known is another thing than nothing waiting.
-    async fn queue(&self) -> String {
-        let mut last = self.queue.lock().await;
-        if let Some((looked, text)) = &*last
-            && looked.elapsed() < QUEUE_FOR
-        {
-            return text.clone();
+    /// What it is made of, as the settings say.
+    pub(crate) fn new(config: &ServeConfig, queue: Queue, metrics: Arc<Metrics>) -> Self {
+        Self {
+            queue,
+            metrics,
+            models: config.models.clone(),
+            namespaces: config.metrics_namespaces.into(),
+            part: Look::every(QUEUE_FOR),
         }
-        let stats = timeout(PROBE_TIMEOUT, self.store.queue_stats(None, None)).await;
-        let text = match stats {
-            Ok(Ok(stats)) => show_queue(&bounded(stats, &self.models, self.namespaces)),
-            Ok(Err(_)) | Err(_) => String::new(),
-        };
-        *last = Some((Instant::now(), text.clone()));
-        text
+    }
+
+    /// The queue's part of the page.
+    async fn part(scrape: &Arc<Self>) -> Arc<str> {
+        let made = Arc::clone(scrape);
+        let make = |_| async move { made.make().await.into() };
+        scrape.part.see(Since::Lately, make).await.value
+    }
+
+    /// Makes it. While the database does not answer it is left out: nothing
+    /// known is another thing than nothing waiting.
+    async fn make(&self) -> String {
+        match timeout(PATIENCE, self.queue.see(Since::Lately)).await {
+            Ok(seen) => seen.value.map_or_else(
+                |_| String::new(),
+                |stats| show_queue(&bounded(&stats, &self.models, self.namespaces)),
+            ),
+            Err(_) => String::new(),
+        }
     }
 }
 
 /// The queue by namespace and model: the namespaces with most pending chunks,
 /// and the others summed up.
 fn bounded(
-    stats: Vec<QueueStats>,
+    stats: &[QueueStats],
     models: &[String],
     most: usize,
 ) -> BTreeMap<(String, String), QueueSize> {
     let mut pending: BTreeMap<&str, i64> = BTreeMap::new();
-    for stats in &stats {
+    for stats in stats {
         *pending.entry(&stats.namespace).or_default() += stats.chunks_pending;
     }
     let mut largest: Vec<(&str, i64)> = pending.into_iter().collect();
@@ -86,11 +99,11 @@ fn bounded(
     let mut queue: BTreeMap<_, QueueSize> = models.iter().map(none).collect();
     for stats in stats {
         let namespace = if named.contains(&stats.namespace) {
-            stats.namespace
+            stats.namespace.clone()
         } else {
             OTHER.to_owned()
         };
-        let sum = queue.entry((namespace, stats.model)).or_default();
+        let sum = queue.entry((namespace, stats.model.clone())).or_default();
         sum.jobs_ready += stats.jobs_ready;
         sum.jobs_delayed += stats.jobs_delayed;
         sum.jobs_running += stats.jobs_running;
@@ -114,6 +127,7 @@ mod tests {
             jobs_delayed: 2,
             jobs_running: 3,
             chunks_pending,
+            chunks_workable: 0,
             oldest_ready_age_seconds: age,
         }
     }
@@ -133,7 +147,7 @@ mod tests {
             stats("c", 2, 5.0),
             stats("d", 20, 2.0),
         ];
-        let queue = bounded(all.clone(), &[], 2);
+        let queue = bounded(&all, &[], 2);
         assert_eq!(pending(&queue), [("b", 30), ("d", 20), ("other", 3)]);
         let other = queue[&("other".to_owned(), "m".to_owned())];
         assert_eq!(
@@ -141,18 +155,18 @@ mod tests {
             (2, 4, 6)
         );
         assert!((other.oldest_ready_age_seconds - 9.0).abs() < f64::EPSILON);
-        assert_eq!(pending(&bounded(all, &[], 0)), [("other", 53)]);
+        assert_eq!(pending(&bounded(&all, &[], 0)), [("other", 53)]);
     }
 
     #[test]
     fn a_namespace_of_that_name_is_among_the_others() {
         let all = vec![stats("a", 1, 0.0), stats("other", 5, 0.0)];
-        assert_eq!(pending(&bounded(all, &[], 1)), [("other", 6)]);
+        assert_eq!(pending(&bounded(&all, &[], 1)), [("other", 6)]);
     }
 
     #[test]
     fn a_model_with_nothing_open_is_shown_all_the_same() {
-        let queue = bounded(Vec::new(), &["m".to_owned()], 20);
+        let queue = bounded(&[], &["m".to_owned()], 20);
         assert_eq!(pending(&queue), [("other", 0)]);
     }
 }

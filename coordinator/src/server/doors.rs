@@ -42,7 +42,7 @@ impl Doors {
         config: &ServeConfig,
         tasks: &TaskTracker,
         shutdown: &CancellationToken,
-    ) -> (GateLayer, Option<Certificates>) {
+    ) -> anyhow::Result<(GateLayer, Option<Certificates>)> {
         let tokens = self.tokens.as_ref().map(Files::subscribe);
         let certificates = self.certificates.as_ref().map(Files::subscribe);
         if let Some(files) = self.tokens {
@@ -51,7 +51,7 @@ impl Doors {
         if let Some(files) = self.certificates {
             tasks.spawn(files.keep(shutdown.clone()));
         }
-        let gate = Gate::new(tokens, &config.security, &config.limits);
-        (GateLayer(Arc::new(gate)), certificates)
+        let gate = Gate::new(tokens, &config.security, &config.limits)?;
+        Ok((GateLayer(Arc::new(gate)), certificates))
     }
 }

@@ -1,5 +1,7 @@
 //! What a store method can fail with.
 
+use std::{error::Error, sync::Arc};
+
 use crate::job::state::RevokeReason;
 
 /// A fault in what the caller asked for: which field, and what is wrong.
@@ -22,7 +24,7 @@ impl Violation {
 }
 
 /// Why a store method changed nothing.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
     /// There is no such thing.
     #[error("{0}")]
@@ -49,10 +51,10 @@ pub enum StoreError {
     Invalid(Vec<Violation>),
     /// The database is away, overloaded or restarting; trying again helps.
     #[error("the database is unavailable")]
-    Unavailable(#[source] sqlx::Error),
+    Unavailable(#[source] Arc<sqlx::Error>),
     /// A fault of ours.
     #[error("internal error")]
-    Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Internal(#[source] Arc<dyn Error + Send + Sync>),
 }
 
 impl StoreError {
@@ -66,9 +68,14 @@ impl StoreError {
         Self::NotFound(format!("there is no job {job_id}"))
     }
 
+    /// A fault of ours, in words.
+    pub fn internal(why: &str) -> Self {
+        Self::Internal(Box::<dyn Error + Send + Sync>::from(why).into())
+    }
+
     /// A row that does not read as it was written.
-    pub fn corrupt(error: impl std::error::Error + Send + Sync + 'static) -> Self {
-        Self::Internal(Box::new(error))
+    pub fn corrupt(error: impl Error + Send + Sync + 'static) -> Self {
+        Self::Internal(Arc::new(error))
     }
 }
 
@@ -89,9 +96,9 @@ impl From<sqlx::Error> for StoreError {
             _ => false,
         };
         if passing {
-            Self::Unavailable(error)
+            Self::Unavailable(Arc::new(error))
         } else {
-            Self::Internal(Box::new(error))
+            Self::Internal(Arc::new(error))
         }
     }
 }

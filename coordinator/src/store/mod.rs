@@ -64,6 +64,10 @@ const TRUSTED_FOR: Duration = Duration::from_secs(1);
 /// few are enough; each has every statement planned but once.
 const LEASE_CONNECTIONS: u32 = 6;
 
+/// Connections for probes: whoever asks whether the database answers does not
+/// wait for those that are busy.
+const PROBE_CONNECTIONS: u32 = 1;
+
 /// What makes Postgres plan a statement once, and as what all of these are:
 /// lookups by an index, one for each row they are given.
 pub const LEASE_SETTINGS: &str = "
@@ -80,6 +84,8 @@ pub struct Store {
     pool: Pool,
     /// For claims, openings and results.
     leases: Pool,
+    /// For probes.
+    probe: Pool,
     quota: Quota,
 }
 
@@ -91,6 +97,7 @@ impl Store {
         let pool = Pool { inner: pool, limit };
         Self {
             leases: pool.clone(),
+            probe: pool.clone(),
             pool,
             quota: Quota::default(),
         }
@@ -100,6 +107,13 @@ impl Store {
     #[must_use]
     pub fn with_leases(mut self, pool: PgPool) -> Self {
         self.leases.inner = pool;
+        self
+    }
+
+    /// The same, with a connection of its own for probes.
+    #[must_use]
+    pub fn with_probe(mut self, pool: PgPool) -> Self {
+        self.probe.inner = pool;
         self
     }
 
@@ -122,7 +136,7 @@ impl Store {
     /// Asks the database for nothing, to see whether it answers.
     pub async fn ping(&self) -> Result<(), StoreError> {
         sqlx::query("-- store::ping\nSELECT 1")
-            .execute(&self.pool)
+            .execute(&self.probe)
             .await?;
         Ok(())
     }
@@ -135,6 +149,8 @@ pub struct Pools {
     pub general: PgPool,
     /// For claims, openings and results.
     pub leases: PgPool,
+    /// For probes.
+    pub probe: PgPool,
 }
 
 /// Opens the pools. They connect on first use, so that a database that is away
@@ -157,6 +173,7 @@ pub fn connect(config: &DatabaseConfig) -> anyhow::Result<Pools> {
     Ok(Pools {
         general: pool(config.database_connections.get(), ""),
         leases: pool(LEASE_CONNECTIONS, LEASE_SETTINGS),
+        probe: pool(PROBE_CONNECTIONS, ""),
     })
 }
 

@@ -18,6 +18,9 @@ pub struct QueueStats {
     pub jobs_running: i64,
     /// Chunks these have still to embed.
     pub chunks_pending: i64,
+    /// Of these, chunks that workers could embed now or are embedding: those of
+    /// running jobs, and of queued ones that need not wait any more.
+    pub chunks_workable: i64,
     /// Age of the oldest ready job, in seconds.
     pub oldest_ready_age_seconds: f64,
 }
@@ -31,23 +34,19 @@ pub struct Share {
     pub namespaces: Option<Vec<String>>,
 }
 
-impl Store {
-    /// Chunks that workers could embed now or are embedding: those pending in
-    /// running jobs, and in queued ones that need not wait any more.
-    pub async fn workable_chunks(&self, share: &Share) -> Result<i64, StoreError> {
-        Ok(sqlx::query_scalar(
-            "-- store::queue::workable_chunks
-             SELECT coalesce(sum(chunks_total - chunks_done - chunks_rejected), 0)::bigint
-             FROM weir.jobs
-             WHERE state IN ('queued', 'running') AND NOT settled AND (state = 'running' OR run_at <= now())
-               AND model = ANY($1) AND ($2::text[] IS NULL OR namespace = ANY($2))",
-        )
-        .bind(&share.models)
-        .bind(share.namespaces.as_deref())
-        .fetch_one(&self.pool)
-        .await?)
+impl Share {
+    /// Chunks of it that workers could embed now or are embedding.
+    pub fn workable_chunks(&self, queue: &[QueueStats]) -> i64 {
+        let mine = queue.iter().filter(|stats| {
+            let namespaces = self.namespaces.as_ref();
+            self.models.contains(&stats.model)
+                && namespaces.is_none_or(|these| these.contains(&stats.namespace))
+        });
+        mine.map(|stats| stats.chunks_workable).sum()
     }
+}
 
+impl Store {
     /// Whether a queued job of these models may run by now.
     pub async fn any_due(&self, models: &[String]) -> Result<bool, StoreError> {
         Ok(sqlx::query_scalar(
@@ -78,6 +77,8 @@ impl Store {
                     count(*) FILTER (WHERE state = 'queued' AND run_at > now()) AS jobs_delayed,
                     count(*) FILTER (WHERE state = 'running') AS jobs_running,
                     sum(chunks_total - chunks_done - chunks_rejected)::bigint AS chunks_pending,
+                    coalesce(sum(chunks_total - chunks_done - chunks_rejected)
+                                 FILTER (WHERE state = 'running' OR run_at <= now()), 0)::bigint AS chunks_workable,
                     coalesce(extract(epoch FROM now() - min(run_at) FILTER (WHERE state = 'queued' AND run_at <= now())),
                              0)::float8 AS oldest_ready_age_seconds
              FROM weir.jobs

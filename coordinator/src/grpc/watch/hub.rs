@@ -1,4 +1,4 @@
-//! One look for all who watch the same thing.
+//! One look for all who want to know the same.
 
 use std::{
     collections::HashMap,
@@ -7,136 +7,151 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::watch, time::timeout};
+use tokio::time::{Instant, timeout};
 use tonic::Status;
 use weir_proto::v1;
 
-use super::{PAUSE, POLLS};
-use crate::grpc::Services;
+use super::{PAUSE, POLLS, page, source, whole};
+use crate::{
+    grpc::Services,
+    look::{Look, Seen, Since, Turns},
+};
 
-/// What a look saw: a state, or why there is none.
-pub(super) type Seen<T> = Option<Result<Arc<T>, Status>>;
+/// A state of something, or why there is none.
+pub(super) type State<T> = Result<Arc<T>, Status>;
 
-/// Looks at something for all who watch it.
-pub(super) trait Look: Send + 'static {
-    /// What it sees.
-    type State: PartialEq + Send + Sync + 'static;
-
-    /// Looks at it. `before`: what it saw last.
-    fn look(
-        &mut self,
-        services: &Services,
-        before: Option<&Self::State>,
-    ) -> impl Future<Output = Result<Self::State, Status>> + Send;
-
-    /// Waits until it may have changed.
-    fn changed(&mut self) -> impl Future<Output = ()> + Send;
-
-    /// The least time between two looks.
-    fn pause(&self) -> Duration {
-        PAUSE
-    }
-
-    /// Whether nothing can change after this state.
-    fn is_last(_: &Self::State) -> bool {
-        false
-    }
-}
-
-/// All that is watched.
-#[derive(Debug, Default)]
+/// All that is watched, and what is asked about the whole.
+#[derive(Debug)]
 pub(crate) struct Hubs {
     pub(super) jobs: Hub<i64, v1::Job>,
     /// By the source's row: one that is deleted and put again is another.
-    pub(super) sources: Hub<i64, super::source::SourceState>,
-    pub(super) pages: Hub<super::page::PageKey, super::page::PageState>,
+    pub(super) sources: Hub<i64, source::SourceState>,
+    pub(super) pages: Hub<page::PageKey, page::PageState>,
     pub(super) whole: Hub<Option<String>, v1::GetStatusResponse>,
+    /// The same for those who ask once: they wait for no watcher.
+    pub(in crate::grpc) status: Hub<Option<String>, v1::GetStatusResponse>,
+    /// By how many minutes are asked for.
+    pub(in crate::grpc) activity: Hub<i32, v1::GetActivityResponse>,
+    /// By namespace and model.
+    pub(in crate::grpc) queues: Hub<(Option<String>, Option<String>), v1::GetQueueStatsResponse>,
+    /// The turns of those who watch.
+    pub(super) turns: Turns,
 }
 
-/// Things of one kind that are watched.
-#[derive(Debug)]
-pub(super) struct Hub<K, T> {
-    watched: Mutex<HashMap<K, Weak<watch::Sender<Seen<T>>>>>,
-}
-
-impl<K, T> Default for Hub<K, T> {
-    fn default() -> Self {
+impl Hubs {
+    /// Nothing is watched yet; whoever will takes these turns.
+    pub(crate) fn new(turns: &Turns) -> Self {
+        let watched = |pause| (pause, Some(turns.clone()));
+        let asked = || (Duration::ZERO, None);
         Self {
-            watched: Mutex::default(),
+            jobs: Hub::new(watched(PAUSE)),
+            sources: Hub::new(watched(PAUSE)),
+            pages: Hub::new(watched(page::PAUSE)),
+            whole: Hub::new(watched(whole::PAUSE)),
+            status: Hub::new(asked()),
+            activity: Hub::new(asked()),
+            queues: Hub::new(asked()),
+            turns: turns.clone(),
         }
     }
 }
 
-impl<K: Eq + Hash + Clone + Send + Sync, T: PartialEq + Send + Sync + 'static> Hub<K, T> {
-    /// Joins those who watch `key`, or is the first: then `look` is looked with,
-    /// for as long as anybody watches.
-    pub(super) fn join<L: Look<State = T>>(
-        &self,
-        services: &Services,
-        key: &K,
-        look: impl FnOnce() -> L,
-    ) -> watch::Receiver<Seen<T>> {
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sender) = watched.get(key).and_then(Weak::upgrade) {
-            let mut receiver = sender.subscribe();
-            receiver.mark_changed();
-            return receiver;
-        }
-        watched.retain(|_, sender| sender.strong_count() > 0);
-        let (sender, receiver) = watch::channel(None);
-        let sender = Arc::new(sender);
-        watched.insert(key.clone(), Arc::downgrade(&sender));
-        services
-            .tasks
-            .spawn(keep_looking(services.clone(), look(), sender));
-        receiver
-    }
+/// Looks at things of one kind, each for as long as anybody wants it.
+#[derive(Debug)]
+pub(in crate::grpc) struct Hub<K, T> {
+    /// The least time between two looks at one thing.
+    pause: Duration,
+    turns: Option<Turns>,
+    looks: Mutex<HashMap<K, Weak<Look<State<T>>>>>,
 }
 
-async fn keep_looking<L: Look>(
-    services: Services,
-    mut look: L,
-    sender: Arc<watch::Sender<Seen<L::State>>>,
-) {
-    let unasked = services.poll_interval * POLLS;
-    loop {
-        let before = match &*sender.borrow() {
-            Some(Ok(state)) => Some(Arc::clone(state)),
-            _ => None,
-        };
-        let state = look.look(&services, before.as_deref()).await;
-        let over = state.as_ref().map_or(true, L::is_last);
-        sender.send_if_modified(|seen| {
-            let same = matches!((&*seen, &state), (Some(Ok(seen)), Ok(state)) if **seen == *state);
-            if !same {
-                *seen = Some(state.map(Arc::new));
-            }
-            !same
+impl<K: Eq + Hash + Clone, T: Send + Sync + 'static> Hub<K, T> {
+    fn new((pause, turns): (Duration, Option<Turns>)) -> Self {
+        Self {
+            pause,
+            turns,
+            looks: Mutex::default(),
+        }
+    }
+
+    /// The look at a thing, shared with all who have it.
+    pub(super) fn join(&self, key: &K) -> Arc<Look<State<T>>> {
+        let mut looks = self.looks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(look) = looks.get(key).and_then(Weak::upgrade) {
+            return look;
+        }
+        looks.retain(|_, look| look.strong_count() > 0);
+        let look = Look::every(self.pause);
+        let look = Arc::new(match &self.turns {
+            Some(turns) => look.in_turn(turns.clone()),
+            None => look,
         });
-        if over {
-            // Whoever comes now begins anew.
-            return;
-        }
-        tokio::select! {
-            () = services.shutdown.cancelled() => return,
-            () = sender.closed() => return,
-            () = async {
-                tokio::time::sleep(look.pause()).await;
-                let _ = timeout(unasked, look.changed()).await;
-            } => {}
-        }
+        looks.insert(key.clone(), Arc::downgrade(&look));
+        look
+    }
+
+    /// Asks once: of all who ask the same at the same time, one does.
+    pub(in crate::grpc) async fn ask<F>(&self, key: K, query: F) -> Result<T, Status>
+    where
+        T: Clone,
+        F: Future<Output = Result<T, Status>> + Send + 'static,
+    {
+        let look = self.join(&key);
+        let query = |_| async move { Ok(Arc::new(query.await?)) };
+        Ok(Arc::unwrap_or_clone(
+            look.see(Since::Now, query).await.value?,
+        ))
     }
 }
 
-/// Waits for the next thing to be seen that was not seen before. `None`: nobody
-/// looks any more; whoever wants to see more joins again.
-pub(super) async fn next<T>(
-    receiver: &mut watch::Receiver<Seen<T>>,
-) -> Option<Result<Arc<T>, Status>> {
-    loop {
-        receiver.changed().await.ok()?;
-        if let Some(seen) = receiver.borrow_and_update().clone() {
-            return Some(seen);
+/// When to look at a thing for one who follows it: as it was lately, and as it
+/// is whenever it may have changed. Whoever begins has taken its place in the
+/// line of those who are woken, so that no change falls between.
+#[derive(Debug)]
+pub(in crate::grpc) struct Follow {
+    joined: Instant,
+    /// When to look again unasked, should a notification be lost.
+    unasked: Duration,
+    /// Whether what was seen last is from when it had joined; `None` before
+    /// anything was seen.
+    is_new: Option<bool>,
+}
+
+impl Follow {
+    /// Begins.
+    pub(in crate::grpc) fn new(services: &Services) -> Self {
+        Self {
+            joined: Instant::now(),
+            unasked: services.poll_interval * POLLS,
+            is_new: None,
+        }
+    }
+
+    /// Waits until it is time to look, and tells how new what is seen has to be.
+    pub(in crate::grpc) async fn wait(&self, changed: impl Future) -> Since {
+        match self.is_new {
+            None => return Since::Lately,
+            // It may have changed since, which woke nobody here.
+            Some(false) => {}
+            Some(true) => {
+                let _ = timeout(self.unasked, changed).await;
+            }
+        }
+        Since::Now
+    }
+
+    /// Takes note of a look, and gives what it saw. `None`: it failed before
+    /// this one came, and is worth another.
+    pub(in crate::grpc) fn take<T, E: Into<Status>>(
+        &mut self,
+        seen: Seen<Result<T, E>>,
+    ) -> Result<Option<T>, Status> {
+        let is_new = seen.began >= self.joined;
+        self.is_new = Some(is_new);
+        match seen.value {
+            Ok(state) => Ok(Some(state)),
+            Err(error) if is_new => Err(error.into()),
+            Err(_) => Ok(None),
         }
     }
 }

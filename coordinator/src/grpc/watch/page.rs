@@ -1,14 +1,12 @@
 //! `WatchSources`.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::sync::watch;
-use tonic::Status;
 use weir_proto::v1;
 
 use super::{
     Watch, gone,
-    hub::{Look, next},
+    hub::{Follow, State},
     serve,
 };
 use crate::{
@@ -17,7 +15,7 @@ use crate::{
 };
 
 /// Least time between two looks at a page.
-const PAUSE: Duration = Duration::from_millis(500);
+pub(super) const PAUSE: Duration = Duration::from_millis(500);
 
 /// Names a page: which sources, from where on, how many.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -59,45 +57,23 @@ impl PageState {
     }
 }
 
-struct LookAtPage {
-    page: PageKey,
-    changes: watch::Receiver<()>,
-}
-
-impl Look for LookAtPage {
-    type State = PageState;
-
-    async fn look(
-        &mut self,
-        services: &Services,
-        _: Option<&PageState>,
-    ) -> Result<PageState, Status> {
-        self.changes.mark_unchanged();
-        let PageKey {
-            filter,
-            paging,
-            limit,
-        } = &self.page;
-        let found = services.store.sources(filter, paging.as_ref(), *limit);
-        let found = found.await?;
-        let tokens = tokens(&("sources", filter), &found)?;
-        let keyed = found.rows.into_iter().map(|found| {
-            let key = (found.0.namespace.clone(), found.0.name.clone());
-            (key, summary(services, found))
-        });
-        Ok(PageState {
-            sources: keyed.collect(),
-            tokens,
-        })
-    }
-
-    async fn changed(&mut self) {
-        let _ = self.changes.changed().await;
-    }
-
-    fn pause(&self) -> Duration {
-        PAUSE
-    }
+async fn look(services: Services, page: PageKey) -> State<PageState> {
+    let PageKey {
+        filter,
+        paging,
+        limit,
+    } = &page;
+    let found = services.store.sources(filter, paging.as_ref(), *limit);
+    let found = found.await?;
+    let tokens = tokens(&("sources", filter), &found)?;
+    let keyed = found.rows.into_iter().map(|found| {
+        let key = (found.0.namespace.clone(), found.0.name.clone());
+        (key, summary(&services, found))
+    });
+    Ok(Arc::new(PageState {
+        sources: keyed.collect(),
+        tokens,
+    }))
 }
 
 /// Streams a page of sources.
@@ -108,21 +84,23 @@ pub(in crate::grpc) fn watch_sources(
     let hub = services.clone();
     serve(services, async move |answers| {
         let mut sent = None;
+        let mut changes = hub.wakeup.any_change();
+        let shared = hub.hubs.pages.join(&page);
+        let mut follow = Follow::new(&hub);
         loop {
-            let mut states = hub.hubs.pages.join(&hub, &page, || LookAtPage {
-                page: page.clone(),
-                changes: hub.wakeup.any_change(),
-            });
-            while let Some(seen) = next(&mut states).await {
-                let state = seen?;
-                if sent.as_ref() != Some(&state) {
-                    let answer = match &sent {
-                        Some(before) => state.since(before),
-                        None => state.since(&PageState::default()),
-                    };
-                    sent = Some(state);
-                    answers.send(Ok(answer)).await.map_err(gone)?;
-                }
+            let since = follow.wait(changes.changed()).await;
+            let query = |_| look(hub.clone(), page.clone());
+            let seen = shared.see(since, query).await;
+            let Some(state) = follow.take(seen)? else {
+                continue;
+            };
+            if sent.as_ref() != Some(&state) {
+                let answer = match &sent {
+                    Some(before) => state.since(before),
+                    None => state.since(&PageState::default()),
+                };
+                sent = Some(state);
+                answers.send(Ok(answer)).await.map_err(gone)?;
             }
         }
     })

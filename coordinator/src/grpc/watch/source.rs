@@ -9,13 +9,12 @@ use super::{
     Watch,
     cursor::Cursor,
     gone,
-    hub::{Look, next},
+    hub::{Follow, State},
     serve,
 };
 use crate::{
     grpc::{Services, convert::wire_job},
     store::rows::SourceKey,
-    wakeup::Subscription,
 };
 
 /// What is seen of a source.
@@ -32,13 +31,6 @@ pub(in crate::grpc) struct SourceState {
     before: Option<Cursor>,
 }
 
-impl PartialEq for SourceState {
-    /// Whether clients see the same in both.
-    fn eq(&self, other: &Self) -> bool {
-        self.cursor == other.cursor
-    }
-}
-
 impl SourceState {
     fn is_idle(&self) -> bool {
         let open =
@@ -47,54 +39,47 @@ impl SourceState {
     }
 }
 
-struct LookAtSource {
+/// Looks at the source of this row. `last`: what was seen before.
+async fn look(
+    services: Services,
     source_id: i64,
     key: SourceKey,
-    changes: Subscription,
-}
-
-impl Look for LookAtSource {
-    type State = SourceState;
-
-    async fn look(
-        &mut self,
-        services: &Services,
-        before: Option<&SourceState>,
-    ) -> Result<SourceState, Status> {
-        let state = services.store.source(&self.key).await?;
-        if state.source.id != self.source_id {
-            // The one that is watched was deleted, and this one put in its place.
-            return Err(self.key.not_found().into());
-        }
-        let jobs = state.jobs.into_iter();
-        let jobs: Vec<v1::Job> = jobs
-            .map(|job| wire_job(job, services.policy.max_attempts))
-            .collect();
-        let source = v1::Source::from(state.source);
-        let whole = v1::WatchSourceResponse {
-            source: Some(source.clone()),
-            jobs,
-            ..v1::WatchSourceResponse::default()
-        };
-        let cursor = Cursor::after(&whole, whole.jobs.iter().map(|job| job.job_id));
-        let before = before.map(|before| before.cursor.clone());
-        let ended = match &before {
-            Some(before) => ended(services, self.source_id, before, &whole.jobs).await?,
-            None => Vec::new(),
-        };
-        Ok(SourceState {
-            source_id: self.source_id,
-            source,
-            jobs: whole.jobs,
-            ended,
-            cursor,
-            before,
-        })
+    last: Option<State<SourceState>>,
+) -> State<SourceState> {
+    let state = services.store.source(&key).await?;
+    if state.source.id != source_id {
+        // The one that is watched was deleted, and this one put in its place.
+        return Err(key.not_found().into());
     }
-
-    async fn changed(&mut self) {
-        self.changes.changed().await;
-    }
+    let jobs = state.jobs.into_iter();
+    let jobs: Vec<v1::Job> = jobs
+        .map(|job| wire_job(job, services.policy.max_attempts))
+        .collect();
+    let source = v1::Source::from(state.source);
+    let whole = v1::WatchSourceResponse {
+        source: Some(source.clone()),
+        jobs,
+        ..v1::WatchSourceResponse::default()
+    };
+    let cursor = Cursor::after(&whole, whole.jobs.iter().map(|job| job.job_id));
+    let before = match last {
+        // Those who had what was seen before have it still.
+        Some(Ok(last)) if last.cursor == cursor => return Ok(last),
+        Some(Ok(last)) => Some(last.cursor.clone()),
+        Some(Err(_)) | None => None,
+    };
+    let ended = match &before {
+        Some(before) => ended(&services, source_id, before, &whole.jobs).await?,
+        None => Vec::new(),
+    };
+    Ok(Arc::new(SourceState {
+        source_id,
+        source,
+        jobs: whole.jobs,
+        ended,
+        cursor,
+        before,
+    }))
 }
 
 /// The jobs that a client waits for and that are not unsettled any more, as
@@ -129,23 +114,23 @@ pub(in crate::grpc) fn watch_source(
     let hub = services.clone();
     serve(services, async move |answers| {
         let mut sent = cursor;
+        let mut changes = hub.wakeup.changes(source_id);
+        let shared = hub.hubs.sources.join(&source_id);
+        let mut follow = Follow::new(&hub);
         loop {
-            // The place in line is taken before the first look, so that no change falls between.
-            let mut states = hub.hubs.sources.join(&hub, &source_id, || LookAtSource {
-                source_id,
-                key: key.clone(),
-                changes: hub.wakeup.changes(source_id),
-            });
-            while let Some(seen) = next(&mut states).await {
-                let state = seen?;
-                if sent.as_ref() != Some(&state.cursor) {
-                    let answer = answer(&hub, &state, sent.as_ref()).await?;
-                    sent = Some(state.cursor.clone());
-                    answers.send(Ok(answer)).await.map_err(gone)?;
-                }
-                if until_idle && state.is_idle() {
-                    return Ok(());
-                }
+            let since = follow.wait(changes.changed()).await;
+            let query = |last| look(hub.clone(), source_id, key.clone(), last);
+            let seen = shared.see(since, query).await;
+            let Some(state) = follow.take(seen)? else {
+                continue;
+            };
+            if sent.as_ref() != Some(&state.cursor) {
+                let answer = answer(&hub, &state, sent.as_ref()).await?;
+                sent = Some(state.cursor.clone());
+                answers.send(Ok(answer)).await.map_err(gone)?;
+            }
+            if until_idle && state.is_idle() {
+                return Ok(());
             }
         }
     })
@@ -161,7 +146,10 @@ async fn answer(
         None => Vec::new(),
         Some(sent) if Some(sent) == state.before.as_ref() => state.ended.clone(),
         // It skipped a state, or comes from another replica.
-        Some(sent) => ended(services, state.source_id, sent, &state.jobs).await?,
+        Some(sent) => {
+            let _turn = services.hubs.turns.take().await;
+            ended(services, state.source_id, sent, &state.jobs).await?
+        }
     };
     Ok(v1::WatchSourceResponse {
         source: Some(state.source.clone()),
