@@ -113,7 +113,7 @@ pub async fn bind(config: Config) -> anyhow::Result<Server> {
         chunker: Arc::new(chunker),
         store: Store::new(pools.general, limit)
             .with_leases(pools.leases)
-            .with_probe(pools.probe)
+            .with_aside(pools.aside)
             .with_quota(quota),
         turns: Turns::of(config.database.database_connections.get()),
         listener,

@@ -216,7 +216,7 @@ impl Wakeup {
         store: &Store,
         was_away: &mut bool,
     ) -> Result<Infallible, sqlx::Error> {
-        let mut listener = PgListener::connect_with(store.pool()).await?;
+        let mut listener = PgListener::connect_with(store.aside_pool()).await?;
         listener.eager_reconnect(false);
         answer(listener.listen_all([QUEUE_CHANNEL, CHANGE_CHANNEL, REVOKE_CHANNEL])).await?;
         if std::mem::take(was_away) {

@@ -24,7 +24,8 @@ const TWO: (&str, &str) = ("WEIR_MAX_STREAMS_PER_CLIENT", "2");
 type Watched = Result<Streaming<v1::WatchStatusResponse>, Status>;
 
 async fn watch(weir: &Weir) -> Watched {
-    let watch = weir.jobs().watch_status(v1::WatchStatusRequest::default());
+    let mut jobs = weir.jobs();
+    let watch = jobs.watch_status(v1::WatchStatusRequest::default());
     Ok(watch.await?.into_inner())
 }
 

@@ -15,7 +15,7 @@ use anyhow::Context as _;
 use axum::{
     Extension, Json, Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, Query, RawPathParams, State},
+    extract::{DefaultBodyLimit, Query, State},
     response::{
         IntoResponse as _, Response,
         sse::{Event, KeepAlive, Sse},
@@ -23,7 +23,7 @@ use axum::{
     routing::get,
 };
 use futures::{Stream, StreamExt as _, stream};
-use http::{HeaderMap, HeaderName, header, uri::PathAndQuery};
+use http::{HeaderMap, HeaderName, Uri, header, uri::PathAndQuery};
 use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, SerializeOptions, Value};
 use serde::Deserialize;
 use tonic::{Code, Request, Status, Streaming, client::Grpc, metadata::MetadataMap};
@@ -72,7 +72,7 @@ pub(crate) fn router(services: Router) -> anyhow::Result<Router> {
 /// A call with one answer.
 async fn call(
     State(gateway): State<Arc<Gateway>>,
-    names: RawPathParams,
+    uri: Uri,
     caller: Option<Extension<Caller>>,
     headers: HeaderMap,
     body: Bytes,
@@ -84,7 +84,7 @@ async fn call(
     if !kind.is_some_and(|kind| kind.starts_with(b"application/json")) {
         return Err(Refusal::unsupported_type());
     }
-    let method = gateway.method(&names, false)?;
+    let method = gateway.method(uri.path(), false)?;
     let message = parse(&method, &body)?;
     let mut client = Grpc::new(gateway.services.clone());
     ready(&mut client).await?;
@@ -101,12 +101,12 @@ async fn call(
 /// A call with many answers.
 async fn watch(
     State(gateway): State<Arc<Gateway>>,
-    names: RawPathParams,
+    uri: Uri,
     Query(InUrl { request: text }): Query<InUrl>,
     caller: Option<Extension<Caller>>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    let method = gateway.method(&names, true)?;
+    let method = gateway.method(uri.path(), true)?;
     let text = if text.is_empty() { "{}" } else { &text };
     let mut message = parse(&method, text.as_bytes())?;
     // A browser that was cut off says what it had last.
@@ -131,10 +131,10 @@ async fn watch(
 impl Gateway {
     /// The method that a path names. It is taken as it was sent, as the gate
     /// takes it: decoded, what the gate knows by one name would have many.
-    fn method(&self, names: &RawPathParams, streaming: bool) -> Result<MethodDescriptor, Refusal> {
-        let mut names = names.iter().map(|(_, name)| name);
-        let service = names.next().unwrap_or_default();
-        let method = names.next().unwrap_or_default();
+    fn method(&self, path: &str, streaming: bool) -> Result<MethodDescriptor, Refusal> {
+        let names = path.strip_prefix("/api/");
+        let names = names.and_then(|names| names.split_once('/'));
+        let (service, method) = names.unwrap_or_default();
         let unknown = || Status::unimplemented(format!("there is no call {service}/{method}"));
         if !SERVICES.contains(&service) {
             return Err(unknown().into());

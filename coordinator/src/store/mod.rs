@@ -64,9 +64,9 @@ const TRUSTED_FOR: Duration = Duration::from_secs(1);
 /// few are enough; each has every statement planned but once.
 const LEASE_CONNECTIONS: u32 = 6;
 
-/// Connections for probes: whoever asks whether the database answers does not
-/// wait for those that are busy.
-const PROBE_CONNECTIONS: u32 = 1;
+/// Connections for what waits behind no call: one to listen for wake-ups, one
+/// for probes.
+const ASIDE_CONNECTIONS: u32 = 2;
 
 /// What makes Postgres plan a statement once, and as what all of these are:
 /// lookups by an index, one for each row they are given.
@@ -84,8 +84,8 @@ pub struct Store {
     pool: Pool,
     /// For claims, openings and results.
     leases: Pool,
-    /// For probes.
-    probe: Pool,
+    /// For probes, and to listen.
+    aside: Pool,
     quota: Quota,
 }
 
@@ -97,7 +97,7 @@ impl Store {
         let pool = Pool { inner: pool, limit };
         Self {
             leases: pool.clone(),
-            probe: pool.clone(),
+            aside: pool.clone(),
             pool,
             quota: Quota::default(),
         }
@@ -110,10 +110,10 @@ impl Store {
         self
     }
 
-    /// The same, with a connection of its own for probes.
+    /// The same, with connections of their own for probes and to listen.
     #[must_use]
-    pub fn with_probe(mut self, pool: PgPool) -> Self {
-        self.probe.inner = pool;
+    pub fn with_aside(mut self, pool: PgPool) -> Self {
+        self.aside.inner = pool;
         self
     }
 
@@ -123,7 +123,7 @@ impl Store {
         Self { quota, ..self }
     }
 
-    /// The pool, for the listener and for health checks.
+    /// The pool of all that is not for something else.
     pub fn pool(&self) -> &PgPool {
         &self.pool.inner
     }
@@ -133,10 +133,15 @@ impl Store {
         &self.leases.inner
     }
 
+    /// The pool of what waits behind no call.
+    pub fn aside_pool(&self) -> &PgPool {
+        &self.aside.inner
+    }
+
     /// Asks the database for nothing, to see whether it answers.
     pub async fn ping(&self) -> Result<(), StoreError> {
         sqlx::query("-- store::ping\nSELECT 1")
-            .execute(&self.probe)
+            .execute(&self.aside)
             .await?;
         Ok(())
     }
@@ -149,8 +154,8 @@ pub struct Pools {
     pub general: PgPool,
     /// For claims, openings and results.
     pub leases: PgPool,
-    /// For probes.
-    pub probe: PgPool,
+    /// For probes, and to listen.
+    pub aside: PgPool,
 }
 
 /// Opens the pools. They connect on first use, so that a database that is away
@@ -173,7 +178,7 @@ pub fn connect(config: &DatabaseConfig) -> anyhow::Result<Pools> {
     Ok(Pools {
         general: pool(config.database_connections.get(), ""),
         leases: pool(LEASE_CONNECTIONS, LEASE_SETTINGS),
-        probe: pool(PROBE_CONNECTIONS, ""),
+        aside: pool(ASIDE_CONNECTIONS, ""),
     })
 }
 
