@@ -175,7 +175,7 @@ impl Drop for Turn {
         // Where nothing runs any more, nobody waits for a turn.
         if let (Some(permit), Ok(runtime)) = (self.permit.take(), Handle::try_current()) {
             let took = self.began.elapsed();
-            let rest = (took * TURN.1).max(TURN.0) - took;
+            let rest = (took * TURN.1).max(TURN.0).saturating_sub(took);
             runtime.spawn(async move {
                 sleep(rest).await;
                 drop(permit);

@@ -59,8 +59,8 @@ impl Scrape {
 
     /// The queue's part of the page.
     async fn part(scrape: &Arc<Self>) -> Arc<str> {
-        let made = Arc::clone(scrape);
-        let make = |_| async move { made.make().await.into() };
+        let own = Arc::clone(scrape);
+        let make = |_| async move { own.make().await.into() };
         scrape.part.see(Since::Lately, make).await.value
     }
 
