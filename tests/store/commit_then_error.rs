@@ -15,7 +15,7 @@ use weir_coordinator::{
     },
     metrics::Metrics,
     store::{
-        Store, StoreError,
+        Scope, Store, StoreError,
         batches::Outcome,
         claim::Claim,
         content::Change,
@@ -314,10 +314,15 @@ async fn a_rescue() {
 async fn a_cancellation() {
     let faulty = Faulty::new().await;
     let job = faulty.weir.claim().await;
-    faulty.cut(faulty.store.cancel_job(job.id)).await;
+    faulty
+        .cut(faulty.store.cancel_job(&Scope::All, job.id))
+        .await;
     let cancelled = faulty.weir.job(job.id).await;
     assert_eq!(cancelled.state, JobState::Cancelled);
-    assert_eq!(faulty.store.cancel_job(job.id).await.unwrap(), cancelled);
+    assert_eq!(
+        faulty.store.cancel_job(&Scope::All, job.id).await.unwrap(),
+        cancelled
+    );
     let reason = lost(faulty.store.renew(lease_of(&job), LEASE).await);
     assert_eq!(reason, RevokeReason::Cancelled);
     faulty.weir.put("api", &many(4)).await;
@@ -326,6 +331,7 @@ async fn a_cancellation() {
 
 fn retry(job: &Job, force: bool) -> Retry {
     Retry {
+        scope: Scope::All,
         job_id: job.id,
         force,
         max_chunks_per_job: 1_000,

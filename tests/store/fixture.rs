@@ -14,7 +14,7 @@ use weir_coordinator::{
         plan::{PendingChunk, PlannedItem},
     },
     store::{
-        LEASE_SETTINGS, Store, StoreError,
+        LEASE_SETTINGS, Scope, Store, StoreError,
         batches::{Outcome, Progress},
         claim::Claim,
         content::{SourceWrite, Written},
@@ -217,7 +217,10 @@ impl Weir {
     }
 
     pub(crate) async fn job(&self, job_id: i64) -> Job {
-        self.store.job(job_id).await.expect("the job is there")
+        self.store
+            .job(&Scope::All, job_id)
+            .await
+            .expect("the job is there")
     }
 
     /// Claims up to `max_jobs` jobs of [`MODEL`].
@@ -328,6 +331,7 @@ impl Weir {
     /// Asks for a job to be run again, with a trace context of its own.
     pub(crate) async fn retry(&self, job_id: i64, force: bool) -> Result<Vec<Job>, StoreError> {
         let retry = Retry {
+            scope: Scope::All,
             job_id,
             force,
             max_chunks_per_job: 1_000,

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use weir_coordinator::{
     job::{plan::PlannedItem, retry::RetryPolicy},
     maintenance::reconciler::Reconciler,
-    store::{StoreError, content::SourceWrite, rescue::Patience, rows::Job},
+    store::{Scope, StoreError, content::SourceWrite, rescue::Patience, rows::Job},
 };
 use weir_telemetry::Tracer;
 
@@ -224,7 +224,7 @@ async fn take(weir: &Weir, model: &mut Model, step: &Step) {
         }
         Step::Cancel(place) => {
             if let Some(job_id) = newest(weir, *place).await {
-                fenced(weir.store.cancel_job(job_id).await);
+                fenced(weir.store.cancel_job(&Scope::All, job_id).await);
             }
         }
         Step::Retry(place, force) => {
@@ -349,7 +349,7 @@ async fn what_changes_jobs_takes_turns() {
     let canceller = async {
         for round in 0..ROUNDS {
             let job_id = newest(&weir, round % 5).await.unwrap();
-            fenced(weir.store.cancel_job(job_id).await);
+            fenced(weir.store.cancel_job(&Scope::All, job_id).await);
         }
     };
     let retrier = async |force: bool| {

@@ -24,6 +24,7 @@ mod reconcile;
 mod rescue;
 mod retention;
 mod schema;
+mod scope;
 mod search;
 mod silence;
 mod sources;

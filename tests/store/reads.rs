@@ -3,6 +3,7 @@
 use weir_coordinator::{
     job::state::JobState,
     store::{
+        Scope,
         queue::QueueStats,
         status::{JobFilter, Paging},
     },
@@ -11,10 +12,20 @@ use weir_coordinator::{
 use crate::fixture::{LEASE, Weir, lease_of, many, outcome, write};
 
 async fn ids(weir: &Weir, filter: &JobFilter, before: Option<i64>, limit: i64) -> Vec<i64> {
+    ids_in(&Scope::All, weir, filter, before, limit).await
+}
+
+async fn ids_in(
+    scope: &Scope,
+    weir: &Weir,
+    filter: &JobFilter,
+    before: Option<i64>,
+    limit: i64,
+) -> Vec<i64> {
     let paging = before.map(Paging::After);
     let page = weir
         .store
-        .jobs(filter, paging.as_ref(), limit)
+        .jobs(scope, filter, paging.as_ref(), limit)
         .await
         .unwrap();
     page.rows.into_iter().map(|job| job.id).collect()
@@ -50,22 +61,23 @@ async fn jobs_page_newest_first_and_filter() {
     }
     assert_eq!(paged, all);
 
-    let shop = JobFilter {
-        namespace: Some("shop".to_owned()),
-        ..JobFilter::default()
-    };
-    assert_eq!(ids(&weir, &shop, None, 100).await.len(), 9);
+    let shop = Scope::One("shop".to_owned());
+    assert_eq!(ids_in(&shop, &weir, &everything, None, 100).await.len(), 9);
     let of_b = JobFilter {
         source: Some("b".to_owned()),
-        ..shop.clone()
-    };
-    assert_eq!(ids(&weir, &of_b, None, 100).await, all[2..5]);
-    assert_eq!(ids(&weir, &of_b, Some(all[2]), 1).await, all[3..4]);
-    let none = JobFilter {
-        namespace: Some("nowhere".to_owned()),
         ..JobFilter::default()
     };
-    assert!(ids(&weir, &none, None, 100).await.is_empty());
+    assert_eq!(ids_in(&shop, &weir, &of_b, None, 100).await, all[2..5]);
+    assert_eq!(
+        ids_in(&shop, &weir, &of_b, Some(all[2]), 1).await,
+        all[3..4]
+    );
+    let nowhere = Scope::One("nowhere".to_owned());
+    assert!(
+        ids_in(&nowhere, &weir, &everything, None, 100)
+            .await
+            .is_empty()
+    );
 
     let job = weir.claim().await;
     for states in [
@@ -80,15 +92,21 @@ async fn jobs_page_newest_first_and_filter() {
     }
     let queued = JobFilter {
         states: vec![JobState::Queued],
-        ..shop
+        ..JobFilter::default()
     };
-    assert_eq!(ids(&weir, &queued, None, 100).await.len(), 8);
+    assert_eq!(ids_in(&shop, &weir, &queued, None, 100).await.len(), 8);
 }
 
 #[tokio::test]
 async fn the_queue_is_summed_up_by_namespace_and_model() {
     let weir = Weir::new().await;
-    assert!(weir.store.queue_stats(None, None).await.unwrap().is_empty());
+    assert!(
+        weir.store
+            .queue_stats(&Scope::All, None)
+            .await
+            .unwrap()
+            .is_empty()
+    );
     let mut small = write("a");
     small.max_chunks_per_job = 2;
     weir.store.put_source(&small, &many(8)).await.unwrap();
@@ -113,7 +131,7 @@ async fn the_queue_is_summed_up_by_namespace_and_model() {
     .execute(weir.pool())
     .await
     .unwrap();
-    let stats = weir.store.queue_stats(None, None).await.unwrap();
+    let stats = weir.store.queue_stats(&Scope::All, None).await.unwrap();
     let numbers: Vec<_> = stats
         .iter()
         .map(|s: &QueueStats| {
@@ -135,14 +153,18 @@ async fn the_queue_is_summed_up_by_namespace_and_model() {
         (3_600.0..3_700.0).contains(&stats[0].oldest_ready_age_seconds),
         "{stats:?}"
     );
-    let of_shop = weir.store.queue_stats(Some("shop"), None).await.unwrap();
+    let of_shop = weir
+        .store
+        .queue_stats(&Scope::One("shop".to_owned()), None)
+        .await
+        .unwrap();
     assert_eq!(
         of_shop.iter().map(|s| s.model.as_str()).collect::<Vec<_>>(),
         ["fake"]
     );
     assert_eq!(
         weir.store
-            .queue_stats(None, Some("other"))
+            .queue_stats(&Scope::All, Some("other"))
             .await
             .unwrap()
             .len(),
@@ -150,7 +172,7 @@ async fn the_queue_is_summed_up_by_namespace_and_model() {
     );
     assert!(
         weir.store
-            .queue_stats(Some("shop"), Some("other"))
+            .queue_stats(&Scope::One("shop".to_owned()), Some("other"))
             .await
             .unwrap()
             .is_empty()
@@ -158,7 +180,11 @@ async fn the_queue_is_summed_up_by_namespace_and_model() {
     // What ended, well or not, does not wait.
     weir.embed_all().await;
     weir.embed(&jobs[0]).await;
-    let stats = weir.store.queue_stats(Some("shop"), None).await.unwrap();
+    let stats = weir
+        .store
+        .queue_stats(&Scope::One("shop".to_owned()), None)
+        .await
+        .unwrap();
     assert_eq!(
         (
             stats[0].jobs_ready,

@@ -7,7 +7,7 @@ use weir_coordinator::{
     job::state::{JobState, RevokeReason, Trigger},
     maintenance::reconciler::{Reconciled, Reconciler},
     store::{
-        StoreError,
+        Scope, StoreError,
         reconcile::{Findings, Unparked},
         rows::Job,
     },
@@ -197,7 +197,7 @@ async fn what_a_client_cancelled_stays_cancelled() {
     write.max_chunks_per_job = 2;
     weir.store.put_source(&write, &many(6)).await.unwrap();
     let [_, second, _] = weir.claim_many(3, LEASE).await.try_into().unwrap();
-    weir.store.cancel_job(second.id).await.unwrap();
+    weir.store.cancel_job(&Scope::All, second.id).await.unwrap();
     assert_eq!(tick(&weir).await.repaired, 0);
     // Also when there is something to do all around it.
     weir.meddle("UPDATE weir.sources SET model = 'other'").await;

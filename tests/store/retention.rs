@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use weir_coordinator::job::state::JobState;
+use weir_coordinator::{job::state::JobState, store::Scope};
 
 use crate::fixture::{Weir, many, write};
 
@@ -43,7 +43,10 @@ async fn what_is_open_or_left_chunks_pending_stays_however_old() {
     let failed = weir.claim().await;
     weir.fail_for_good(&failed).await;
     let cancelled = weir.claim().await;
-    weir.store.cancel_job(cancelled.id).await.unwrap();
+    weir.store
+        .cancel_job(&Scope::All, cancelled.id)
+        .await
+        .unwrap();
     let superseded = weir.claim().await;
     weir.put("superseded", &[]).await;
     weir.meddle(
@@ -52,7 +55,10 @@ async fn what_is_open_or_left_chunks_pending_stays_however_old() {
     )
     .await;
     assert_eq!(weir.store.drop_old_jobs(FORTNIGHT, 10).await.unwrap(), 1);
-    weir.store.job(superseded.id).await.unwrap_err();
+    weir.store
+        .job(&Scope::All, superseded.id)
+        .await
+        .unwrap_err();
     assert_eq!(weir.job(failed.id).await.state, JobState::Failed);
     assert_eq!(weir.job(cancelled.id).await.state, JobState::Cancelled);
     assert_eq!(left(&weir).await, 3);

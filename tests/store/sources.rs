@@ -3,7 +3,7 @@
 use weir_coordinator::{
     job::state::{JobState, RevokeReason},
     store::{
-        StoreError,
+        Scope, StoreError,
         content::{Change, SourceWrite},
         quota::Quota,
         sources::{Deleted, SourceFilter},
@@ -608,7 +608,11 @@ async fn sources_page_by_key_with_their_most_telling_job() {
     let mut seen = Vec::new();
     let mut previous = None;
     loop {
-        let page = weir.store.sources(&all, paging.as_ref(), 2).await.unwrap();
+        let page = weir
+            .store
+            .sources(&Scope::All, &all, paging.as_ref(), 2)
+            .await
+            .unwrap();
         assert!(page.rows.len() <= 2);
         seen.extend(
             page.rows
@@ -635,7 +639,11 @@ async fn sources_page_by_key_with_their_most_telling_job() {
     let mut back = Vec::new();
     while let Some(key) = previous.take() {
         let paging = Paging::Before(key);
-        let page = weir.store.sources(&all, Some(&paging), 2).await.unwrap();
+        let page = weir
+            .store
+            .sources(&Scope::All, &all, Some(&paging), 2)
+            .await
+            .unwrap();
         back.push(page.rows.len());
         let Some((first, _)) = page.rows.first() else {
             break;
@@ -660,16 +668,14 @@ async fn sources_are_filtered_and_tell_the_job_that_is_worst_off() {
     elsewhere.key.namespace = "depot".to_owned();
     weir.store.put_source(&elsewhere, &[]).await.unwrap();
     let all = SourceFilter::default();
-    let of_shop = SourceFilter {
-        namespace: Some("shop".to_owned()),
-        ..SourceFilter::default()
-    };
-    let names = async |filter: &SourceFilter| {
-        let page = weir.store.sources(filter, None, 10).await.unwrap();
+    let shop = Scope::One("shop".to_owned());
+    let names = async |scope: &Scope, filter: &SourceFilter| {
+        let page = weir.store.sources(scope, filter, None, 10);
+        let page = page.await.unwrap();
         let names = page.rows.into_iter().map(|(source, _)| source.name);
         names.collect::<Vec<_>>().join(" ")
     };
-    assert_eq!(names(&of_shop).await, "a b");
+    assert_eq!(names(&shop, &all).await, "a b");
     for (filter, expected) in [
         (
             SourceFilter {
@@ -693,11 +699,11 @@ async fn sources_are_filtered_and_tell_the_job_that_is_worst_off() {
             "a b",
         ),
     ] {
-        assert_eq!(names(&filter).await, expected, "{filter:?}");
+        assert_eq!(names(&Scope::All, &filter).await, expected, "{filter:?}");
     }
     let job = weir.claim().await;
     weir.fail_for_good(&job).await;
-    let page = weir.store.sources(&of_shop, None, 10).await.unwrap();
+    let page = weir.store.sources(&shop, &all, None, 10).await.unwrap();
     let of_job = page
         .rows
         .iter()

@@ -9,7 +9,7 @@ use weir_coordinator::{
         state::{AttemptOutcome, JobState, Trigger},
     },
     store::{
-        StoreError,
+        Scope, StoreError,
         activity::Persisted,
         batches::Outcome,
         chunks::ChunkState,
@@ -57,14 +57,18 @@ impl Weir {
 
     /// The whole, and its verdict.
     async fn whole(&self) -> (NamespaceFigures, Verdict) {
-        let whole = self.store.overview(None).await.unwrap().remove(0);
+        let whole = self.store.overview(&Scope::All).await.unwrap().remove(0);
         assert_eq!(whole.namespace, "");
         let verdict = whole.unsettled().verdict();
         (whole, verdict)
     }
 
     async fn affected(&self) -> Vec<(String, i64, i64)> {
-        let failures = self.store.failures(None, false, None, 10).await.unwrap();
+        let failures = self
+            .store
+            .failures(&Scope::All, false, None, 10)
+            .await
+            .unwrap();
         let told = failures
             .into_iter()
             .map(|it| (it.cause, it.occurrences, it.jobs_affected));
@@ -134,7 +138,7 @@ async fn a_badge_goes_with_its_source() {
     let job = weir.claim().await;
     let texts = weir.texts(&job).await;
     weir.reject(&job, &texts[0], "too odd").await;
-    weir.store.cancel_job(job.id).await.unwrap();
+    weir.store.cancel_job(&Scope::All, job.id).await.unwrap();
     assert_eq!(weir.badge("shop").await.1, "1/4 indexed, 1 rejected");
     let (whole, verdict) = weir.whole().await;
     assert_eq!((verdict, whole.jobs_cancelled), (Verdict::Degraded, 1));
@@ -201,7 +205,7 @@ async fn every_try_of_a_job_is_told() {
             true,
         ),
     ];
-    let tries = weir.store.attempts(job.id, 10).await.unwrap();
+    let tries = weir.store.attempts(&Scope::All, job.id, 10).await.unwrap();
     assert!(
         tries
             .iter()
@@ -214,7 +218,7 @@ async fn every_try_of_a_job_is_told() {
     );
     assert_eq!(tries[1..], ended);
     weir.upsert(outcome(&fourth, &texts[1..])).await.unwrap();
-    let tries = told(weir.store.attempts(job.id, 10).await.unwrap());
+    let tries = told(weir.store.attempts(&Scope::All, job.id, 10).await.unwrap());
     assert_eq!(
         tries[0],
         (
@@ -226,12 +230,19 @@ async fn every_try_of_a_job_is_told() {
             true
         )
     );
-    assert_eq!(weir.store.attempts(job.id, 2).await.unwrap().len(), 2);
+    assert_eq!(
+        weir.store
+            .attempts(&Scope::All, job.id, 2)
+            .await
+            .unwrap()
+            .len(),
+        2
+    );
 
     weir.put("other", &many(1)).await;
     let job = weir.claim().await;
     weir.put("other", &many(2)).await;
-    let tries = weir.store.attempts(job.id, 10).await.unwrap();
+    let tries = weir.store.attempts(&Scope::All, job.id, 10).await.unwrap();
     assert_eq!(
         (tries.len(), tries[0].outcome),
         (1, AttemptOutcome::Cancelled)
@@ -256,7 +267,11 @@ async fn failures_are_counted_by_cause_and_dismissed_until_they_are_seen_again()
         weir.affected().await,
         [(five_hundred.clone(), 1, 1), (batch.clone(), 2, 2)]
     );
-    let failures = weir.store.failures(None, false, None, 10).await.unwrap();
+    let failures = weir
+        .store
+        .failures(&Scope::All, false, None, 10)
+        .await
+        .unwrap();
     let of_batches = &failures[1];
     assert_eq!(of_batches.last_error, "batch 12 is \"even\"");
     assert_eq!(
@@ -266,16 +281,20 @@ async fn failures_are_counted_by_cause_and_dismissed_until_they_are_seen_again()
     assert_eq!(of_batches.last_success_at, None);
     let first = weir
         .store
-        .failures(None, false, None, 1)
+        .failures(&Scope::All, false, None, 1)
         .await
         .unwrap()
         .remove(0);
     let after = Some((first.last_seen_at, first.id));
-    let rest = weir.store.failures(None, false, after, 10).await.unwrap();
+    let rest = weir
+        .store
+        .failures(&Scope::All, false, after, 10)
+        .await
+        .unwrap();
     assert_eq!((rest.len(), rest[0].id), (1, of_batches.id));
     assert!(
         weir.store
-            .failures(Some("depot"), true, None, 10)
+            .failures(&Scope::One("depot".to_owned()), true, None, 10)
             .await
             .unwrap()
             .is_empty()
@@ -285,20 +304,25 @@ async fn failures_are_counted_by_cause_and_dismissed_until_they_are_seen_again()
         failure_id: Some(of_batches.id),
         ..JobFilter::default()
     };
-    let befallen = weir.store.jobs(&filter, None, 10).await.unwrap().rows;
+    let befallen = weir
+        .store
+        .jobs(&Scope::All, &filter, None, 10)
+        .await
+        .unwrap()
+        .rows;
     let ids: Vec<i64> = befallen.iter().map(|job| job.id).collect();
     assert_eq!(ids, [jobs[1].id, jobs[0].id]);
 
     let dismissed = weir
         .store
-        .dismiss_failure(of_batches.id, None)
+        .dismiss_failure(&Scope::All, of_batches.id)
         .await
         .unwrap();
     assert!(dismissed.dismissed_at.is_some());
     assert_eq!(weir.affected().await, [(five_hundred.clone(), 1, 1)]);
     assert_eq!(
         weir.store
-            .failures(None, true, None, 10)
+            .failures(&Scope::All, true, None, 10)
             .await
             .unwrap()
             .len(),
@@ -309,13 +333,13 @@ async fn failures_are_counted_by_cause_and_dismissed_until_they_are_seen_again()
     weir.fail(&job, "batch 8 is \"odd\"").await;
     assert_eq!(weir.affected().await, [(batch, 3, 2), (five_hundred, 1, 1)]);
     assert!(matches!(
-        weir.store.dismiss_failure(1_000, None).await,
+        weir.store.dismiss_failure(&Scope::All, 1_000).await,
         Err(StoreError::NotFound(_))
     ));
 
     for job in weir
         .store
-        .jobs(&JobFilter::default(), None, 10)
+        .jobs(&Scope::All, &JobFilter::default(), None, 10)
         .await
         .unwrap()
         .rows
@@ -325,7 +349,11 @@ async fn failures_are_counted_by_cause_and_dismissed_until_they_are_seen_again()
         }
     }
     weir.embed_all().await;
-    let failures = weir.store.failures(None, false, None, 10).await.unwrap();
+    let failures = weir
+        .store
+        .failures(&Scope::All, false, None, 10)
+        .await
+        .unwrap();
     assert!(
         failures
             .iter()
@@ -347,7 +375,7 @@ async fn jobs_are_filtered_and_paged_both_ways() {
     let ids = async |filter: &JobFilter, paging: Option<Paging<i64>>, limit| {
         let page = weir
             .store
-            .jobs(filter, paging.as_ref(), limit)
+            .jobs(&Scope::All, filter, paging.as_ref(), limit)
             .await
             .unwrap();
         let ids: Vec<i64> = page.rows.iter().map(|job| job.id).collect();
@@ -370,10 +398,6 @@ async fn jobs_are_filtered_and_paged_both_ways() {
     let (page, ..) = ids(&all, Some(Paging::Before(whole[5])), 2).await;
     assert_eq!(page, whole[3..5], "those just before");
 
-    let in_shop = JobFilter {
-        namespace: Some("shop".to_owned()),
-        ..JobFilter::default()
-    };
     for (filter, expected) in [
         (
             JobFilter {
@@ -385,7 +409,7 @@ async fn jobs_are_filtered_and_paged_both_ways() {
         (
             JobFilter {
                 source_prefix: Some("shop-b".to_owned()),
-                ..in_shop.clone()
+                ..JobFilter::default()
             },
             whole[..2].to_vec(),
         ),
@@ -393,7 +417,7 @@ async fn jobs_are_filtered_and_paged_both_ways() {
             JobFilter {
                 source: Some("shop-a".to_owned()),
                 states: vec![JobState::Queued],
-                ..in_shop.clone()
+                ..JobFilter::default()
             },
             whole[2..]
                 .iter()
@@ -411,7 +435,7 @@ async fn jobs_are_filtered_and_paged_both_ways() {
         (
             JobFilter {
                 model: Some("another".to_owned()),
-                ..in_shop
+                ..JobFilter::default()
             },
             Vec::new(),
         ),
@@ -424,7 +448,10 @@ async fn jobs_are_filtered_and_paged_both_ways() {
 async fn a_page_looks_at_so_many_jobs_and_leads_on_both_ways() {
     let weir = Weir::new().await;
     weir.put("old", &many(1)).await;
-    let old = weir.store.jobs(&JobFilter::default(), None, 1).await;
+    let old = weir
+        .store
+        .jobs(&Scope::All, &JobFilter::default(), None, 1)
+        .await;
     let old = old.unwrap().rows[0].id;
     sqlx::query(
         "INSERT INTO weir.jobs (source_id, epoch, revision, finished_at, chunks_total, chunks_done, settled, state,
@@ -436,12 +463,16 @@ async fn a_page_looks_at_so_many_jobs_and_leads_on_both_ways() {
     .await
     .unwrap();
     let filter = JobFilter {
-        namespace: Some("shop".to_owned()),
         source_prefix: Some("old".to_owned()),
         ..JobFilter::default()
     };
+    let shop = Scope::One("shop".to_owned());
     let ids = async |paging: Option<Paging<i64>>| {
-        let page = weir.store.jobs(&filter, paging.as_ref(), 10).await.unwrap();
+        let page = weir
+            .store
+            .jobs(&shop, &filter, paging.as_ref(), 10)
+            .await
+            .unwrap();
         let ids: Vec<i64> = page.rows.iter().map(|job| job.id).collect();
         (ids, page.next, page.previous)
     };
@@ -465,7 +496,11 @@ async fn a_page_looks_at_so_many_jobs_and_leads_on_both_ways() {
         states: vec![JobState::Queued],
         ..JobFilter::default()
     };
-    let page = weir.store.jobs(&waiting, None, 10).await.unwrap();
+    let page = weir
+        .store
+        .jobs(&Scope::All, &waiting, None, 10)
+        .await
+        .unwrap();
     assert_eq!((page.rows.len(), page.next), (1, None), "found at once");
 }
 

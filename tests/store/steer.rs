@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use weir_coordinator::{
     job::state::{JobState, RevokeReason, Trigger},
-    store::{StoreError, rows::Job},
+    store::{Scope, StoreError, rows::Job},
 };
 use weir_tests::PATIENCE;
 
@@ -39,7 +39,7 @@ async fn a_cancelled_job_is_its_workers_no_more() {
     let weir = Weir::new().await;
     let job = half_done(&weir).await;
     let texts = weir.texts(&job).await;
-    let cancelled = weir.store.cancel_job(job.id).await.unwrap();
+    let cancelled = weir.store.cancel_job(&Scope::All, job.id).await.unwrap();
     assert_eq!(
         (cancelled.state, cancelled.epoch),
         (JobState::Cancelled, job.epoch + 1)
@@ -78,7 +78,7 @@ async fn the_same_content_takes_up_what_was_cancelled_and_leaves_the_rest_runnin
     weir.store.put_source(&write, &content).await.unwrap();
     let [first, second, third] = weir.claim_many(3, LEASE).await.try_into().unwrap();
     for job in [&first, &third] {
-        weir.store.cancel_job(job.id).await.unwrap();
+        weir.store.cancel_job(&Scope::All, job.id).await.unwrap();
     }
     write.max_chunks_per_job = 1_000;
     let written = weir.store.put_source(&write, &content).await.unwrap();
@@ -102,19 +102,28 @@ async fn only_open_jobs_are_cancelled_and_twice_is_once() {
     let weir = Weir::new().await;
     weir.put("api", &many(1)).await;
     let job = weir.claim().await;
-    let cancelled = weir.store.cancel_job(job.id).await.unwrap();
-    assert_eq!(weir.store.cancel_job(job.id).await.unwrap(), cancelled);
+    let cancelled = weir.store.cancel_job(&Scope::All, job.id).await.unwrap();
+    assert_eq!(
+        weir.store.cancel_job(&Scope::All, job.id).await.unwrap(),
+        cancelled
+    );
 
     weir.put("api", &many(1)).await;
     let done = weir.claim().await;
     weir.embed(&done).await;
-    assert_refused(weir.store.cancel_job(done.id).await, "succeeded already");
+    assert_refused(
+        weir.store.cancel_job(&Scope::All, done.id).await,
+        "succeeded already",
+    );
     weir.put("api", &many(2)).await;
     let failed = weir.claim().await;
     weir.fail_for_good(&failed).await;
-    assert_refused(weir.store.cancel_job(failed.id).await, "failed already");
+    assert_refused(
+        weir.store.cancel_job(&Scope::All, failed.id).await,
+        "failed already",
+    );
     assert!(matches!(
-        weir.store.cancel_job(4_711).await,
+        weir.store.cancel_job(&Scope::All, 4_711).await,
         Err(StoreError::NotFound(_))
     ));
     weir.check().await;
@@ -130,7 +139,8 @@ async fn a_cancel_waits_for_no_write_of_the_source() {
         .execute(&mut *write)
         .await
         .unwrap();
-    let cancelled = tokio::time::timeout(PATIENCE, weir.store.cancel_job(job.id)).await;
+    let cancelled =
+        tokio::time::timeout(PATIENCE, weir.store.cancel_job(&Scope::All, job.id)).await;
     cancelled.expect("it does not wait").unwrap();
 }
 
@@ -175,7 +185,7 @@ async fn what_failed_is_queued_again_and_only_that() {
 async fn what_was_cancelled_is_queued_again() {
     let weir = Weir::new().await;
     let job = half_done(&weir).await;
-    weir.store.cancel_job(job.id).await.unwrap();
+    weir.store.cancel_job(&Scope::All, job.id).await.unwrap();
     let [again] = weir.retry(job.id, false).await.unwrap().try_into().unwrap();
     assert_eq!(again.chunks_total, 1);
     weir.check().await;
@@ -192,7 +202,7 @@ async fn a_retry_of_what_has_nothing_pending_only_settles_it() {
     let mut all = outcome(&job, &texts);
     all.complete = false;
     weir.upsert(all).await.unwrap();
-    weir.store.cancel_job(job.id).await.unwrap();
+    weir.store.cancel_job(&Scope::All, job.id).await.unwrap();
     assert_eq!(weir.retry(job.id, false).await.unwrap(), []);
     assert_eq!(unsettled(&weir).await, []);
     weir.check().await;
@@ -290,7 +300,10 @@ async fn force_takes_the_source_from_whoever_works_on_it() {
     let [done, running, failed, cancelled] = weir.claim_many(4, LEASE).await.try_into().unwrap();
     weir.embed(&done).await;
     weir.fail_for_good(&failed).await;
-    weir.store.cancel_job(cancelled.id).await.unwrap();
+    weir.store
+        .cancel_job(&Scope::All, cancelled.id)
+        .await
+        .unwrap();
     let texts = weir.texts(&running).await;
 
     let [anew] = weir.retry(done.id, true).await.unwrap().try_into().unwrap();

@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
 
-pub(crate) use self::caller::Caller;
+pub(crate) use self::caller::{Asked, Caller};
 use self::{
     guarded::{Guarded, Revoked},
     rate::{Key, Rate},

@@ -9,7 +9,7 @@ use weir_proto::{
     v1,
 };
 
-use super::error::invalid;
+use super::{auth::Asked, error::invalid};
 use crate::{
     job::plan::TextHash,
     store::{
@@ -41,7 +41,16 @@ impl Door {
     }
 
     /// A namespace; empty means "default".
-    pub(crate) fn namespace(&mut self, namespace: String) -> String {
+    pub(crate) fn namespace(&mut self, namespace: String) -> Asked<String> {
+        Asked::new(self.namespace_or_default(namespace))
+    }
+
+    /// A namespace, where one is named.
+    pub(crate) fn any_namespace(&mut self, namespace: String) -> Option<Asked<String>> {
+        (!namespace.is_empty()).then(|| self.namespace(namespace))
+    }
+
+    fn namespace_or_default(&mut self, namespace: String) -> String {
         if namespace.is_empty() {
             return "default".to_owned();
         }
@@ -50,8 +59,7 @@ impl Door {
 
     /// A namespace that is named.
     pub(crate) fn checked_namespace(&mut self, field: &'static str, namespace: String) -> String {
-        let lower = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
-        if namespace.chars().count() > MAX_NAMESPACE_CHARS || !is_name(&namespace, lower) {
+        if !is_namespace(&namespace) {
             self.refuse(
                 field,
                 format!(
@@ -65,8 +73,7 @@ impl Door {
 
     /// A source's name.
     pub(crate) fn name(&mut self, field: &'static str, name: String) -> String {
-        let plain = |c: char| c.is_ascii_alphanumeric();
-        if name.chars().count() > MAX_NAME_CHARS || !is_name(&name, plain) {
+        if !is_source_name(&name) {
             self.refuse(
                 field,
                 format!(
@@ -83,11 +90,11 @@ impl Door {
     }
 
     /// A source's namespace and name.
-    pub(crate) fn source_key(&mut self, namespace: String, name: String) -> SourceKey {
-        SourceKey {
-            namespace: self.namespace(namespace),
+    pub(crate) fn source_key(&mut self, namespace: String, name: String) -> Asked<SourceKey> {
+        Asked::new(SourceKey {
+            namespace: self.namespace_or_default(namespace),
             name: self.name("name", name),
-        }
+        })
     }
 
     /// A model that sources may use; `None` when it is left empty.
@@ -140,7 +147,7 @@ impl Door {
     }
 
     /// The lease that a worker's call names.
-    pub(crate) fn lease(&mut self, job_id: i64, epoch: i64) -> LeaseKey {
+    pub(crate) fn lease(&mut self, job_id: i64, epoch: i64) -> Asked<LeaseKey> {
         if job_id < 1 {
             self.refuse("job_id", "must be the id of a job that was claimed");
         }
@@ -150,7 +157,7 @@ impl Door {
                 "must be the epoch of the lease, which is at least 1",
             );
         }
-        LeaseKey { job_id, epoch }
+        Asked::new(LeaseKey { job_id, epoch })
     }
 
     /// A reason in words; too long ones are cut.
@@ -294,6 +301,17 @@ impl Door {
             }
         }
     }
+}
+
+/// Whether a namespace may be called so.
+pub(super) fn is_namespace(name: &str) -> bool {
+    let lower = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    name.len() <= MAX_NAMESPACE_CHARS && is_name(name, lower)
+}
+
+/// Whether a source may be called so.
+pub(super) fn is_source_name(name: &str) -> bool {
+    name.len() <= MAX_NAME_CHARS && is_name(name, |c| c.is_ascii_alphanumeric())
 }
 
 fn is_name(name: &str, first: impl Fn(char) -> bool) -> bool {

@@ -5,7 +5,7 @@ use weir_proto::v1::{self, job_service_server::JobService};
 
 use super::{
     Services,
-    auth::Caller,
+    auth::{Asked, Caller},
     convert::{job_state, job_trigger, wire_job},
     door::Door,
     mask::Mask,
@@ -14,7 +14,6 @@ use super::{
     watch::{self, Cursor, PageKey, Watch},
 };
 use crate::store::{
-    StoreError,
     rows::{Job, SourceKey},
     sources::SourceFilter,
     status::{JobFilter, Paging},
@@ -29,15 +28,6 @@ const MAX_ATTEMPTS_TOLD: i64 = 100;
 pub(crate) struct Jobs(pub(crate) Services);
 
 impl Jobs {
-    /// A job that the caller may see. To others it is not there.
-    async fn job(&self, caller: &Caller, job_id: i64) -> Result<Job, StoreError> {
-        let job = self.0.store.job(job_id).await?;
-        if !caller.may(&job.namespace) {
-            return Err(StoreError::no_job(job_id));
-        }
-        Ok(job)
-    }
-
     fn wire(&self, jobs: Vec<Job>) -> Vec<v1::Job> {
         let jobs = jobs.into_iter();
         jobs.map(|job| wire_job(job, self.0.policy.max_attempts))
@@ -50,7 +40,7 @@ fn job_filter(
     door: &mut Door,
     services: &Services,
     request: &mut v1::ListJobsRequest,
-) -> JobFilter {
+) -> (Option<Asked<String>>, JobFilter) {
     let text = std::mem::take::<String>;
     let source = text(&mut request.source);
     let source = (!source.is_empty()).then(|| door.name("source", source));
@@ -76,15 +66,16 @@ fn job_filter(
     if request.failure_id < 0 {
         door.refuse("failure_id", "must be the id of a failure, or 0");
     }
-    JobFilter {
-        namespace: named.then(|| door.namespace(text(&mut request.namespace))),
+    let namespace = named.then(|| door.namespace(text(&mut request.namespace)));
+    let filter = JobFilter {
         source,
         source_prefix,
         states,
         triggers,
         model: door.model(text(&mut request.model), &services.models),
         failure_id: (request.failure_id != 0).then_some(request.failure_id),
-    }
+    };
+    (namespace, filter)
 }
 
 #[tonic::async_trait]
@@ -99,9 +90,10 @@ impl JobService for Jobs {
         request: Request<v1::GetJobRequest>,
     ) -> Result<Response<v1::GetJobResponse>, Status> {
         let caller = Caller::of(&request)?;
-        let job_id = request.into_inner().job_id;
-        let job = self.job(&caller, job_id).await?;
-        let attempts = self.0.store.attempts(job_id, MAX_ATTEMPTS_TOLD).await?;
+        let (scope, job_id) = (caller.scope(), request.into_inner().job_id);
+        let store = &self.0.store;
+        let job = store.job(&scope, job_id).await?;
+        let attempts = store.attempts(&scope, job_id, MAX_ATTEMPTS_TOLD).await?;
         Ok(Response::new(v1::GetJobResponse {
             job: Some(wire_job(job, self.0.policy.max_attempts)),
             attempts: attempts.into_iter().map(Into::into).collect(),
@@ -115,14 +107,18 @@ impl JobService for Jobs {
         let caller = Caller::of(&request)?;
         let mut request = request.into_inner();
         let mut door = Door::default();
-        let mut filter = job_filter(&mut door, &self.0, &mut request);
+        let (namespace, filter) = job_filter(&mut door, &self.0, &mut request);
         let mask = Mask::read(&mut door, request.read_mask, "weir.v1.Job");
         let limit = door.page_size(request.page_size);
         door.close()?;
-        filter.namespace = caller.narrow(filter.namespace)?;
-        let query = ("jobs", &filter);
+        let scope = caller.narrow(namespace)?;
+        let query = ("jobs", &scope, &filter);
         let paging: Option<Paging<i64>> = page::position(&query, &request.page_token)?;
-        let found = self.0.store.jobs(&filter, paging.as_ref(), limit).await?;
+        let found = self
+            .0
+            .store
+            .jobs(&scope, &filter, paging.as_ref(), limit)
+            .await?;
         let (next_page_token, previous_page_token) = page::tokens(&query, &found)?;
         let mut jobs = self.wire(found.rows);
         if let Some(mask) = mask {
@@ -142,7 +138,7 @@ impl JobService for Jobs {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let cursor = Cursor::read(&request.cursor)?;
-        let job = self.job(&caller, request.job_id).await?;
+        let job = self.0.store.job(&caller.scope(), request.job_id).await?;
         Ok(Response::new(watch::watch_job(&self.0, &job, cursor)))
     }
 
@@ -155,7 +151,7 @@ impl JobService for Jobs {
         let mut door = Door::default();
         let key = door.source_key(request.namespace, request.name);
         door.close()?;
-        caller.check(&key.namespace)?;
+        let key = caller.admit(key)?;
         let cursor = Cursor::read(&request.cursor)?;
         let source_id = self.0.store.source_id(&key).await?;
         Ok(Response::new(watch::watch_source(
@@ -174,18 +170,19 @@ impl JobService for Jobs {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
-        let mut filter = SourceFilter {
-            namespace: (!request.namespace.is_empty()).then(|| door.namespace(request.namespace)),
+        let namespace = door.any_namespace(request.namespace);
+        let filter = SourceFilter {
             name_prefix: door.prefix("name_prefix", request.name_prefix),
             model: door.model(request.model, &self.0.models),
             unsettled_only: request.unsettled_only,
         };
         let limit = door.page_size(request.page_size);
         door.close()?;
-        filter.namespace = caller.narrow(filter.namespace)?;
-        let query = ("sources", &filter);
+        let scope = caller.narrow(namespace)?;
+        let query = ("sources", &scope, &filter);
         let paging: Option<Paging<SourceKey>> = page::position(&query, &request.page_token)?;
         let page = PageKey {
+            scope,
             filter,
             paging,
             limit,
@@ -198,8 +195,8 @@ impl JobService for Jobs {
         request: Request<v1::GetStatusRequest>,
     ) -> Result<Response<v1::GetStatusResponse>, Status> {
         let caller = Caller::of(&request)?;
-        let namespace = caller.narrow(one_namespace(request.into_inner().namespace)?)?;
-        let status = overview::status(&self.0, namespace).await?;
+        let scope = caller.narrow(one_namespace(request.into_inner().namespace)?)?;
+        let status = overview::status(&self.0, scope).await?;
         Ok(Response::new(status))
     }
 
@@ -208,8 +205,8 @@ impl JobService for Jobs {
         request: Request<v1::WatchStatusRequest>,
     ) -> Result<Response<Self::WatchStatusStream>, Status> {
         let caller = Caller::of(&request)?;
-        let namespace = caller.narrow(one_namespace(request.into_inner().namespace)?)?;
-        Ok(Response::new(watch::watch_status(&self.0, namespace)))
+        let scope = caller.narrow(one_namespace(request.into_inner().namespace)?)?;
+        Ok(Response::new(watch::watch_status(&self.0, scope)))
     }
 
     async fn list_failures(
@@ -227,8 +224,8 @@ impl JobService for Jobs {
     ) -> Result<Response<v1::DismissFailureResponse>, Status> {
         let caller = Caller::of(&request)?;
         let failure_id = request.into_inner().failure_id;
-        let namespaces = caller.namespaces();
-        let failure = self.0.store.dismiss_failure(failure_id, namespaces).await?;
+        let scope = caller.scope();
+        let failure = self.0.store.dismiss_failure(&scope, failure_id).await?;
         tracing::info!(failure_id, "A client dismissed a failure.");
         Ok(Response::new(v1::DismissFailureResponse {
             failure: Some(failure.into()),
@@ -251,8 +248,7 @@ impl JobService for Jobs {
     ) -> Result<Response<v1::CancelJobResponse>, Status> {
         let caller = Caller::of(&request)?;
         let job_id = request.into_inner().job_id;
-        self.job(&caller, job_id).await?;
-        let job = self.0.store.cancel_job(job_id).await?;
+        let job = self.0.store.cancel_job(&caller.scope(), job_id).await?;
         tracing::info!(
             job_id = job.id,
             trace_id = trace_id(spans::trace_of(&job)),
@@ -269,9 +265,9 @@ impl JobService for Jobs {
     ) -> Result<Response<v1::RetryJobResponse>, Status> {
         let caller = Caller::of(&request)?;
         let (metadata, _, request) = request.into_parts();
-        self.job(&caller, request.job_id).await?;
         let trace = spans::caller(metadata.as_ref());
         let retry = Retry {
+            scope: caller.scope(),
             job_id: request.job_id,
             force: request.force,
             max_chunks_per_job: self.0.max_chunks_per_job,
@@ -297,19 +293,19 @@ impl JobService for Jobs {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
-        let namespace = (!request.namespace.is_empty()).then(|| door.namespace(request.namespace));
+        let namespace = door.any_namespace(request.namespace);
         let model = door.model(request.model, &self.0.models);
         door.close()?;
-        let namespace = caller.narrow(namespace)?;
-        let queues = overview::queues(&self.0, namespace, model).await?;
+        let scope = caller.narrow(namespace)?;
+        let queues = overview::queues(&self.0, scope, model).await?;
         Ok(Response::new(queues))
     }
 }
 
 /// A namespace, or all of them where it is left empty.
-fn one_namespace(namespace: String) -> Result<Option<String>, Status> {
+fn one_namespace(namespace: String) -> Result<Option<Asked<String>>, Status> {
     let mut door = Door::default();
-    let namespace = (!namespace.is_empty()).then(|| door.namespace(namespace));
+    let namespace = door.any_namespace(namespace);
     door.close()?;
     Ok(namespace)
 }

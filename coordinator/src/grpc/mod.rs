@@ -28,17 +28,15 @@ mod worker;
 use std::{sync::Arc, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::Status;
 use weir_telemetry::Tracer;
 
-use self::auth::Caller;
 use crate::{
     claimer::Claimer,
     job::{chunk::Chunker, retry::RetryPolicy},
     look::Queue,
     metrics::Metrics,
     opener::Opener,
-    store::{Store, StoreError, rows::LeaseKey},
+    store::Store,
     wakeup::Wakeup,
     writer::Writer,
 };
@@ -98,31 +96,6 @@ impl std::ops::Deref for Services {
 }
 
 impl Inner {
-    /// `PERMISSION_DENIED` for a lease that was taken with another token. The
-    /// epoch fences one worker from the next, and is no secret.
-    ///
-    /// Which token took a lease never changes, so that this may be looked at
-    /// before the call's own transaction.
-    async fn check_holder(&self, caller: &Caller, lease: LeaseKey) -> Result<(), Status> {
-        let Some(name) = caller.name() else {
-            return Ok(());
-        };
-        let Some(holder) = self.store.holder(lease.job_id).await? else {
-            // The call itself says so.
-            return Ok(());
-        };
-        if !caller.may(&holder.namespace) {
-            return Err(StoreError::no_job(lease.job_id).into());
-        }
-        if holder.epoch == lease.epoch && holder.claimed_by.as_deref() != Some(name) {
-            return Err(Status::permission_denied(format!(
-                "the lease of job {} was not taken with this token",
-                lease.job_id
-            )));
-        }
-        Ok(())
-    }
-
     /// The model of a source that names none.
     pub(crate) fn default_model(&self) -> &str {
         // The configuration has at least one.

@@ -6,29 +6,33 @@ use tonic::Status;
 use weir_proto::v1;
 
 use super::{Services, auth::Caller, door::Door, page};
-use crate::store::{StoreError, activity::SAMPLE_SECONDS, failures::FailurePosition};
+use crate::store::{Scope, StoreError, activity::SAMPLE_SECONDS, failures::FailurePosition};
 
-/// Tells how a namespace, or all of them, stands.
+/// Tells how the namespaces of a scope stand.
 pub(super) async fn status(
     services: &Services,
-    namespace: Option<String>,
+    scope: Scope,
 ) -> Result<v1::GetStatusResponse, Status> {
-    let (own, key) = (services.clone(), namespace.clone());
-    let query = async move { Ok(look(&own, namespace.as_deref()).await?) };
+    let (own, key) = (services.clone(), scope.clone());
+    let query = async move { Ok(look(&own, &scope).await?) };
     services.hubs.status.ask(key, query).await
 }
 
-/// Reads how a namespace, or all of them, stands.
+/// Reads how the namespaces of a scope stand.
 pub(super) async fn look(
     services: &Services,
-    namespace: Option<&str>,
+    scope: &Scope,
 ) -> Result<v1::GetStatusResponse, StoreError> {
-    let mut figures = services.store.overview(namespace).await?.into_iter();
+    let named = match scope {
+        Scope::One(namespace) => namespace.as_str(),
+        Scope::All | Scope::These(_) => "",
+    };
+    let mut figures = services.store.overview(scope).await?.into_iter();
     // The total comes first, for no namespace sorts before an empty name.
     let total = figures.next().map(v1::NamespaceStatus::from);
     Ok(v1::GetStatusResponse {
         total: total.map(|total| v1::NamespaceStatus {
-            namespace: namespace.unwrap_or_default().to_owned(),
+            namespace: named.to_owned(),
             ..total
         }),
         namespaces: figures.map(v1::NamespaceStatus::from).collect(),
@@ -44,20 +48,15 @@ pub(super) async fn failures(
     request: v1::ListFailuresRequest,
 ) -> Result<v1::ListFailuresResponse, Status> {
     let mut door = Door::default();
-    let namespace = (!request.namespace.is_empty()).then(|| door.namespace(request.namespace));
+    let namespace = door.any_namespace(request.namespace);
     let limit = door.page_size(request.page_size);
     door.close()?;
-    let namespace = caller.narrow(namespace)?;
-    let query = ("failures", &namespace, request.include_dismissed);
+    let scope = caller.narrow(namespace)?;
+    let query = ("failures", &scope, request.include_dismissed);
     let after: Option<FailurePosition> = page::position(&query, &request.page_token)?;
     let failures = services
         .store
-        .failures(
-            namespace.as_deref(),
-            request.include_dismissed,
-            after,
-            limit,
-        )
+        .failures(&scope, request.include_dismissed, after, limit)
         .await?;
     let next_page_token = match failures.last() {
         Some(last) if failures.len() as i64 == limit => {
@@ -74,13 +73,13 @@ pub(super) async fn failures(
 /// Sums up the open jobs by namespace and model.
 pub(super) async fn queues(
     services: &Services,
-    namespace: Option<String>,
+    scope: Scope,
     model: Option<String>,
 ) -> Result<v1::GetQueueStatsResponse, Status> {
     let store = services.store.clone();
-    let key = (namespace.clone(), model.clone());
+    let key = (scope.clone(), model.clone());
     let query = async move {
-        let queues = store.queue_stats(namespace.as_deref(), model.as_deref());
+        let queues = store.queue_stats(&scope, model.as_deref());
         let queues = queues.await?.into_iter().map(|stats| v1::QueueStats {
             namespace: stats.namespace,
             model: stats.model,

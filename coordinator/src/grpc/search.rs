@@ -29,7 +29,7 @@ impl SearchService for Searches {
         }
         let limit = door.number("limit", request.limit, 10, 1..=1_000);
         door.close()?;
-        caller.check(&namespace)?;
+        let namespace = caller.admit(namespace)?;
         let search = Search {
             namespace: &namespace,
             source: source.as_deref(),

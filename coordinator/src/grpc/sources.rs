@@ -132,7 +132,7 @@ impl SourceService for Sources {
             door.refuse("content", "is missing: send a document, or items");
         }
         door.close()?;
-        caller.check(&key.namespace)?;
+        let key = caller.admit(key)?;
         let content = match request.content {
             Some(put_source_request::Content::Document(document)) => {
                 let format = content::format("document.format", document.format)?;
@@ -180,7 +180,7 @@ impl SourceService for Sources {
         let model = door.model(open.model, &self.0.models);
         let priority = door.priority(open.priority);
         door.close()?;
-        caller.check(&key.namespace)?;
+        let key = caller.admit(key)?;
         let item_id = one_item_id(open.item_id, &key)?;
         let write = self.write(key, model, priority, &metadata);
         let mut warnings = Vec::new();
@@ -237,7 +237,7 @@ impl SourceService for Sources {
             }
         }
         door.close()?;
-        caller.check(&key.namespace)?;
+        let key = caller.admit(key)?;
         let items = self.0.read_items("upsert", request.upsert).await?;
         let write = self.write(key, None, priority, &metadata);
         let plan = spans::plan(&self.0.tracer, &write);
@@ -264,7 +264,7 @@ impl SourceService for Sources {
         let mut door = Door::default();
         let key = door.source_key(request.namespace, request.name);
         door.close()?;
-        caller.check(&key.namespace)?;
+        let key = caller.admit(key)?;
         let state = self.0.store.source(&key).await?;
         Ok(Response::new(v1::GetSourceResponse {
             source: Some(state.source.into()),
@@ -279,8 +279,8 @@ impl SourceService for Sources {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
-        let mut filter = SourceFilter {
-            namespace: (!request.namespace.is_empty()).then(|| door.namespace(request.namespace)),
+        let namespace = door.any_namespace(request.namespace);
+        let filter = SourceFilter {
             name_prefix: door.prefix("name_prefix", request.name_prefix),
             model: door.model(request.model, &self.0.models),
             unsettled_only: request.unsettled_only,
@@ -288,13 +288,13 @@ impl SourceService for Sources {
         let mask = Mask::read(&mut door, request.read_mask, "weir.v1.SourceSummary");
         let limit = door.page_size(request.page_size);
         door.close()?;
-        filter.namespace = caller.narrow(filter.namespace)?;
-        let query = ("sources", &filter);
+        let scope = caller.narrow(namespace)?;
+        let query = ("sources", &scope, &filter);
         let paging: Option<Paging<SourceKey>> = page::position(&query, &request.page_token)?;
         let found = self
             .0
             .store
-            .sources(&filter, paging.as_ref(), limit)
+            .sources(&scope, &filter, paging.as_ref(), limit)
             .await?;
         let (next_page_token, previous_page_token) = page::tokens(&query, &found)?;
         let mut sources: Vec<v1::SourceSummary> = found
@@ -333,7 +333,7 @@ impl SourceService for Sources {
         let key = door.source_key(request.namespace, request.name);
         let limit = door.page_size(request.page_size);
         door.close()?;
-        caller.check(&key.namespace)?;
+        let key = caller.admit(key)?;
         let state = state.unwrap_or(ChunkState::Pending);
         let query = ("chunks", &key, i32::from(wire_state));
         let after: Option<(String, i32)> = page::position(&query, &request.page_token)?;
@@ -363,7 +363,7 @@ impl SourceService for Sources {
         let mut door = Door::default();
         let key = door.source_key(request.namespace, request.name);
         door.close()?;
-        caller.check(&key.namespace)?;
+        let key = caller.admit(key)?;
         let deleted = self.0.store.delete_source(&key).await?;
         tracing::info!(
             namespace = key.namespace,

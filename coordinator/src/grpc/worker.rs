@@ -190,7 +190,7 @@ impl WorkerService for Workers {
             }
         };
         door.close()?;
-        self.0.check_holder(&caller, lease).await?;
+        let lease = caller.admit_lease(&self.0.store, lease).await?;
         let renewed = self.0.store.renew(lease, wanted).await;
         match renewed.map_err(|error| self.refusal(error))? {
             LeaseState::Held(_) => {
@@ -219,7 +219,7 @@ impl WorkerService for Workers {
             .number("batch_size", request.batch_size, most, 1..=i32::MAX)
             .min(most);
         door.close()?;
-        self.0.check_holder(&caller, lease).await?;
+        let lease = caller.admit_lease(&self.0.store, lease).await?;
         let opened = self
             .0
             .store
@@ -259,7 +259,7 @@ impl WorkerService for Workers {
         let lease = door.lease(request.job_id, request.epoch);
         let (embedded, rejected) = door.outcome(request.embedded, request.rejected);
         door.close()?;
-        self.0.check_holder(&caller, lease).await?;
+        let lease = caller.admit_lease(&self.0.store, lease).await?;
         let progress = self
             .0
             .writer
@@ -292,7 +292,7 @@ impl WorkerService for Workers {
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
         door.close()?;
-        self.0.check_holder(&caller, lease).await?;
+        let lease = caller.admit_lease(&self.0.store, lease).await?;
         let began = SystemTime::now();
         let completed = self.0.store.complete(lease).await;
         let job = completed.map_err(|error| self.refusal(error))?;
@@ -323,7 +323,7 @@ impl WorkerService for Workers {
         let lease = door.lease(request.job_id, request.epoch);
         let reason = door.reason("reason".to_owned(), &request.reason);
         door.close()?;
-        self.0.check_holder(&caller, lease).await?;
+        let lease = caller.admit_lease(&self.0.store, lease).await?;
         let failed = self
             .0
             .store
@@ -385,7 +385,7 @@ impl WorkerService for Workers {
             }
         };
         door.close()?;
-        self.0.check_holder(&caller, lease).await?;
+        let lease = caller.admit_lease(&self.0.store, lease).await?;
         let store = &self.0.store;
         let released = if embedder_down {
             store.release_embedder_down(lease, &reason).await

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use super::{Look, Seen, Since};
-use crate::store::{Store, StoreError, queue::QueueStats};
+use crate::store::{Scope, Store, StoreError, queue::QueueStats};
 
 /// How old what is told of the queue may be, and the least time between two
 /// looks at it, however often work is queued.
@@ -29,7 +29,7 @@ impl Queue {
     /// Its sizes.
     pub(crate) async fn see(&self, since: Since) -> Seen<Sizes> {
         let store = self.store.clone();
-        let query = |_| async move { Ok(store.queue_stats(None, None).await?.into()) };
+        let query = |_| async move { Ok(store.queue_stats(&Scope::All, None).await?.into()) };
         self.look.see(since, query).await
     }
 }

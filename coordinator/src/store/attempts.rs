@@ -2,7 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{Store, StoreError, database::Transaction};
+use super::{Scope, Store, StoreError, database::Transaction, scope::in_scope};
 use crate::job::state::AttemptOutcome;
 
 /// One try of a job.
@@ -61,19 +61,28 @@ pub(super) async fn record_attempt(
 
 impl Store {
     /// Returns up to `limit` tries of a job, newest first.
-    pub async fn attempts(&self, job_id: i64, limit: i64) -> Result<Vec<Attempt>, StoreError> {
-        Ok(sqlx::query_as(
+    pub async fn attempts(
+        &self,
+        scope: &Scope,
+        job_id: i64,
+        limit: i64,
+    ) -> Result<Vec<Attempt>, StoreError> {
+        Ok(sqlx::query_as(concat!(
             "-- store::attempts::attempts
+             WITH job AS MATERIALIZED (SELECT * FROM weir.jobs WHERE id = $1 AND ",
+            in_scope!("namespace", "$3"),
+            ")
              SELECT id AS job_id, epoch, worker_id, claimed_at AS started_at, finished_at AS ended_at, state AS outcome,
                     NULL AS error, chunks_done + chunks_rejected - claimed_done AS chunks_done, false AS charged
-             FROM weir.jobs WHERE id = $1 AND state IN ('running', 'succeeded') AND worker_id IS NOT NULL
+             FROM job WHERE state IN ('running', 'succeeded') AND worker_id IS NOT NULL
              UNION ALL
              SELECT job_id, epoch, worker_id, started_at, ended_at, outcome, error, chunks_done, charged
-             FROM weir.attempts WHERE job_id = $1
-             ORDER BY epoch DESC LIMIT $2",
-        )
+             FROM weir.attempts WHERE job_id = (SELECT id FROM job)
+             ORDER BY epoch DESC LIMIT $2"
+        ))
         .bind(job_id)
         .bind(limit)
+        .bind(scope.namespaces())
         .fetch_all(&self.pool)
         .await?)
     }

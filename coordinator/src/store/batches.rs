@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 
 use self::statement::{Verdict, write_outcomes};
 use super::{
-    Store, StoreError, Violation,
+    Scope, Store, StoreError, Violation,
     database::Transaction,
     rows::{Embedded, LeaseKey, Rejected},
 };
@@ -131,7 +131,7 @@ impl Store {
     /// Why a group left an outcome out. A lease that is held now was held then:
     /// so it was locked.
     async fn busy_or_over(&self, outcome: &Outcome) -> Written {
-        match self.job(outcome.lease.job_id).await {
+        match self.job(&Scope::All, outcome.lease.job_id).await {
             Ok(job) if job.state == JobState::Running && job.epoch == outcome.lease.epoch => {
                 Written::Busy {
                     source_id: job.source_id,

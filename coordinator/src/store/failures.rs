@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 
-use super::{Store, StoreError, database::Transaction};
+use super::{Scope, Store, StoreError, database::Transaction, scope::in_scope};
 use crate::job::cause::cause;
 
 /// Jobs looked at for the last success beside a failure.
@@ -104,7 +104,7 @@ impl Store {
     /// were dismissed only where `dismissed` says so.
     pub async fn failures(
         &self,
-        namespace: Option<&str>,
+        scope: &Scope,
         dismissed: bool,
         after: Option<FailurePosition>,
         limit: i64,
@@ -114,12 +114,14 @@ impl Store {
             "-- store::failures::failures\nSELECT ",
             failure_columns!(),
             " FROM weir.failures f
-             WHERE ($2::text IS NULL OR f.namespace = $2) AND ($3 OR f.dismissed_at IS NULL)
+             WHERE ",
+            in_scope!("f.namespace", "$2"),
+            " AND ($3 OR f.dismissed_at IS NULL)
                AND ($4::timestamptz IS NULL OR (f.last_seen_at, f.id) < ($4, $5))
              ORDER BY f.last_seen_at DESC, f.id DESC LIMIT $6"
         ))
         .bind(LOOKED_BACK)
-        .bind(namespace)
+        .bind(scope.namespaces())
         .bind(dismissed)
         .bind(seen_at)
         .bind(id)
@@ -128,22 +130,19 @@ impl Store {
         .await?)
     }
 
-    /// Takes a failure off the list until it is seen again, and returns it. One
-    /// that is in none of `namespaces`, where some are named, is not there.
-    pub async fn dismiss_failure(
-        &self,
-        id: i64,
-        namespaces: Option<&[String]>,
-    ) -> Result<Failure, StoreError> {
+    /// Takes a failure off the list until it is seen again, and returns it.
+    pub async fn dismiss_failure(&self, scope: &Scope, id: i64) -> Result<Failure, StoreError> {
         sqlx::query_as(concat!(
             "-- store::failures::dismiss_failure
-             UPDATE weir.failures f SET dismissed_at = coalesce(f.dismissed_at, now()) 
-             WHERE f.id = $2 AND ($3::text[] IS NULL OR f.namespace = ANY($3)) RETURNING ",
+             UPDATE weir.failures f SET dismissed_at = coalesce(f.dismissed_at, now())
+             WHERE f.id = $2 AND ",
+            in_scope!("f.namespace", "$3"),
+            " RETURNING ",
             failure_columns!()
         ))
         .bind(LOOKED_BACK)
         .bind(id)
-        .bind(namespaces)
+        .bind(scope.namespaces())
         .fetch_optional(&self.pool)
         .await?
         .ok_or_else(|| StoreError::NotFound(format!("there is no failure {id}")))

@@ -7,10 +7,11 @@ use chrono::{DateTime, Utc};
 use sqlx::postgres::types::PgInterval;
 
 use super::{
-    QUEUE_CHANNEL, Store, StoreError,
+    QUEUE_CHANNEL, Scope, Store, StoreError,
     attempts::{Ended, record_attempt},
     failures::count_failures,
     rows::{Job, LeaseKey, job_columns},
+    scope::in_scope,
     sources::notify,
 };
 use crate::job::{
@@ -30,8 +31,6 @@ pub enum LeaseState {
 /// Who took a lease.
 #[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
 pub struct Holder {
-    /// The job's namespace.
-    pub namespace: String,
     /// The job's present epoch.
     pub epoch: i64,
     /// The name of the token with which the job was last claimed, if with one.
@@ -178,7 +177,7 @@ impl Store {
 
     /// Looks whether a lease is held, without renewing it.
     pub async fn lease(&self, lease: LeaseKey) -> Result<LeaseState, StoreError> {
-        let job = self.job(lease.job_id).await?;
+        let job = self.job(&Scope::All, lease.job_id).await?;
         if job.state == JobState::Running && job.epoch == lease.epoch {
             return Ok(LeaseState::Held(Box::new(job)));
         }
@@ -187,12 +186,14 @@ impl Store {
 
     /// Who took the present lease of a job, or its last one. `None` where there
     /// is no such job.
-    pub async fn holder(&self, job_id: i64) -> Result<Option<Holder>, StoreError> {
-        Ok(sqlx::query_as(
+    pub async fn holder(&self, scope: &Scope, job_id: i64) -> Result<Option<Holder>, StoreError> {
+        Ok(sqlx::query_as(concat!(
             "-- store::lease::holder
-             SELECT namespace, epoch, claimed_by FROM weir.jobs WHERE id = $1",
-        )
+             SELECT epoch, claimed_by FROM weir.jobs WHERE id = $1 AND ",
+            in_scope!("namespace", "$2")
+        ))
         .bind(job_id)
+        .bind(scope.namespaces())
         .fetch_optional(&self.pool)
         .await?)
     }
@@ -362,7 +363,7 @@ impl Store {
     /// The error for a lease that is not held, told apart by what became of it:
     /// the job itself when it succeeded under that very lease.
     pub(super) async fn not_held(&self, lease: LeaseKey) -> Result<Job, StoreError> {
-        let job = self.job(lease.job_id).await?;
+        let job = self.job(&Scope::All, lease.job_id).await?;
         if job.state == JobState::Succeeded && job.epoch == lease.epoch {
             return Ok(job);
         }

@@ -24,6 +24,7 @@ pub mod reconcile;
 pub mod rescue;
 pub mod retention;
 pub mod rows;
+pub mod scope;
 pub mod search;
 pub mod sources;
 pub mod status;
@@ -42,6 +43,7 @@ pub use sqlx::PgPool as ConnectionPool;
 pub use error::{StoreError, Violation};
 pub use inspect::{Inspection, inspect};
 pub use migrate::{MigrateError, SchemaSteps, migrate};
+pub use scope::Scope;
 
 use self::{database::Pool, quota::Quota};
 use crate::config::DatabaseConfig;

@@ -1,6 +1,6 @@
 //! How namespaces stand: sources, chunks and unsettled jobs, counted.
 
-use super::{Store, StoreError};
+use super::{Scope, Store, StoreError, scope::in_scope};
 use crate::job::badge::Unsettled;
 
 /// Most namespaces that are told apart.
@@ -54,19 +54,20 @@ impl Store {
     /// Returns the figures of all that was asked about together, under an empty
     /// name, and of each namespace by name; where there are more than
     /// [`MAX_NAMESPACES`], those first that something is wrong with.
-    pub async fn overview(
-        &self,
-        namespace: Option<&str>,
-    ) -> Result<Vec<NamespaceFigures>, StoreError> {
-        Ok(sqlx::query_as(
+    pub async fn overview(&self, scope: &Scope) -> Result<Vec<NamespaceFigures>, StoreError> {
+        Ok(sqlx::query_as(concat!(
             "-- store::overview::overview
              WITH sources AS (
                  SELECT namespace, count(*) AS sources, sum(chunks_total) AS chunks
-                 FROM weir.sources WHERE $1::text IS NULL OR namespace = $1 GROUP BY namespace
+                 FROM weir.sources WHERE ",
+            in_scope!("namespace", "$1"),
+            " GROUP BY namespace
              ), rejections AS (
                  SELECT s.namespace, count(*) AS rejected
                  FROM weir.rejections r JOIN weir.sources s ON s.id = r.source_id
-                 WHERE $1::text IS NULL OR s.namespace = $1 GROUP BY s.namespace
+                 WHERE ",
+            in_scope!("s.namespace", "$1"),
+            " GROUP BY s.namespace
              ), jobs AS (
                  SELECT namespace,
                         sum(chunks_total - chunks_done - chunks_rejected) AS pending,
@@ -78,7 +79,9 @@ impl Store {
                         count(*) FILTER (WHERE state = 'failed') AS failed,
                         count(*) FILTER (WHERE state = 'cancelled') AS cancelled,
                         min(run_at) FILTER (WHERE state = 'queued' AND run_at <= now()) AS oldest
-                 FROM weir.jobs WHERE NOT settled AND ($1::text IS NULL OR namespace = $1) GROUP BY namespace
+                 FROM weir.jobs WHERE NOT settled AND ",
+            in_scope!("namespace", "$1"),
+            " GROUP BY namespace
              ), figures AS (
                  SELECT namespace, sources, chunks, pending, rejected, ready, delayed, running, retrying,
                         embedder_down, failed, cancelled, oldest,
@@ -99,9 +102,9 @@ impl Store {
                     coalesce(embedder_down, 0)::bigint AS jobs_embedder_down,
                     coalesce(failed, 0)::bigint AS jobs_failed, coalesce(cancelled, 0)::bigint AS jobs_cancelled,
                     coalesce(extract(epoch FROM now() - oldest), 0)::float8 AS oldest_ready_age_seconds
-             FROM told ORDER BY namespace",
-        )
-        .bind(namespace)
+             FROM told ORDER BY namespace"
+        ))
+        .bind(scope.namespaces())
         .bind(MAX_NAMESPACES)
         .fetch_all(&self.pool)
         .await?)

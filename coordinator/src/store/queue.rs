@@ -1,7 +1,7 @@
 //! The queue as a whole: whether anything is due, how much waits, and the
 //! word that something changed.
 
-use super::{CHANGE_CHANNEL, QUEUE_CHANNEL, Store, StoreError};
+use super::{CHANGE_CHANNEL, QUEUE_CHANNEL, Scope, Store, StoreError, scope::in_scope};
 
 /// How much work one namespace and model has open.
 #[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
@@ -67,10 +67,10 @@ impl Store {
     /// Sums up the open jobs by namespace and model.
     pub async fn queue_stats(
         &self,
-        namespace: Option<&str>,
+        scope: &Scope,
         model: Option<&str>,
     ) -> Result<Vec<QueueStats>, StoreError> {
-        Ok(sqlx::query_as(
+        Ok(sqlx::query_as(concat!(
             "-- store::queue::queue_stats
              SELECT namespace, model,
                     count(*) FILTER (WHERE state = 'queued' AND run_at <= now()) AS jobs_ready,
@@ -83,10 +83,12 @@ impl Store {
                              0)::float8 AS oldest_ready_age_seconds
              FROM weir.jobs
              WHERE state IN ('queued', 'running') AND NOT settled
-               AND ($1::text IS NULL OR namespace = $1) AND ($2::text IS NULL OR model = $2)
-             GROUP BY namespace, model ORDER BY namespace, model",
-        )
-        .bind(namespace)
+               AND ",
+            in_scope!("namespace", "$1"),
+            " AND ($2::text IS NULL OR model = $2)
+             GROUP BY namespace, model ORDER BY namespace, model"
+        ))
+        .bind(scope.namespaces())
         .bind(model)
         .fetch_all(&self.pool)
         .await?)

@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, Utc};
 
+use super::Scope;
 use crate::job::{
     badge::{Standing, Telling},
     plan::TextHash,
@@ -192,6 +193,11 @@ pub struct Job {
 }
 
 impl Job {
+    /// Its namespace alone: who was let see it may look at it again.
+    pub fn scope(&self) -> Scope {
+        Scope::One(self.namespace.clone())
+    }
+
     /// Its present lease, or its last one.
     pub fn lease(&self) -> LeaseKey {
         LeaseKey {

@@ -3,7 +3,7 @@
 use sqlx::{Postgres, QueryBuilder};
 
 use super::{
-    CHANGE_CHANNEL, Store, StoreError,
+    CHANGE_CHANNEL, Scope, Store, StoreError,
     database::Transaction,
     locks::{cancel_open_jobs, lock_source, lock_unsettled_jobs, settle},
     rows::{Job, Source, SourceKey, job_columns, source_columns, source_jobs},
@@ -17,8 +17,6 @@ pub const MAX_JOBS_WITH_SOURCE: i64 = 1_000;
 /// Which sources to list.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, serde::Serialize)]
 pub struct SourceFilter {
-    /// Only of this namespace.
-    pub namespace: Option<String>,
     /// Only those whose name begins so.
     pub name_prefix: Option<String>,
     /// Only with this model.
@@ -29,11 +27,6 @@ pub struct SourceFilter {
 
 impl SourceFilter {
     fn push(&self, query: &mut QueryBuilder<Postgres>) {
-        if let Some(namespace) = &self.namespace {
-            query
-                .push(" AND s.namespace = ")
-                .push_bind(namespace.clone());
-        }
         if let Some(prefix) = &self.name_prefix {
             query
                 .push(" AND starts_with(s.name, ")
@@ -118,6 +111,7 @@ impl Store {
     /// its most telling unsettled job.
     pub async fn sources(
         &self,
+        scope: &Scope,
         filter: &SourceFilter,
         paging: Option<&Paging<SourceKey>>,
         limit: i64,
@@ -143,6 +137,7 @@ impl Store {
         query.push(", ");
         query.push_bind(from.map_or("", |key| &key.name).to_owned());
         query.push(")");
+        scope.push(&mut query, "s.namespace");
         filter.push(&mut query);
         query.push(" ORDER BY s.namespace").push(order);
         query.push(", s.name").push(order).push(" LIMIT ");

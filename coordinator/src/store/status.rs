@@ -3,8 +3,9 @@
 use sqlx::{FromRow as _, Postgres, QueryBuilder, Row as _};
 
 use super::{
-    Store, StoreError,
+    Scope, Store, StoreError,
     rows::{Job, job_columns},
+    scope::in_scope,
 };
 use crate::job::state::{JobState, Trigger};
 
@@ -14,11 +15,9 @@ const EXAMINED: i64 = 5_000;
 /// Which jobs to list.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct JobFilter {
-    /// Only of this namespace.
-    pub namespace: Option<String>,
-    /// Only of the source of this name; needs a namespace.
+    /// Only of the source of this name.
     pub source: Option<String>,
-    /// Only of sources whose name begins so; needs a namespace.
+    /// Only of sources whose name begins so.
     pub source_prefix: Option<String>,
     /// Only in these states; all when empty.
     pub states: Vec<JobState>,
@@ -79,16 +78,33 @@ impl<T, P> Page<T, P> {
     }
 }
 
+/// Where the pages beside one begin that has nothing on it: it has others beside
+/// it all the same, on the side that it was come to from.
+pub(crate) fn beside_nothing(
+    next: Option<i64>,
+    previous: Option<i64>,
+    paging: Option<&Paging<i64>>,
+) -> (Option<i64>, Option<i64>) {
+    match paging {
+        None => (next, previous),
+        Some(Paging::After(id)) => (next, Some(id.saturating_sub(1).max(0))),
+        Some(Paging::Before(id)) => (Some(id.saturating_add(1)), previous),
+    }
+}
+
 impl JobFilter {
     /// Adds the conditions that an index answers.
-    fn push_indexed(&self, query: &mut QueryBuilder<Postgres>) {
+    fn push_indexed(&self, query: &mut QueryBuilder<Postgres>, scope: &Scope) {
+        scope.push(query, "namespace");
         if let Some(failure_id) = self.failure_id {
             query.push(" AND NOT settled AND failure_id = ");
             query.push_bind(failure_id);
+            // Asked once, before any job is looked at: a failure of others costs nothing.
+            query.push(" AND EXISTS (SELECT FROM weir.failures f WHERE f.id = ");
+            query.push_bind(failure_id);
+            scope.push(query, "f.namespace");
+            query.push(")");
             return;
-        }
-        if let Some(namespace) = &self.namespace {
-            query.push(" AND namespace = ").push_bind(namespace.clone());
         }
         if let Some(source) = &self.source {
             query.push(" AND source = ").push_bind(source.clone());
@@ -108,11 +124,12 @@ impl JobFilter {
     fn push_examined(
         &self,
         query: &mut QueryBuilder<Postgres>,
+        scope: &Scope,
         paging: Option<&Paging<i64>>,
         examined: i64,
     ) {
         query.push(" FROM weir.jobs WHERE true");
-        self.push_indexed(query);
+        self.push_indexed(query, scope);
         let (bound, from, order) = match paging {
             Some(Paging::Before(id)) => (" AND id > ", *id, " ORDER BY id ASC"),
             Some(Paging::After(id)) => (" AND id < ", *id, " ORDER BY id DESC"),
@@ -160,13 +177,15 @@ impl JobFilter {
 
 impl Store {
     /// Returns one job.
-    pub async fn job(&self, job_id: i64) -> Result<Job, StoreError> {
+    pub async fn job(&self, scope: &Scope, job_id: i64) -> Result<Job, StoreError> {
         sqlx::query_as(concat!(
             "-- store::status::job\nSELECT ",
             job_columns!(),
-            " FROM weir.jobs j WHERE j.id = $1"
+            " FROM weir.jobs j WHERE j.id = $1 AND ",
+            in_scope!("j.namespace", "$2")
         ))
         .bind(job_id)
+        .bind(scope.namespaces())
         .fetch_optional(&self.pool)
         .await?
         .ok_or_else(|| StoreError::no_job(job_id))
@@ -190,6 +209,7 @@ impl Store {
     /// may be short although others follow.
     pub async fn jobs(
         &self,
+        scope: &Scope,
         filter: &JobFilter,
         paging: Option<&Paging<i64>>,
         limit: i64,
@@ -213,7 +233,7 @@ impl Store {
             job_columns!(),
             " FROM (SELECT *"
         ));
-        filter.push_examined(&mut query, paging, examined);
+        filter.push_examined(&mut query, scope, paging, examined);
         query.push(") j WHERE true");
         filter.push_others(&mut query);
         query.push(order).push(" LIMIT ").push_bind(wanted);
@@ -221,7 +241,7 @@ impl Store {
             ") SELECT r.lowest, r.highest, r.rows, j.*
              FROM (SELECT min(id) AS lowest, max(id) AS highest, count(*) AS rows FROM (SELECT id",
         );
-        filter.push_examined(&mut query, paging, examined);
+        filter.push_examined(&mut query, scope, paging, examined);
         query.push(") examined WHERE (SELECT count(*) FROM found) < ");
         query.push_bind(wanted);
         query.push(") r LEFT JOIN found j ON true").push(order);
@@ -243,11 +263,8 @@ impl Store {
             more = rows.last().map(|job: &Job| job.id);
         }
         let mut page = Page::of(rows, paging, more, |job| job.id);
-        // A page with nothing on it has others beside it all the same.
-        match paging {
-            Some(Paging::After(id)) if page.rows.is_empty() => page.previous = Some(id - 1),
-            Some(Paging::Before(id)) if page.rows.is_empty() => page.next = Some(id + 1),
-            _ => {}
+        if page.rows.is_empty() {
+            (page.next, page.previous) = beside_nothing(page.next, page.previous, paging);
         }
         Ok(page)
     }

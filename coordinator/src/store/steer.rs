@@ -1,13 +1,14 @@
 //! Jobs as clients steer them: cancelled, and run again.
 
 use super::{
-    CHANGE_CHANNEL, QUEUE_CHANNEL, REVOKE_CHANNEL, Store, StoreError,
+    CHANGE_CHANNEL, QUEUE_CHANNEL, REVOKE_CHANNEL, Scope, Store, StoreError,
     database::Transaction,
     locks::{
         LockedSource, UnsettledJob, cancel_open_jobs, lock_source_row, lock_unsettled_jobs, settle,
     },
     planning::{Order, queue_pending},
     rows::{Job, job_columns},
+    scope::in_scope,
     sources::{MAX_JOBS_WITH_SOURCE, notify},
 };
 use crate::job::{
@@ -18,6 +19,8 @@ use crate::job::{
 /// A client's wish to have a job run again.
 #[derive(Debug, Clone)]
 pub struct Retry {
+    /// Where it may be.
+    pub scope: Scope,
     /// The job.
     pub job_id: i64,
     /// Embed every chunk of the job's range anew.
@@ -33,12 +36,14 @@ impl Store {
     /// returned as it is; one that has succeeded or failed is an error. Its
     /// chunks stay pending, and counted so, until a write or a retry takes them
     /// up.
-    pub async fn cancel_job(&self, job_id: i64) -> Result<Job, StoreError> {
+    pub async fn cancel_job(&self, scope: &Scope, job_id: i64) -> Result<Job, StoreError> {
         let mut tx = self.pool.begin().await?;
         let cancelled: Option<Job> = sqlx::query_as(concat!(
             "-- store::steer::cancel_job
              WITH open AS MATERIALIZED (
-                 SELECT * FROM weir.jobs WHERE id = $1 AND state IN ('queued', 'running') FOR UPDATE
+                 SELECT * FROM weir.jobs WHERE id = $1 AND state IN ('queued', 'running') AND ",
+            in_scope!("namespace", "$3"),
+            " FOR UPDATE
              ), attempts AS (
                  INSERT INTO weir.attempts (job_id, epoch, worker_id, started_at, outcome, error, chunks_done, charged)
                  SELECT id, epoch, worker_id, claimed_at, 'cancelled', 'cancelled by a client',
@@ -54,6 +59,7 @@ impl Store {
         ))
         .bind(job_id)
         .bind(RevokeReason::Cancelled.as_str())
+        .bind(scope.namespaces())
         .fetch_optional(&mut *tx)
         .await?;
         if let Some(job) = cancelled {
@@ -63,7 +69,7 @@ impl Store {
             return Ok(job);
         }
         drop(tx);
-        let job = self.job(job_id).await?;
+        let job = self.job(scope, job_id).await?;
         if job.state == JobState::Cancelled {
             return Ok(job);
         }
@@ -79,12 +85,12 @@ impl Store {
     /// queued again; with `force` all of its range is embedded anew. Fails
     /// where there is nothing to do, or the source is gone.
     pub async fn retry_job(&self, retry: &Retry) -> Result<Vec<Job>, StoreError> {
-        let source_id = self.job(retry.job_id).await?.source_id;
+        let source_id = self.job(&retry.scope, retry.job_id).await?.source_id;
         let mut tx = self.pool.begin().await?;
         let source = lock_source_row(&mut tx, source_id).await?;
         let unsettled = lock_unsettled_jobs(&mut tx, source_id).await?;
         // Under the locks it stands as it will stay.
-        let job = job_in(&mut tx, retry.job_id).await?;
+        let job = job_in(&mut tx, retry).await?;
         let Some(source) = source else {
             return Err(StoreError::Precondition(format!(
                 "the source {:?} of job {}, in namespace {:?}, was deleted: there is nothing to embed",
@@ -208,16 +214,18 @@ async fn embed_anew(
     queue_pending(tx, source, dirty, Vec::new(), &order).await
 }
 
-async fn job_in(tx: &mut Transaction, job_id: i64) -> Result<Job, StoreError> {
+async fn job_in(tx: &mut Transaction, retry: &Retry) -> Result<Job, StoreError> {
     sqlx::query_as(concat!(
         "-- store::steer::job_in\nSELECT ",
         job_columns!(),
-        " FROM weir.jobs j WHERE j.id = $1"
+        " FROM weir.jobs j WHERE j.id = $1 AND ",
+        in_scope!("j.namespace", "$2")
     ))
-    .bind(job_id)
+    .bind(retry.job_id)
+    .bind(retry.scope.namespaces())
     .fetch_optional(&mut **tx)
     .await?
-    .ok_or_else(|| StoreError::NotFound(format!("there is no job {job_id}")))
+    .ok_or_else(|| StoreError::no_job(retry.job_id))
 }
 
 async fn jobs_in(tx: &mut Transaction, ids: &[i64]) -> Result<Vec<Job>, StoreError> {

@@ -4,7 +4,42 @@ use std::sync::Arc;
 
 use tonic::Status;
 
-use crate::access::{Grant, Namespaces};
+use crate::{
+    access::{Grant, Namespaces},
+    store::{
+        Scope, Store, StoreError,
+        rows::{LeaseKey, SourceKey},
+    },
+};
+
+/// What a request names, before it is known whether its caller may use it: only
+/// the [`Caller`] gives it out.
+#[derive(Debug)]
+pub(crate) struct Asked<T>(T);
+
+impl<T> Asked<T> {
+    pub(crate) fn new(it: T) -> Self {
+        Self(it)
+    }
+}
+
+/// What is of a namespace, or is one.
+pub(crate) trait OfNamespace {
+    /// Which.
+    fn namespace(&self) -> &str;
+}
+
+impl OfNamespace for String {
+    fn namespace(&self) -> &str {
+        self
+    }
+}
+
+impl OfNamespace for SourceKey {
+    fn namespace(&self) -> &str {
+        &self.namespace
+    }
+}
 
 /// Who makes a call.
 #[derive(Debug, Clone)]
@@ -26,6 +61,15 @@ impl Caller {
         self.grant.as_deref().map(|grant| grant.name.as_str())
     }
 
+    /// Where it may look for what a request names by an id.
+    pub(crate) fn scope(&self) -> Scope {
+        match self.namespaces() {
+            None => Scope::All,
+            Some([only]) => Scope::One(only.clone()),
+            Some(several) => Scope::These(several.to_vec()),
+        }
+    }
+
     /// The namespaces that it is limited to; `None` where it is not.
     pub(crate) fn namespaces(&self) -> Option<&[String]> {
         match &self.grant.as_deref()?.namespaces {
@@ -40,14 +84,42 @@ impl Caller {
         grant.is_none_or(|grant| grant.namespaces.contain(namespace))
     }
 
-    /// `PERMISSION_DENIED` for a namespace that is not its own.
-    pub(crate) fn check(&self, namespace: &str) -> Result<(), Status> {
+    /// Gives out what is asked for. `PERMISSION_DENIED` where it is of a namespace
+    /// that is not the caller's own.
+    pub(crate) fn admit<T: OfNamespace>(&self, asked: Asked<T>) -> Result<T, Status> {
+        let namespace = asked.0.namespace();
         if self.may(namespace) {
-            return Ok(());
+            return Ok(asked.0);
         }
         Err(Status::permission_denied(format!(
             "this token may not use the namespace {namespace:?}"
         )))
+    }
+
+    /// Gives out the lease that is asked for. `PERMISSION_DENIED` for one that was
+    /// taken with another token: the epoch fences one worker from the next, and
+    /// is no secret.
+    ///
+    /// Which token took a lease never changes, so that this may be looked at
+    /// before the call's own transaction.
+    pub(crate) async fn admit_lease(
+        &self,
+        store: &Store,
+        asked: Asked<LeaseKey>,
+    ) -> Result<LeaseKey, Status> {
+        let lease = asked.0;
+        let Some(name) = self.name() else {
+            return Ok(lease);
+        };
+        let holder = store.holder(&self.scope(), lease.job_id).await?;
+        let holder = holder.ok_or_else(|| StoreError::no_job(lease.job_id))?;
+        if holder.epoch == lease.epoch && holder.claimed_by.as_deref() != Some(name) {
+            return Err(Status::permission_denied(format!(
+                "the lease of job {} was not taken with this token",
+                lease.job_id
+            )));
+        }
+        Ok(lease)
     }
 
     /// `PERMISSION_DENIED` unless all namespaces are its own.
@@ -60,18 +132,14 @@ impl Caller {
         ))
     }
 
-    /// The namespace of a list. A token of one namespace means that one where
+    /// Where a list looks. A token of one namespace means that one where
     /// none is named; one of several has to name it, for no index has the
     /// entries of several in the order of a list.
-    pub(crate) fn narrow(&self, namespace: Option<String>) -> Result<Option<String>, Status> {
-        match (namespace, self.namespaces()) {
-            (Some(namespace), _) => {
-                self.check(&namespace)?;
-                Ok(Some(namespace))
-            }
-            (None, None) => Ok(None),
-            (None, Some([only])) => Ok(Some(only.clone())),
-            (None, Some(several)) => Err(Status::permission_denied(format!(
+    pub(crate) fn narrow(&self, namespace: Option<Asked<String>>) -> Result<Scope, Status> {
+        match (namespace, self.scope()) {
+            (Some(namespace), _) => Ok(Scope::One(self.admit(namespace)?)),
+            (None, scope @ (Scope::All | Scope::One(_))) => Ok(scope),
+            (None, Scope::These(several)) => Err(Status::permission_denied(format!(
                 "name a namespace: this token may use {} and no list of all",
                 several.join(", ")
             ))),
@@ -95,14 +163,20 @@ mod tests {
                 namespaces,
             })),
         };
-        let named = |name: &str| Some(name.to_owned());
+        let named = |name: &str| Some(Asked::new(name.to_owned()));
+        let one_of = |name: &str| Scope::One(name.to_owned());
         let all = caller(Namespaces::All);
-        assert_eq!(all.narrow(None).unwrap(), None);
-        assert_eq!(all.narrow(named("x")).unwrap(), named("x"));
+        assert_eq!(all.narrow(None).unwrap(), Scope::All);
+        assert_eq!(all.narrow(named("x")).unwrap(), one_of("x"));
         let one = caller(Namespaces::These(vec!["a".to_owned()]));
-        assert_eq!(one.narrow(None).unwrap(), named("a"));
+        assert_eq!(one.narrow(None).unwrap(), one_of("a"));
         let two = caller(Namespaces::These(vec!["a".to_owned(), "b".to_owned()]));
-        assert_eq!(two.narrow(named("b")).unwrap(), named("b"));
+        assert_eq!(two.narrow(named("b")).unwrap(), one_of("b"));
+        assert_eq!([all.scope(), one.scope()], [Scope::All, one_of("a")]);
+        assert_eq!(
+            two.scope(),
+            Scope::These(vec!["a".to_owned(), "b".to_owned()])
+        );
         for denied in [
             two.narrow(None),
             two.narrow(named("c")),

@@ -17,7 +17,7 @@ use super::{End, Outbox, finished, send};
 use crate::{
     grpc::{
         Services,
-        auth::Caller,
+        auth::{Asked, Caller},
         door::Door,
         error::invalid_field,
         spans::{self, trace_id},
@@ -82,7 +82,7 @@ impl Handout {
         trace: Option<TraceContext>,
     ) -> Result<(Self, Subscription), End> {
         let lease = check_open(&open)?;
-        services.check_holder(caller, lease).await?;
+        let lease = caller.admit_lease(&services.store, lease).await?;
         let batch_size = open.batch_size.min(services.max_batch_size);
         let opening = Opening { lease, batch_size };
         let Held {
@@ -379,7 +379,7 @@ impl Handout {
 }
 
 /// Checks how a worker opens a stream.
-pub(in crate::grpc) fn check_open(open: &v1::StreamOpen) -> Result<LeaseKey, Status> {
+pub(in crate::grpc) fn check_open(open: &v1::StreamOpen) -> Result<Asked<LeaseKey>, Status> {
     let mut door = Door::default();
     let lease = door.lease(open.job_id, open.epoch);
     if !(1..=MAX_WINDOW).contains(&open.window) {

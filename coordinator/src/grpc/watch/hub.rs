@@ -15,6 +15,7 @@ use super::{PAUSE, POLLS, page, source, whole};
 use crate::{
     grpc::Services,
     look::{Look, Seen, Since, Turns},
+    store::Scope,
 };
 
 /// A state of something, or why there is none.
@@ -27,13 +28,13 @@ pub(crate) struct Hubs {
     /// By the source's row: one that is deleted and put again is another.
     pub(super) sources: Hub<i64, source::SourceState>,
     pub(super) pages: Hub<page::PageKey, page::PageState>,
-    pub(super) whole: Hub<Option<String>, v1::GetStatusResponse>,
+    pub(super) whole: Hub<Scope, v1::GetStatusResponse>,
     /// The same for those who ask once: they wait for no watcher.
-    pub(in crate::grpc) status: Hub<Option<String>, v1::GetStatusResponse>,
+    pub(in crate::grpc) status: Hub<Scope, v1::GetStatusResponse>,
     /// By how many minutes are asked for.
     pub(in crate::grpc) activity: Hub<i32, v1::GetActivityResponse>,
-    /// By namespace and model.
-    pub(in crate::grpc) queues: Hub<(Option<String>, Option<String>), v1::GetQueueStatsResponse>,
+    /// By namespaces and model.
+    pub(in crate::grpc) queues: Hub<(Scope, Option<String>), v1::GetQueueStatsResponse>,
     /// The turns of those who watch.
     pub(super) turns: Turns,
 }

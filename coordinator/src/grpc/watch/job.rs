@@ -13,11 +13,11 @@ use super::{
 };
 use crate::{
     grpc::{Services, convert::wire_job},
-    store::rows::Job,
+    store::{Scope, rows::Job},
 };
 
-async fn look(services: Services, job_id: i64) -> State<v1::Job> {
-    let job = services.store.job(job_id).await?;
+async fn look(services: Services, scope: Scope, job_id: i64) -> State<v1::Job> {
+    let job = services.store.job(&scope, job_id).await?;
     Ok(Arc::new(wire_job(job, services.policy.max_attempts)))
 }
 
@@ -32,6 +32,7 @@ pub(in crate::grpc) fn watch_job(
     cursor: Option<Cursor>,
 ) -> Watch<v1::WatchJobResponse> {
     let (hub, job_id, source_id) = (services.clone(), job.id, job.source_id);
+    let scope = job.scope();
     serve(services, async move |answers| {
         let mut sent = cursor.map(|cursor| cursor.digest);
         let mut changes = hub.wakeup.changes(source_id);
@@ -39,7 +40,9 @@ pub(in crate::grpc) fn watch_job(
         let mut follow = Follow::new(&hub);
         loop {
             let since = follow.wait(changes.changed()).await;
-            let seen = shared.see(since, |_| look(hub.clone(), job_id)).await;
+            let seen = shared
+                .see(since, |_| look(hub.clone(), scope.clone(), job_id))
+                .await;
             let Some(job) = follow.take(seen)? else {
                 continue;
             };

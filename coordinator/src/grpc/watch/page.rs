@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     grpc::{Services, page::tokens, sources::summary},
-    store::{rows::SourceKey, sources::SourceFilter, status::Paging},
+    store::{Scope, rows::SourceKey, sources::SourceFilter, status::Paging},
 };
 
 /// Least time between two looks at a page.
@@ -20,6 +20,7 @@ pub(super) const PAUSE: Duration = Duration::from_millis(500);
 /// Names a page: which sources, from where on, how many.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(in crate::grpc) struct PageKey {
+    pub(in crate::grpc) scope: Scope,
     pub(in crate::grpc) filter: SourceFilter,
     pub(in crate::grpc) paging: Option<Paging<SourceKey>>,
     pub(in crate::grpc) limit: i64,
@@ -59,13 +60,16 @@ impl PageState {
 
 async fn look(services: Services, page: PageKey) -> State<PageState> {
     let PageKey {
+        scope,
         filter,
         paging,
         limit,
     } = &page;
-    let found = services.store.sources(filter, paging.as_ref(), *limit);
+    let found = services
+        .store
+        .sources(scope, filter, paging.as_ref(), *limit);
     let found = found.await?;
-    let tokens = tokens(&("sources", filter), &found)?;
+    let tokens = tokens(&("sources", scope, filter), &found)?;
     let keyed = found.rows.into_iter().map(|found| {
         let key = (found.0.namespace.clone(), found.0.name.clone());
         (key, summary(&services, found))

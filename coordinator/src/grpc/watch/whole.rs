@@ -9,30 +9,33 @@ use super::{
     hub::{Follow, State},
     serve,
 };
-use crate::grpc::{Services, overview};
+use crate::{
+    grpc::{Services, overview},
+    store::Scope,
+};
 
 /// Least time between two looks at the whole.
 pub(super) const PAUSE: Duration = Duration::from_secs(1);
 
-async fn look(services: Services, namespace: Option<String>) -> State<v1::GetStatusResponse> {
-    let status = overview::look(&services, namespace.as_deref()).await?;
+async fn look(services: Services, scope: Scope) -> State<v1::GetStatusResponse> {
+    let status = overview::look(&services, &scope).await?;
     Ok(Arc::new(status))
 }
 
-/// Streams how a namespace, or all of them, stands.
+/// Streams how the namespaces of a scope stand.
 pub(in crate::grpc) fn watch_status(
     services: &Services,
-    namespace: Option<String>,
+    scope: Scope,
 ) -> Watch<v1::WatchStatusResponse> {
     let hub = services.clone();
     serve(services, async move |answers| {
         let mut sent = None;
         let mut changes = hub.wakeup.any_change();
-        let shared = hub.hubs.whole.join(&namespace);
+        let shared = hub.hubs.whole.join(&scope);
         let mut follow = Follow::new(&hub);
         loop {
             let since = follow.wait(changes.changed()).await;
-            let query = |_| look(hub.clone(), namespace.clone());
+            let query = |_| look(hub.clone(), scope.clone());
             let seen = shared.see(since, query).await;
             let Some(now) = follow.take(seen)? else {
                 continue;
