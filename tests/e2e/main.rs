@@ -28,6 +28,7 @@ mod metrics;
 mod model;
 mod models;
 mod orphans;
+mod positions;
 mod restart;
 mod rolling;
 mod scaler;

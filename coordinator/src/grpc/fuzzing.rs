@@ -3,6 +3,7 @@
 
 use std::sync::LazyLock;
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use prost::{Message, Name};
 use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor};
 use weir_proto::{
@@ -11,7 +12,20 @@ use weir_proto::{
     v1::{self, FILE_DESCRIPTOR_SET, stream_batches_request::Message as FromWorker},
 };
 
-use super::{content, door::Door, json, page, stream};
+use super::{
+    content,
+    door::Door,
+    json,
+    page::{self, Position},
+    stream,
+    watch::Cursor,
+};
+use crate::store::{
+    failures::FailurePosition,
+    fuzzing::{bind, bind_text, bind_time},
+    rows::SourceKey,
+    status::{Paging, beside_nothing},
+};
 
 /// As the codec does.
 fn decode<M: Message + Name + Default>(bytes: &[u8]) -> Option<M> {
@@ -46,8 +60,67 @@ static METHODS: LazyLock<Vec<MethodDescriptor>> = LazyLock::new(|| {
         .collect()
 });
 
+/// A token of the query that it is sent with, or a cursor, with anything for a
+/// position, as far as it would be bound; the first byte says of what.
+fn place(input: &[u8]) {
+    let Some((which, json)) = input.split_first() else {
+        return;
+    };
+    match which % 6 {
+        0 => {
+            if let Some(paging) = read::<Paging<i64>>(json) {
+                let (next, previous) = beside_nothing(None, None, Some(&paging));
+                for beside in [next.map(Paging::After), previous.map(Paging::Before)] {
+                    let again = beside.and_then(|it| read(&serde_json::to_vec(&it).ok()?));
+                    assert_eq!(again, beside, "beside {paging:?}");
+                }
+                let (Paging::After(id) | Paging::Before(id)) = paging;
+                bind(id);
+            }
+        }
+        1 => {
+            if let Some(Paging::After(key) | Paging::Before(key)) = read::<Paging<SourceKey>>(json)
+            {
+                bind_text(&key.namespace);
+                bind_text(&key.name);
+            }
+        }
+        2 => {
+            if let Some((time, id)) = read::<FailurePosition>(json) {
+                bind_time(time);
+                bind(id);
+            }
+        }
+        3 => {
+            if let Some((item_id, index)) = read::<(String, i32)>(json) {
+                bind_text(&item_id);
+                bind(index);
+            }
+        }
+        4 => {
+            let text = URL_SAFE_NO_PAD.encode(json);
+            if let Ok(Some(cursor)) = Cursor::read(&text) {
+                bind(cursor.jobs());
+            }
+        }
+        _ => {
+            let text = String::from_utf8_lossy(json);
+            drop(page::position::<Paging<i64>>(&QUERY, &text));
+            drop(Cursor::read(&text));
+        }
+    }
+}
+
+/// The query whose tokens are read.
+const QUERY: &str = "query";
+
+fn read<P: Position>(position: &[u8]) -> Option<P> {
+    let token = page::token_of(&QUERY, position).ok()?;
+    page::position(&QUERY, &token).ok()?
+}
+
 /// A request of a client; the first byte says which, and of one in JSON the
-/// second to what method.
+/// second to what method, of a token or cursor of what.
 pub fn request(input: &[u8]) {
     let Some((first, bytes)) = input.split_first() else {
         return;
@@ -71,11 +144,7 @@ pub fn request(input: &[u8]) {
                 door.vector("vector", &search.vector);
             }
         }
-        3 => {
-            if let Some(list) = decode::<v1::ListJobsRequest>(bytes) {
-                drop(page::position::<i64>(&("jobs", ""), &list.page_token));
-            }
-        }
+        3 => place(bytes),
         _ => {
             if let Some((which, bytes)) = bytes.split_first() {
                 let method = &METHODS[usize::from(*which) % METHODS.len()];

@@ -23,16 +23,12 @@ pub(super) async fn look(
     services: &Services,
     scope: &Scope,
 ) -> Result<v1::GetStatusResponse, StoreError> {
-    let named = match scope {
-        Scope::One(namespace) => namespace.as_str(),
-        Scope::All | Scope::These(_) => "",
-    };
     let mut figures = services.store.overview(scope).await?.into_iter();
     // The total comes first, for no namespace sorts before an empty name.
     let total = figures.next().map(v1::NamespaceStatus::from);
     Ok(v1::GetStatusResponse {
         total: total.map(|total| v1::NamespaceStatus {
-            namespace: named.to_owned(),
+            namespace: scope.one().unwrap_or_default().to_owned(),
             ..total
         }),
         namespaces: figures.map(v1::NamespaceStatus::from).collect(),

@@ -10,6 +10,8 @@ pub mod content;
 mod database;
 pub mod error;
 pub mod failures;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 pub mod imports;
 mod inspect;
 pub mod lease;

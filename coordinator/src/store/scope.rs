@@ -19,6 +19,14 @@ pub enum Scope {
 }
 
 impl Scope {
+    /// The only namespace, where it is one.
+    pub fn one(&self) -> Option<&str> {
+        match self {
+            Self::One(one) => Some(one),
+            Self::All | Self::These(_) => None,
+        }
+    }
+
     /// The namespaces, as conditions take them: `NULL` for all.
     pub(super) fn namespaces(&self) -> Option<&[String]> {
         match self {

@@ -41,12 +41,23 @@ impl Cursor {
     }
 
     /// The jobs that were unsettled.
-    pub(super) fn jobs(&self) -> Vec<i64> {
+    pub(in crate::grpc) fn jobs(&self) -> Vec<i64> {
+        self.ids().flatten().collect()
+    }
+
+    /// Their ids; `None` for what can be none.
+    fn ids(&self) -> impl Iterator<Item = Option<i64>> {
         let sum = |sum: &mut i64, difference: &i64| {
-            *sum = sum.checked_add(*difference)?;
-            Some(*sum)
+            let id = sum.checked_add(*difference).filter(|id| *id > 0);
+            *sum = id.unwrap_or_default();
+            Some(id)
         };
-        self.jobs.iter().scan(0, sum).collect()
+        self.jobs.iter().scan(0, sum)
+    }
+
+    /// Whether a watch may have come so far.
+    fn may_be(&self) -> bool {
+        self.jobs.len() <= MAX_JOBS && self.ids().all(|id| id.is_some())
     }
 
     /// As a client has it.
@@ -63,7 +74,7 @@ impl Cursor {
         }
         let json = URL_SAFE_NO_PAD.decode(text).ok();
         let cursor = json.and_then(|json| serde_json::from_slice(&json).ok());
-        let cursor = cursor.filter(|cursor: &Self| cursor.jobs.len() <= MAX_JOBS);
+        let cursor = cursor.filter(Self::may_be);
         cursor.map(Some).ok_or_else(|| {
             invalid_field(
                 "cursor",
@@ -75,9 +86,38 @@ impl Cursor {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use weir_proto::v1;
 
     use super::*;
+
+    proptest! {
+        /// What is read names jobs that there may be, and all that were sent.
+        #[test]
+        fn a_cursor_names_ids_or_is_refused(
+            digest: u64,
+            jobs in proptest::collection::vec(prop_oneof![any::<i64>(), -9_i64..9], 0..6),
+        ) {
+            let sent = Cursor { digest, jobs };
+            match Cursor::read(&sent.to_text().unwrap()) {
+                Ok(read) => {
+                    let ids = read.unwrap().jobs();
+                    prop_assert_eq!(ids.len(), sent.jobs.len());
+                    prop_assert!(ids.iter().all(|id| *id > 0), "{:?}", ids);
+                }
+                Err(status) => {
+                    let sum = |sum: &mut i128, it: &i64| {
+                        *sum += i128::from(*it);
+                        Some(*sum)
+                    };
+                    let ids = 1..=i128::from(i64::MAX);
+                    let sound = sent.jobs.iter().scan(0, sum).all(|id| ids.contains(&id));
+                    prop_assert!(!sound, "{:?}", sent);
+                    prop_assert!(status.message().starts_with("cursor: "));
+                }
+            }
+        }
+    }
 
     #[test]
     fn a_cursor_survives_the_round_trip() {
