@@ -217,10 +217,11 @@ impl Ours {
         let made = format!(
             "SELECT id FROM weir.sources WHERE namespace <> '{OURS}' AND name LIKE 'tell%'"
         );
-        let mut sql: String = ["items", "chunks", "embeddings", "rejections", "jobs"]
-            .map(|table| format!("DELETE FROM weir.{table} WHERE source_id IN ({made});"))
-            .concat();
-        sql.push_str(&format!("DELETE FROM weir.sources WHERE id IN ({made})"));
+        let parts = ["items", "chunks", "embeddings", "rejections", "jobs"];
+        let parts =
+            parts.map(|table| format!("DELETE FROM weir.{table} WHERE source_id IN ({made});"));
+        let sources = format!("DELETE FROM weir.sources WHERE id IN ({made})");
+        let sql = parts.concat() + &sources;
         let pool = self.weir.database.pool();
         sqlx::raw_sql(sqlx::AssertSqlSafe(sql))
             .execute(pool)

@@ -19,7 +19,7 @@ fn scopes() -> ([Scope; 3], [Scope; 2]) {
     )
 }
 
-fn is_missing<T>(answer: Result<T, StoreError>) -> bool {
+fn is_missing<T>(answer: &Result<T, StoreError>) -> bool {
     matches!(answer, Err(StoreError::NotFound(_)))
 }
 
@@ -72,17 +72,17 @@ async fn what_is_beyond_the_scope_is_not_there() {
     };
     for scope in &beyond {
         assert_eq!(seen(scope).await, [0; 7], "{scope:?}");
-        assert!(is_missing(store.job(scope, failed.id).await), "{scope:?}");
+        assert!(is_missing(&store.job(scope, failed.id).await), "{scope:?}");
         assert!(
-            is_missing(store.dismiss_failure(scope, id).await),
+            is_missing(&store.dismiss_failure(scope, id).await),
             "{scope:?}"
         );
         assert!(
-            is_missing(store.cancel_job(scope, failed.id).await),
+            is_missing(&store.cancel_job(scope, failed.id).await),
             "{scope:?}"
         );
         assert!(
-            is_missing(store.retry_job(&retry(scope)).await),
+            is_missing(&store.retry_job(&retry(scope)).await),
             "{scope:?}"
         );
         assert_eq!(store.holder(scope, failed.id).await.unwrap(), None);
@@ -96,11 +96,11 @@ async fn what_is_beyond_the_scope_is_not_there() {
     }
     for scope in &within {
         assert!(
-            !is_missing(store.cancel_job(scope, failed.id).await),
+            !is_missing(&store.cancel_job(scope, failed.id).await),
             "{scope:?}"
         );
         assert!(
-            !is_missing(store.retry_job(&retry(scope)).await),
+            !is_missing(&store.retry_job(&retry(scope)).await),
             "{scope:?}"
         );
     }

@@ -11,8 +11,10 @@ use weir_coordinator::{
     store::{
         Scope, StoreError,
         activity::Persisted,
+        attempts::Attempt,
         batches::Outcome,
         chunks::ChunkState,
+        failures::{Failure, FailurePosition},
         overview::NamespaceFigures,
         rescue::Patience,
         rows::{ChunkText, Job},
@@ -63,12 +65,23 @@ impl Weir {
         (whole, verdict)
     }
 
+    async fn failures(
+        &self,
+        dismissed: bool,
+        after: Option<FailurePosition>,
+        limit: i64,
+    ) -> Vec<Failure> {
+        let failures = self.store.failures(&Scope::All, dismissed, after, limit);
+        failures.await.unwrap()
+    }
+
+    async fn tries(&self, job: &Job, limit: i64) -> Vec<Attempt> {
+        let tries = self.store.attempts(&Scope::All, job.id, limit);
+        tries.await.unwrap()
+    }
+
     async fn affected(&self) -> Vec<(String, i64, i64)> {
-        let failures = self
-            .store
-            .failures(&Scope::All, false, None, 10)
-            .await
-            .unwrap();
+        let failures = self.failures(false, None, 10).await;
         let told = failures
             .into_iter()
             .map(|it| (it.cause, it.occurrences, it.jobs_affected));
@@ -165,7 +178,7 @@ async fn every_try_of_a_job_is_told() {
     let third = weir.claim().await;
     weir.rescue_unheard().await;
     let fourth = weir.claim().await;
-    let told = |tries: Vec<weir_coordinator::store::attempts::Attempt>| {
+    let told = |tries: Vec<Attempt>| {
         let told = tries.into_iter().map(|it| {
             (
                 it.epoch,
@@ -205,7 +218,7 @@ async fn every_try_of_a_job_is_told() {
             true,
         ),
     ];
-    let tries = weir.store.attempts(&Scope::All, job.id, 10).await.unwrap();
+    let tries = weir.tries(&job, 10).await;
     assert!(
         tries
             .iter()
@@ -218,7 +231,7 @@ async fn every_try_of_a_job_is_told() {
     );
     assert_eq!(tries[1..], ended);
     weir.upsert(outcome(&fourth, &texts[1..])).await.unwrap();
-    let tries = told(weir.store.attempts(&Scope::All, job.id, 10).await.unwrap());
+    let tries = told(weir.tries(&job, 10).await);
     assert_eq!(
         tries[0],
         (
@@ -230,19 +243,12 @@ async fn every_try_of_a_job_is_told() {
             true
         )
     );
-    assert_eq!(
-        weir.store
-            .attempts(&Scope::All, job.id, 2)
-            .await
-            .unwrap()
-            .len(),
-        2
-    );
+    assert_eq!(weir.tries(&job, 2).await.len(), 2);
 
     weir.put("other", &many(1)).await;
     let job = weir.claim().await;
     weir.put("other", &many(2)).await;
-    let tries = weir.store.attempts(&Scope::All, job.id, 10).await.unwrap();
+    let tries = weir.tries(&job, 10).await;
     assert_eq!(
         (tries.len(), tries[0].outcome),
         (1, AttemptOutcome::Cancelled)
@@ -267,11 +273,7 @@ async fn failures_are_counted_by_cause_and_dismissed_until_they_are_seen_again()
         weir.affected().await,
         [(five_hundred.clone(), 1, 1), (batch.clone(), 2, 2)]
     );
-    let failures = weir
-        .store
-        .failures(&Scope::All, false, None, 10)
-        .await
-        .unwrap();
+    let failures = weir.failures(false, None, 10).await;
     let of_batches = &failures[1];
     assert_eq!(of_batches.last_error, "batch 12 is \"even\"");
     assert_eq!(
@@ -279,26 +281,10 @@ async fn failures_are_counted_by_cause_and_dismissed_until_they_are_seen_again()
         (jobs[1].id, "shop")
     );
     assert_eq!(of_batches.last_success_at, None);
-    let first = weir
-        .store
-        .failures(&Scope::All, false, None, 1)
-        .await
-        .unwrap()
-        .remove(0);
+    let first = weir.failures(false, None, 1).await.remove(0);
     let after = Some((first.last_seen_at, first.id));
-    let rest = weir
-        .store
-        .failures(&Scope::All, false, after, 10)
-        .await
-        .unwrap();
+    let rest = weir.failures(false, after, 10).await;
     assert_eq!((rest.len(), rest[0].id), (1, of_batches.id));
-    assert!(
-        weir.store
-            .failures(&Scope::One("depot".to_owned()), true, None, 10)
-            .await
-            .unwrap()
-            .is_empty()
-    );
 
     let filter = JobFilter {
         failure_id: Some(of_batches.id),
@@ -320,14 +306,7 @@ async fn failures_are_counted_by_cause_and_dismissed_until_they_are_seen_again()
         .unwrap();
     assert!(dismissed.dismissed_at.is_some());
     assert_eq!(weir.affected().await, [(five_hundred.clone(), 1, 1)]);
-    assert_eq!(
-        weir.store
-            .failures(&Scope::All, true, None, 10)
-            .await
-            .unwrap()
-            .len(),
-        2
-    );
+    assert_eq!(weir.failures(true, None, 10).await.len(), 2);
     let again = weir.claim_many(3, LEASE).await;
     let job = again.into_iter().find(|job| job.id == jobs[0].id).unwrap();
     weir.fail(&job, "batch 8 is \"odd\"").await;
@@ -337,23 +316,15 @@ async fn failures_are_counted_by_cause_and_dismissed_until_they_are_seen_again()
         Err(StoreError::NotFound(_))
     ));
 
-    for job in weir
-        .store
-        .jobs(&Scope::All, &JobFilter::default(), None, 10)
-        .await
-        .unwrap()
-        .rows
-    {
+    let all = JobFilter::default();
+    let all = weir.store.jobs(&Scope::All, &all, None, 10).await.unwrap();
+    for job in all.rows {
         if job.state == JobState::Running {
             weir.embed(&job).await;
         }
     }
     weir.embed_all().await;
-    let failures = weir
-        .store
-        .failures(&Scope::All, false, None, 10)
-        .await
-        .unwrap();
+    let failures = weir.failures(false, None, 10).await;
     assert!(
         failures
             .iter()

@@ -79,7 +79,7 @@ fn values_of(leaf: &FieldDescriptor, method: &MethodDescriptor, values: &Values)
             let listed = method
                 .output()
                 .fields()
-                .find(|field| field.is_list())
+                .find(FieldDescriptor::is_list)
                 .unwrap();
             let Kind::Message(listed) = listed.kind() else {
                 panic!("{} lists no messages", method.full_name());
