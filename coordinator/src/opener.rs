@@ -112,11 +112,14 @@ impl Shared {
         let mut entries = HashMap::with_capacity(group.len());
         for entry in group {
             // A second stream of the same job comes after the first.
-            if let Some(first) = entries.insert(entry.opening.lease.job_id, entry) {
+            if let Some(first) = entries.insert(entry.opening.fence.lease.job_id, entry) {
                 self.open_apart(first);
             }
         }
-        let openings: Vec<Opening> = entries.values().map(|entry| entry.opening).collect();
+        let openings: Vec<Opening> = entries
+            .values()
+            .map(|entry| entry.opening.clone())
+            .collect();
         let opened = self.store.open_group(&openings, self.lease_duration).await;
         let jobs = opened.unwrap_or_else(|error| {
             tracing::debug!(%error, streams = openings.len(), "A group of streams was not opened; opening each alone.");
@@ -167,10 +170,10 @@ impl Shared {
     fn open_apart(self: &Arc<Self>, Entry { opening, reply }: Entry) {
         let shared = self.clone();
         self.tasks.spawn(async move {
-            let Opening { lease, batch_size } = opening;
+            let Opening { fence, batch_size } = opening;
             let opened = shared
                 .store
-                .open(lease, shared.lease_duration, batch_size)
+                .open(fence, shared.lease_duration, batch_size)
                 .await;
             let _ = reply.send(opened.map(|state| match state {
                 LeaseState::Finished(job) => Opened::Finished(job),

@@ -115,6 +115,82 @@ impl Clients {
         };
         self.workers.renew_lease(renew).await.map(drop)
     }
+
+    async fn release(&mut self, job_id: i64, epoch: i64) -> Result<(), Status> {
+        let release = v1::ReleaseJobRequest {
+            job_id,
+            epoch,
+            reason: "draining".to_owned(),
+            ..v1::ReleaseJobRequest::default()
+        };
+        self.workers.release_job(release).await.map(drop)
+    }
+
+    /// What every use of a lease answers. Whatever else a stream takes comes
+    /// after it was opened.
+    async fn every_use(
+        &mut self,
+        job_id: i64,
+        epoch: i64,
+    ) -> Vec<(&'static str, Result<(), Status>)> {
+        let workers = &mut self.workers;
+        let renew = v1::RenewLeaseRequest {
+            job_id,
+            epoch,
+            ..v1::RenewLeaseRequest::default()
+        };
+        let get = v1::GetBatchRequest {
+            job_id,
+            epoch,
+            batch_size: 0,
+        };
+        let upsert = v1::UpsertBatchRequest {
+            job_id,
+            epoch,
+            ..v1::UpsertBatchRequest::default()
+        };
+        let complete = v1::CompleteJobRequest { job_id, epoch };
+        let fail = v1::FailJobRequest {
+            job_id,
+            epoch,
+            reason: "theirs".to_owned(),
+        };
+        let mut answers = vec![
+            ("RenewLease", workers.renew_lease(renew).await.map(drop)),
+            ("GetBatch", workers.get_batch(get).await.map(drop)),
+            ("UpsertBatch", workers.upsert_batch(upsert).await.map(drop)),
+            (
+                "CompleteJob",
+                workers.complete_job(complete).await.map(drop),
+            ),
+            ("FailJob", workers.fail_job(fail).await.map(drop)),
+            ("ReleaseJob", self.release(job_id, epoch).await),
+        ];
+        let open = v1::StreamOpen {
+            job_id,
+            epoch,
+            window: 1,
+            batch_size: 1,
+            ..v1::StreamOpen::default()
+        };
+        let open = v1::StreamBatchesRequest {
+            message: Some(v1::stream_batches_request::Message::Open(open)),
+        };
+        let stream = self
+            .workers
+            .stream_batches(tokio_stream::iter([open]))
+            .await;
+        let answer = stream.unwrap().into_inner().message().await;
+        // A lease that is lost is told in a message.
+        let answer = answer.and_then(|answer| match answer.and_then(|it| it.message) {
+            Some(v1::stream_batches_response::Message::Revoked(_)) => {
+                Err(Status::aborted("lease lost"))
+            }
+            _ => Ok(()),
+        });
+        answers.push(("StreamBatches", answer));
+        answers
+    }
 }
 
 async fn guarded(tokens: &Tokens) -> Weir {
@@ -405,69 +481,42 @@ async fn a_worker_claims_in_its_namespaces_and_uses_no_lease_of_another_token() 
     // Of a namespace that it may use, and of one that it may not.
     assert_eq!(code(both.renew(&mine).await), Code::PermissionDenied);
     assert_eq!(code(a.renew(&theirs).await), Code::NotFound);
-    let (job_id, epoch) = (mine.job_id, mine.epoch);
+    for (call, answer) in both.every_use(mine.job_id, mine.epoch).await {
+        assert_eq!(code(answer), Code::PermissionDenied, "{call}");
+    }
+    for (call, answer) in a.every_use(theirs.job_id, theirs.epoch).await {
+        assert_eq!(code(answer), Code::NotFound, "{call}");
+    }
+    // Nor does it help to know which epoch comes next, before the claim or after it.
+    for claimed in [true, false] {
+        if !claimed {
+            a.release(mine.job_id, mine.epoch).await.unwrap();
+        }
+        let before = jobs(&weir).await;
+        for epoch in mine.epoch - 1..=mine.epoch + 2 {
+            for (call, answer) in both.every_use(mine.job_id, epoch).await {
+                let code = code(answer);
+                let refused = [Code::PermissionDenied, Code::Aborted, Code::InvalidArgument];
+                assert!(refused.contains(&code), "{call} at {epoch}: {code:?}");
+            }
+        }
+        assert_eq!(jobs(&weir).await, before);
+    }
+    let [again] = a.claim().await.unwrap().try_into().unwrap();
+    a.renew(&again).await.unwrap();
     let get = v1::GetBatchRequest {
-        job_id,
-        epoch,
+        job_id: again.job_id,
+        epoch: again.epoch,
         batch_size: 0,
     };
-    assert_eq!(
-        code(both.workers.get_batch(get).await),
-        Code::PermissionDenied
-    );
-    let upsert = v1::UpsertBatchRequest {
-        job_id,
-        epoch,
-        ..v1::UpsertBatchRequest::default()
-    };
-    assert_eq!(
-        code(both.workers.upsert_batch(upsert).await),
-        Code::PermissionDenied
-    );
-    let complete = v1::CompleteJobRequest { job_id, epoch };
-    assert_eq!(
-        code(both.workers.complete_job(complete).await),
-        Code::PermissionDenied
-    );
-    let reason = "theirs".to_owned();
-    let fail = v1::FailJobRequest {
-        job_id,
-        epoch,
-        reason: reason.clone(),
-    };
-    assert_eq!(
-        code(both.workers.fail_job(fail).await),
-        Code::PermissionDenied
-    );
-    let release = v1::ReleaseJobRequest {
-        job_id,
-        epoch,
-        reason,
-        ..v1::ReleaseJobRequest::default()
-    };
-    assert_eq!(
-        code(both.workers.release_job(release).await),
-        Code::PermissionDenied
-    );
-    let open = v1::StreamBatchesRequest {
-        message: Some(v1::stream_batches_request::Message::Open(v1::StreamOpen {
-            job_id,
-            epoch,
-            window: 1,
-            batch_size: 1,
-            ..v1::StreamOpen::default()
-        })),
-    };
-    let stream = both
-        .workers
-        .stream_batches(tokio_stream::iter([open]))
-        .await
-        .unwrap();
-    assert_eq!(
-        code(stream.into_inner().message().await),
-        Code::PermissionDenied
-    );
-    a.renew(&mine).await.unwrap();
+    let batch = a.workers.get_batch(get).await.unwrap().into_inner();
+    assert_eq!(batch.chunks.len(), 1, "all of it is still to be done");
+}
+
+/// The rows of all jobs.
+async fn jobs(weir: &Weir) -> Vec<String> {
+    let rows = sqlx::query_scalar("SELECT to_jsonb(j)::text FROM weir.jobs j ORDER BY id");
+    rows.fetch_all(weir.database.pool()).await.unwrap()
 }
 
 #[tokio::test]

@@ -1,4 +1,7 @@
-//! Law 3: what a worker may not do when its lease is not the present one.
+//! Law 3: what a worker may not do when its lease is not the present one, or not
+//! its own.
+
+use std::sync::Arc;
 
 use weir_coordinator::{
     job::{
@@ -7,12 +10,87 @@ use weir_coordinator::{
     },
     store::{
         StoreError,
-        lease::LeaseState,
-        rows::{Job, LeaseKey},
+        batches::{Outcome, Written},
+        fence::{Fence, Holder},
+        lease::{LeaseState, Opening},
+        rows::{ChunkText, Job, LeaseKey},
     },
 };
 
 use crate::fixture::{ALL, LEASE, Weir, items, key, lease_of, many, outcome, rejected};
+
+/// Every way to use a lease.
+const USES: [&str; 12] = [
+    "pending",
+    "renew",
+    "open",
+    "open with others",
+    "lease",
+    "upsert vectors",
+    "upsert rejections",
+    "upsert nothing",
+    "upsert with others",
+    "complete",
+    "fail",
+    "release",
+];
+
+/// What one of [`USES`] answers. `texts` are those of the job.
+async fn use_of(
+    weir: &Weir,
+    name: &str,
+    fence: &Fence,
+    (job, texts): (&Job, &[ChunkText]),
+) -> Result<(), StoreError> {
+    let store = &weir.store;
+    let vectors = Outcome {
+        fence: fence.clone(),
+        ..outcome(job, texts)
+    };
+    let nothing = Outcome {
+        embedded: Vec::new(),
+        ..vectors.clone()
+    };
+    let opening = Opening {
+        fence: fence.clone(),
+        batch_size: 2,
+    };
+    match name {
+        "pending" => store.pending(fence.lease, ALL).await.map(drop),
+        "renew" => store.renew(fence, LEASE).await.map(drop),
+        "open" => store.open(fence, LEASE, 2).await.map(drop),
+        // As the opener does, and the writer: what a group leaves out is tried alone.
+        "open with others" => match &store.open_group(&[opening], LEASE).await?[..] {
+            [] => store.open(fence, LEASE, 2).await.map(drop),
+            _ => Ok(()),
+        },
+        "lease" => store.lease(fence).await.map(drop),
+        "upsert vectors" => weir.upsert(vectors).await.map(drop),
+        "upsert rejections" => {
+            let rejected = texts.iter().map(|chunk| rejected(chunk, "no")).collect();
+            let outcome = Outcome {
+                rejected,
+                ..nothing
+            };
+            weir.upsert(outcome).await.map(drop)
+        }
+        "upsert nothing" => weir.upsert(nothing).await.map(drop),
+        "upsert with others" => {
+            let group = std::slice::from_ref(&vectors);
+            match store.upsert_group(group, LEASE).await?.remove(0) {
+                Written::Settled(written) => written.map(drop),
+                Written::Busy { .. } => weir.upsert(vectors).await.map(drop),
+            }
+        }
+        "complete" => store.complete(fence).await.map(drop),
+        "fail" => {
+            let policy = RetryPolicy::default();
+            store.fail(fence, "no", &policy, 0.5).await.map(drop)
+        }
+        "release" => store.release(fence, "no").await.map(drop),
+        other => unreachable!("{other}"),
+    }
+}
 
 /// What every way to use a lease answers, by its name.
 async fn every_use(
@@ -20,37 +98,15 @@ async fn every_use(
     lease: LeaseKey,
     job: &Job,
 ) -> Vec<(&'static str, Result<(), StoreError>)> {
-    let pending = weir
-        .store
-        .pending(lease_of(job), ALL)
-        .await
-        .unwrap_or_default();
+    let pending = weir.store.pending(lease_of(job), ALL).await;
+    let pending = pending.unwrap_or_default();
     let texts = weir.store.texts(job.source_id, &pending).await.unwrap();
-    let mut vectors = outcome(job, &texts);
-    vectors.lease = lease;
-    let mut rejections = vectors.clone();
-    rejections.embedded = Vec::new();
-    rejections.rejected = texts.iter().map(|chunk| rejected(chunk, "no")).collect();
-    let mut nothing = vectors.clone();
-    nothing.embedded = Vec::new();
-    let policy = RetryPolicy::default();
-    vec![
-        ("pending", weir.store.pending(lease, ALL).await.map(|_| ())),
-        ("renew", weir.store.renew(lease, LEASE).await.map(|_| ())),
-        ("lease", weir.store.lease(lease).await.map(|_| ())),
-        ("upsert vectors", weir.upsert(vectors).await.map(|_| ())),
-        (
-            "upsert rejections",
-            weir.upsert(rejections).await.map(|_| ()),
-        ),
-        ("upsert nothing", weir.upsert(nothing).await.map(|_| ())),
-        ("complete", weir.store.complete(lease).await.map(|_| ())),
-        (
-            "fail",
-            weir.store.fail(lease, "no", &policy, 0.5).await.map(|_| ()),
-        ),
-        ("release", weir.store.release(lease, "no").await.map(|_| ())),
-    ]
+    let mut answers = Vec::new();
+    for name in USES {
+        let answer = use_of(weir, name, &lease.into(), (job, &texts)).await;
+        answers.push((name, answer));
+    }
+    answers
 }
 
 fn assert_lost(answers: Vec<(&'static str, Result<(), StoreError>)>, wanted: RevokeReason) {
@@ -217,5 +273,84 @@ async fn what_is_sent_again_to_a_job_that_succeeded_is_harmless() {
         )
         .await;
     assert_eq!(now, stored, "nothing was written again");
+    weir.check().await;
+}
+
+/// A lease, as the bearer of this token names it.
+fn named_by(token: &str, namespaces: Option<&str>, job_id: i64, epoch: i64) -> Fence {
+    let holder = Holder {
+        name: token.to_owned(),
+        namespaces: namespaces.map(|one| vec!["other".to_owned(), one.to_owned()]),
+    };
+    Fence {
+        lease: LeaseKey { job_id, epoch },
+        holder: Some(Arc::new(holder)),
+    }
+}
+
+/// What the store asks of everybody.
+fn assert_fenced_off(name: &str, answer: &Result<(), StoreError>) {
+    let told = matches!(
+        answer,
+        Err(StoreError::Denied(_) | StoreError::LeaseLost { .. })
+    );
+    assert!(told, "{name}: {answer:?}");
+}
+
+/// All uses but that which comes after a lease was opened, and asks no more.
+fn uses_by_name() -> impl Iterator<Item = &'static str> {
+    USES.into_iter().filter(|name| *name != "pending")
+}
+
+#[tokio::test]
+async fn law_3_another_token_changes_nothing_whichever_epoch_it_names() {
+    let weir = Weir::new().await;
+    weir.put("api", &many(3)).await;
+    let first = weir.claim_as("mine").await;
+    let texts = weir.texts(&first).await;
+    let mine = |epoch| named_by("mine", Some("shop"), first.id, epoch);
+    let release = weir.store.release(&mine(first.epoch), "draining").await;
+    release.unwrap();
+    // Before the claim, and after it.
+    for claimed in [false, true] {
+        if claimed {
+            weir.claim_as("mine").await;
+        }
+        let job = weir.job(first.id).await;
+        for epoch in first.epoch - 1..=job.epoch + 2 {
+            let fence = named_by("theirs", None, job.id, epoch);
+            for name in uses_by_name() {
+                let answer = use_of(&weir, name, &fence, (&job, &texts)).await;
+                assert_fenced_off(name, &answer);
+            }
+            assert_eq!(weir.job(job.id).await, job, "epoch {epoch}");
+        }
+        assert!(weir.vectors("api").await.is_empty());
+    }
+    // Its own token, of which the namespace was taken away: as if there were no such job.
+    let job = weir.job(first.id).await;
+    let elsewhere = named_by("mine", Some("elsewhere"), job.id, job.epoch);
+    for name in uses_by_name() {
+        let answer = use_of(&weir, name, &elsewhere, (&job, &texts)).await;
+        assert!(
+            matches!(answer, Err(StoreError::NotFound(_))),
+            "{name}: {answer:?}"
+        );
+    }
+    assert_eq!(weir.job(job.id).await, job);
+    // And whose it is goes on undisturbed.
+    let own = Outcome {
+        fence: mine(job.epoch),
+        ..outcome(&job, &texts)
+    };
+    assert!(weir.upsert(own).await.unwrap().finished);
+    let fence = named_by("theirs", None, job.id, job.epoch);
+    for name in uses_by_name() {
+        let answer = use_of(&weir, name, &fence, (&job, &texts)).await;
+        assert!(
+            matches!(answer, Err(StoreError::Denied(_))),
+            "{name} of a job that has succeeded: {answer:?}"
+        );
+    }
     weir.check().await;
 }

@@ -152,7 +152,7 @@ pub(crate) fn rejected(chunk: &ChunkText, reason: &str) -> Rejected {
 /// These chunks, embedded under the job's lease.
 pub(crate) fn outcome(job: &Job, chunks: &[ChunkText]) -> Outcome {
     Outcome {
-        lease: lease_of(job),
+        fence: lease_of(job).into(),
         embedded: chunks.iter().map(embedded).collect(),
         rejected: Vec::new(),
         complete: true,
@@ -276,6 +276,22 @@ impl Weir {
     /// Claims the one job that comes next.
     pub(crate) async fn claim(&self) -> Job {
         self.claim_many(1, LEASE).await.pop().expect("a job is due")
+    }
+
+    /// Claims the one job that comes next with the token of this name.
+    pub(crate) async fn claim_as(&self, token: &str) -> Job {
+        let claim = Claim {
+            worker_id: "worker-1",
+            models: &[MODEL.to_owned()],
+            max_jobs: 1,
+            max_chunks: 0,
+            lease_duration: LEASE,
+            namespaces: None,
+            claimed_by: Some(token),
+        };
+        let claimed = self.store.claim(&claim).await;
+        let mut jobs = claimed.expect("a claim is answered").jobs;
+        jobs.pop().expect("a job is due")
     }
 
     /// Claims the one job that comes next, for a worker that is heard of and

@@ -86,7 +86,7 @@ async fn a_group_passes_by_a_locked_job() {
 async fn a_lease_that_is_gone_is_not_taken_for_a_locked_one() {
     let weir = settled().await;
     let (job, mut late) = put_and_claim(&weir, "api", 1).await.remove(0);
-    late.lease.epoch -= 1;
+    late.fence.lease.epoch -= 1;
     let _lock = lock(&weir, job.source_id).await;
     let written = weir.store.upsert_group(&[late], LEASE).await.unwrap();
     assert!(
@@ -132,7 +132,7 @@ async fn an_outcome_that_is_refused_does_not_hinder_the_others() {
         outcomes.push(outcome(job, &weir.texts(job).await));
     }
     outcomes[0].embedded[0].text_hash = [7; 32];
-    outcomes[1].lease.epoch += 1;
+    outcomes[1].fence.lease.epoch += 1;
     outcomes[2]
         .embedded
         .iter_mut()

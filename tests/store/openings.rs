@@ -9,7 +9,7 @@ const SMALL: i32 = 2;
 
 fn opening(job: &Job) -> Opening {
     Opening {
-        lease: job.lease(),
+        fence: job.lease().into(),
         batch_size: 8,
     }
 }
@@ -34,7 +34,7 @@ async fn a_group_opens_what_is_held_and_passes_by_the_rest() {
         .await
         .unwrap();
     let mut late = opening(&held);
-    late.lease.epoch -= 1;
+    late.fence.lease.epoch -= 1;
     let group = [opening(&held), opening(&locked)];
     let opened = weir.store.open_group(&group, LEASE).await.unwrap();
     let [opened] = &opened[..] else {

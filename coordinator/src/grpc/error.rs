@@ -74,6 +74,7 @@ impl From<StoreError> for Status {
         match error {
             StoreError::NotFound(message) => Self::not_found(message),
             StoreError::LeaseLost { why, .. } => Self::aborted(format!("lease lost: {why}")),
+            StoreError::Denied(message) => Self::permission_denied(message),
             StoreError::Precondition(message) => Self::failed_precondition(message),
             StoreError::Aborted(message) => Self::aborted(message),
             StoreError::Exhausted(message) => Self::resource_exhausted(message),

@@ -190,8 +190,8 @@ impl WorkerService for Workers {
             }
         };
         door.close()?;
-        let lease = caller.admit_lease(&self.0.store, lease).await?;
-        let renewed = self.0.store.renew(lease, wanted).await;
+        let fence = caller.fence(lease);
+        let renewed = self.0.store.renew(fence, wanted).await;
         match renewed.map_err(|error| self.refusal(error))? {
             LeaseState::Held(_) => {
                 self.0.metrics.renewals.call.increment(1);
@@ -219,11 +219,11 @@ impl WorkerService for Workers {
             .number("batch_size", request.batch_size, most, 1..=i32::MAX)
             .min(most);
         door.close()?;
-        let lease = caller.admit_lease(&self.0.store, lease).await?;
+        let fence = caller.fence(lease);
         let opened = self
             .0
             .store
-            .open(lease, self.0.lease_duration, size)
+            .open(&fence, self.0.lease_duration, size)
             .await
             .map_err(|error| self.refusal(error))?;
         let job = match opened {
@@ -239,7 +239,7 @@ impl WorkerService for Workers {
             0 => size,
             suspects => size.min(suspected_batch(suspects)),
         };
-        let pending = self.0.store.pending(lease, size.into()).await?;
+        let pending = self.0.store.pending(fence.lease, size.into()).await?;
         let text_bytes = pending.iter().map(|chunk| chunk.text_bytes);
         let len = next_batch_len(text_bytes, size as usize, MAX_BATCH_BYTES);
         let chunks = self.0.store.texts(job.source_id, &pending[..len]).await?;
@@ -259,13 +259,13 @@ impl WorkerService for Workers {
         let lease = door.lease(request.job_id, request.epoch);
         let (embedded, rejected) = door.outcome(request.embedded, request.rejected);
         door.close()?;
-        let lease = caller.admit_lease(&self.0.store, lease).await?;
+        let fence = caller.fence(lease);
         let progress = self
             .0
             .writer
             .upsert(
                 Outcome {
-                    lease,
+                    fence,
                     embedded,
                     rejected,
                     complete: false,
@@ -292,13 +292,13 @@ impl WorkerService for Workers {
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
         door.close()?;
-        let lease = caller.admit_lease(&self.0.store, lease).await?;
+        let fence = caller.fence(lease);
         let began = SystemTime::now();
-        let completed = self.0.store.complete(lease).await;
+        let completed = self.0.store.complete(&fence).await;
         let job = completed.map_err(|error| self.refusal(error))?;
         self.0.metrics.jobs_ended.succeeded.increment(1);
         self.0.wakeup.report_change(job.source_id);
-        spans::completed(&self.0.tracer, trace, lease, began);
+        spans::completed(&self.0.tracer, trace, fence.lease, began);
         tracing::info!(
             job_id = job.id,
             epoch = job.epoch,
@@ -323,20 +323,20 @@ impl WorkerService for Workers {
         let lease = door.lease(request.job_id, request.epoch);
         let reason = door.reason("reason".to_owned(), &request.reason);
         door.close()?;
-        let lease = caller.admit_lease(&self.0.store, lease).await?;
+        let fence = caller.fence(lease);
         let failed = self
             .0
             .store
-            .fail(lease, &reason, &self.0.policy, rand::random())
+            .fail(&fence, &reason, &self.0.policy, rand::random())
             .await
             .map_err(|error| self.refusal(error))?;
         self.0.wakeup.report_change(failed.source_id);
-        spans::handed_back(lease, &reason, Some(failed.decision));
+        spans::handed_back(fence.lease, &reason, Some(failed.decision));
         let response = match failed.decision {
             Decision::Retry { attempt, delay } => {
                 self.0.metrics.retries.failed.increment(1);
                 tracing::warn!(
-                    job_id = lease.job_id,
+                    job_id = fence.lease.job_id,
                     attempt,
                     delay_ms = delay.as_millis() as u64,
                     reason,
@@ -351,7 +351,7 @@ impl WorkerService for Workers {
             Decision::Fail { attempt } => {
                 self.0.metrics.jobs_ended.failed.increment(1);
                 tracing::error!(
-                    job_id = lease.job_id,
+                    job_id = fence.lease.job_id,
                     attempt,
                     reason,
                     trace_id = trace_id(trace),
@@ -385,20 +385,20 @@ impl WorkerService for Workers {
             }
         };
         door.close()?;
-        let lease = caller.admit_lease(&self.0.store, lease).await?;
+        let fence = caller.fence(lease);
         let store = &self.0.store;
         let released = if embedder_down {
-            store.release_embedder_down(lease, &reason).await
+            store.release_embedder_down(&fence, &reason).await
         } else {
-            store.release(lease, &reason).await
+            store.release(&fence, &reason).await
         };
         let source_id = released.map_err(|error| self.refusal(error))?;
         self.0.metrics.retries.released.increment(1);
         self.0.wakeup.report_change(source_id);
-        spans::handed_back(lease, &reason, None);
+        spans::handed_back(fence.lease, &reason, None);
         tracing::info!(
-            job_id = lease.job_id,
-            epoch = lease.epoch,
+            job_id = fence.lease.job_id,
+            epoch = fence.lease.epoch,
             reason,
             trace_id = trace_id(trace),
             "A job was handed back."

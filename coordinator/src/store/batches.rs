@@ -8,12 +8,12 @@ use chrono::{DateTime, Utc};
 
 use self::statement::{Verdict, write_outcomes};
 use super::{
-    Scope, Store, StoreError, Violation,
+    Store, StoreError, Violation,
     database::Transaction,
-    rows::{Embedded, LeaseKey, Rejected},
+    fence::Fence,
+    lease::LeaseState,
+    rows::{Embedded, Job, Rejected},
 };
-use crate::job::state::JobState;
-
 /// Most chunks that outcomes of several jobs have together in one statement.
 const STATEMENT_CHUNKS: usize = 2_048;
 
@@ -21,7 +21,7 @@ const STATEMENT_CHUNKS: usize = 2_048;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outcome {
     /// The lease it is written under.
-    pub lease: LeaseKey,
+    pub fence: Fence,
     /// Chunks with their vectors, all of one dimension.
     pub embedded: Vec<Embedded>,
     /// Chunks that the embedder refused. No chunk is named twice.
@@ -124,38 +124,35 @@ impl Store {
         tx.commit().await?;
         match progress {
             Some(progress) => Ok(progress),
-            None => self.after_the_end(outcome).await,
+            // Fine, when the job has succeeded under the lease, for then the outcome is there already.
+            None => Ok(after_the_end(&self.not_held(&outcome.fence).await?)),
         }
     }
 
     /// Why a group left an outcome out. A lease that is held now was held then:
     /// so it was locked.
     async fn busy_or_over(&self, outcome: &Outcome) -> Written {
-        match self.job(&Scope::All, outcome.lease.job_id).await {
-            Ok(job) if job.state == JobState::Running && job.epoch == outcome.lease.epoch => {
-                Written::Busy {
-                    source_id: job.source_id,
-                }
-            }
-            Ok(_) => Written::Settled(self.after_the_end(outcome).await),
+        match self.lease(&outcome.fence).await {
+            Ok(LeaseState::Held(job)) => Written::Busy {
+                source_id: job.source_id,
+            },
+            Ok(LeaseState::Finished(job)) => Written::Settled(Ok(after_the_end(&job))),
             Err(error) => Written::Settled(Err(error)),
         }
     }
+}
 
-    /// What to say to an outcome whose lease is not held: fine, when the job
-    /// has succeeded under it, for then the outcome is there already.
-    async fn after_the_end(&self, outcome: &Outcome) -> Result<Progress, StoreError> {
-        let job = self.not_held(outcome.lease).await?;
-        Ok(Progress {
-            source_id: job.source_id,
-            done: job.chunks_done.into(),
-            truncated: job.chunks_truncated.into(),
-            rejected: job.chunks_rejected.into(),
-            total: job.chunks_total.into(),
-            finished: true,
-            suspects: 0,
-            lease_expires_at: None,
-        })
+/// How a job that has succeeded stands.
+fn after_the_end(job: &Job) -> Progress {
+    Progress {
+        source_id: job.source_id,
+        done: job.chunks_done.into(),
+        truncated: job.chunks_truncated.into(),
+        rejected: job.chunks_rejected.into(),
+        total: job.chunks_total.into(),
+        finished: true,
+        suspects: 0,
+        lease_expires_at: None,
     }
 }
 
@@ -174,7 +171,8 @@ fn statements(outcomes: &[Outcome]) -> Vec<Vec<usize>> {
         let more = outcome.embedded.len() + outcome.rejected.len();
         match statements.last_mut() {
             Some(last)
-                if chunks + more <= STATEMENT_CHUNKS && !jobs.contains(&outcome.lease.job_id) =>
+                if chunks + more <= STATEMENT_CHUNKS
+                    && !jobs.contains(&outcome.fence.lease.job_id) =>
             {
                 last.push(place);
                 chunks += more;
@@ -185,7 +183,7 @@ fn statements(outcomes: &[Outcome]) -> Vec<Vec<usize>> {
                 chunks = more;
             }
         }
-        jobs.insert(outcome.lease.job_id);
+        jobs.insert(outcome.fence.lease.job_id);
     }
     statements
 }
@@ -220,7 +218,7 @@ async fn upsert_in(
         // Others may be about to write the first vectors of the model, too.
         *verdict = None;
         if locked == Locked::Wait {
-            name_dimension(tx, outcome.lease.job_id, dimension).await?;
+            name_dimension(tx, outcome.fence.lease.job_id, dimension).await?;
             let again = write_outcomes(tx, &[outcome], lease_duration, locked).await?;
             *verdict = again.into_iter().flatten().next();
         }
@@ -300,7 +298,7 @@ async fn strangers(tx: &mut Transaction, outcome: &Outcome) -> Result<Vec<Violat
              AND c.chunk_index = n.chunk_index AND c.text_hash = n.text_hash
          WHERE j.id = $1 AND n.item_id BETWEEN j.first_item_id AND j.last_item_id",
     )
-    .bind(outcome.lease.job_id)
+    .bind(outcome.fence.lease.job_id)
     .bind(
         named
             .iter()
@@ -330,7 +328,7 @@ async fn strangers(tx: &mut Transaction, outcome: &Outcome) -> Result<Vec<Violat
                 field.clone(),
                 format!(
                     "chunk {index} of item {item_id:?} with this text_hash is not part of job {}",
-                    outcome.lease.job_id
+                    outcome.fence.lease.job_id
                 ),
             )
         })

@@ -37,6 +37,9 @@ pub enum StoreError {
         /// The same in words for a person.
         why: String,
     },
+    /// It is somebody else's.
+    #[error("{0}")]
+    Denied(String),
     /// The thing is in the wrong state for this.
     #[error("{0}")]
     Precondition(String),

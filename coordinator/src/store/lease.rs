@@ -7,11 +7,11 @@ use chrono::{DateTime, Utc};
 use sqlx::postgres::types::PgInterval;
 
 use super::{
-    QUEUE_CHANNEL, Scope, Store, StoreError,
+    QUEUE_CHANNEL, Store, StoreError,
     attempts::{Ended, record_attempt},
     failures::count_failures,
+    fence::{Fence, holders, is_of},
     rows::{Job, LeaseKey, job_columns},
-    scope::in_scope,
     sources::notify,
 };
 use crate::job::{
@@ -28,20 +28,11 @@ pub enum LeaseState {
     Finished(Box<Job>),
 }
 
-/// Who took a lease.
-#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
-pub struct Holder {
-    /// The job's present epoch.
-    pub epoch: i64,
-    /// The name of the token with which the job was last claimed, if with one.
-    pub claimed_by: Option<String>,
-}
-
 /// A new stream of a lease.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Opening {
     /// The lease.
-    pub lease: LeaseKey,
+    pub fence: Fence,
     /// Most chunks in a batch of it.
     pub batch_size: i32,
 }
@@ -70,21 +61,21 @@ impl Store {
     /// for again.
     pub async fn renew(
         &self,
-        lease: LeaseKey,
+        fence: impl Into<Fence>,
         lease_duration: Duration,
     ) -> Result<LeaseState, StoreError> {
-        self.renew_for(lease, lease_duration, None).await
+        self.renew_for(&fence.into(), lease_duration, None).await
     }
 
     /// Extends a lease as [`Self::renew`] does, for batches of up to
     /// `batch_size` chunks on a new stream, whose number the job then has.
     pub async fn open(
         &self,
-        lease: LeaseKey,
+        fence: impl Into<Fence>,
         lease_duration: Duration,
         batch_size: i32,
     ) -> Result<LeaseState, StoreError> {
-        self.renew_for(lease, lease_duration, Some(batch_size))
+        self.renew_for(&fence.into(), lease_duration, Some(batch_size))
             .await
     }
 
@@ -98,13 +89,18 @@ impl Store {
     ) -> Result<Vec<Job>, StoreError> {
         let column = |of: fn(&Opening) -> i64| openings.iter().map(of).collect::<Vec<_>>();
         let sizes: Vec<i32> = openings.iter().map(|it| it.batch_size).collect();
+        let fences = openings.iter().map(|it| &it.fence);
+        let (names, namespaces) = holders(fences);
         Ok(sqlx::query_as(concat!(
             "-- store::lease::open_group
              WITH opened AS MATERIALIZED (
                  SELECT j.id, o.batch_size
-                 FROM unnest($1::bigint[], $2::bigint[], $3::int[]) AS o(job_id, epoch, batch_size)
+                 FROM unnest($1::bigint[], $2::bigint[], $3::int[], $5::text[], $6::text[])
+                     AS o(job_id, epoch, batch_size, claimed_by, namespaces)
                  JOIN weir.jobs j ON j.id = o.job_id AND j.epoch = o.epoch
-                 WHERE j.state = 'running' FOR NO KEY UPDATE OF j SKIP LOCKED
+                 WHERE j.state = 'running' AND ",
+            is_of!("o.claimed_by", "o.namespaces"),
+            " FOR NO KEY UPDATE OF j SKIP LOCKED
              )
              UPDATE weir.jobs j
              SET lease_expires_at = now() + $4, heard = true, batch_size = o.batch_size, stream = j.stream + 1
@@ -112,17 +108,19 @@ impl Store {
              RETURNING ",
             job_columns!()
         ))
-        .bind(column(|it| it.lease.job_id))
-        .bind(column(|it| it.lease.epoch))
+        .bind(column(|it| it.fence.lease.job_id))
+        .bind(column(|it| it.fence.lease.epoch))
         .bind(sizes)
         .bind(interval(lease_duration))
+        .bind(names)
+        .bind(namespaces)
         .fetch_all(&self.leases)
         .await?)
     }
 
     async fn renew_for(
         &self,
-        lease: LeaseKey,
+        fence: &Fence,
         lease_duration: Duration,
         batch_size: Option<i32>,
     ) -> Result<LeaseState, StoreError> {
@@ -131,19 +129,22 @@ impl Store {
              UPDATE weir.jobs j
              SET lease_expires_at = now() + $3, heard = true, batch_size = coalesce($4, j.batch_size),
                  stream = CASE WHEN $4 IS NULL THEN j.stream ELSE j.stream + 1 END
-             WHERE j.id = $1 AND j.epoch = $2 AND j.state = 'running'
-             RETURNING ",
+             WHERE j.id = $1 AND j.epoch = $2 AND j.state = 'running' AND ",
+            is_of!("$5", "$6"),
+            " RETURNING ",
             job_columns!()
         ))
-        .bind(lease.job_id)
-        .bind(lease.epoch)
+        .bind(fence.lease.job_id)
+        .bind(fence.lease.epoch)
         .bind(interval(lease_duration))
         .bind(batch_size)
+        .bind(fence.name())
+        .bind(fence.namespaces())
         .fetch_optional(&self.pool)
         .await?;
         match job {
             Some(job) => Ok(LeaseState::Held(Box::new(job))),
-            None => Ok(LeaseState::Finished(Box::new(self.not_held(lease).await?))),
+            None => Ok(LeaseState::Finished(Box::new(self.not_held(fence).await?))),
         }
     }
 
@@ -176,37 +177,26 @@ impl Store {
     }
 
     /// Looks whether a lease is held, without renewing it.
-    pub async fn lease(&self, lease: LeaseKey) -> Result<LeaseState, StoreError> {
-        let job = self.job(&Scope::All, lease.job_id).await?;
-        if job.state == JobState::Running && job.epoch == lease.epoch {
+    pub async fn lease(&self, fence: impl Into<Fence>) -> Result<LeaseState, StoreError> {
+        let fence = fence.into();
+        let job = self.job_of(&fence).await?;
+        if job.state == JobState::Running && job.epoch == fence.lease.epoch {
             return Ok(LeaseState::Held(Box::new(job)));
         }
-        Ok(LeaseState::Finished(Box::new(self.not_held(lease).await?)))
-    }
-
-    /// Who took the present lease of a job, or its last one. `None` where there
-    /// is no such job.
-    pub async fn holder(&self, scope: &Scope, job_id: i64) -> Result<Option<Holder>, StoreError> {
-        Ok(sqlx::query_as(concat!(
-            "-- store::lease::holder
-             SELECT epoch, claimed_by FROM weir.jobs WHERE id = $1 AND ",
-            in_scope!("namespace", "$2")
-        ))
-        .bind(job_id)
-        .bind(scope.namespaces())
-        .fetch_optional(&self.pool)
-        .await?)
+        Ok(LeaseState::Finished(Box::new(self.not_held(&fence).await?)))
     }
 
     /// Ends a job as succeeded when nothing of it is pending.
-    pub async fn complete(&self, lease: LeaseKey) -> Result<Job, StoreError> {
+    pub async fn complete(&self, fence: impl Into<Fence>) -> Result<Job, StoreError> {
+        let fence = fence.into();
         let job: Option<Job> = sqlx::query_as(concat!(
             "-- store::lease::complete
              UPDATE weir.jobs j
              SET state = 'succeeded', settled = true, finished_at = now(), attempt = 0,
                  chunks_done = j.chunks_total - j.chunks_rejected, lease_expires_at = NULL
-             WHERE j.id = $1 AND j.epoch = $2 AND j.state = 'running'
-               AND (j.chunks_done + j.chunks_rejected = j.chunks_total
+             WHERE j.id = $1 AND j.epoch = $2 AND j.state = 'running' AND ",
+            is_of!("$3", "$4"),
+            "  AND (j.chunks_done + j.chunks_rejected = j.chunks_total
                     -- The counts are of what this job wrote; somebody else may have written the rest.
                     OR NOT EXISTS (
                         SELECT FROM weir.chunks c
@@ -222,14 +212,16 @@ impl Store {
              RETURNING ",
             job_columns!()
         ))
-        .bind(lease.job_id)
-        .bind(lease.epoch)
+        .bind(fence.lease.job_id)
+        .bind(fence.lease.epoch)
+        .bind(fence.name())
+        .bind(fence.namespaces())
         .fetch_optional(&self.pool)
         .await?;
         if let Some(job) = job {
             return Ok(job);
         }
-        match self.lease(lease).await? {
+        match self.lease(&fence).await? {
             LeaseState::Finished(job) => Ok(*job),
             LeaseState::Held(job) => Err(StoreError::Precondition(format!(
                 "job {} cannot be completed: {} of its {} chunks are still pending",
@@ -243,24 +235,30 @@ impl Store {
     /// Takes a job back, charged with one try. `random` is in 0..1.
     pub async fn fail(
         &self,
-        lease: LeaseKey,
+        fence: impl Into<Fence>,
         reason: &str,
         policy: &RetryPolicy,
         random: f64,
     ) -> Result<Failed, StoreError> {
+        let fence = fence.into();
+        let lease = fence.lease;
         let mut tx = self.pool.begin().await?;
-        let held: Option<(i64, i16, i16)> = sqlx::query_as(
+        let held: Option<(i64, i16, i16)> = sqlx::query_as(concat!(
             "-- store::lease::fail
-             SELECT source_id, attempt, parkings FROM weir.jobs
-             WHERE id = $1 AND epoch = $2 AND state = 'running' FOR UPDATE",
-        )
+             SELECT source_id, attempt, parkings FROM weir.jobs j
+             WHERE id = $1 AND epoch = $2 AND state = 'running' AND ",
+            is_of!("$3", "$4"),
+            " FOR UPDATE"
+        ))
         .bind(lease.job_id)
         .bind(lease.epoch)
+        .bind(fence.name())
+        .bind(fence.namespaces())
         .fetch_optional(&mut *tx)
         .await?;
         let Some((source_id, attempt, parkings)) = held else {
             drop(tx);
-            return Err(self.not_fallible(lease).await);
+            return Err(self.not_fallible(&fence).await);
         };
         let decision = policy.charge(attempt, random);
         let (state, attempt, delay) = match decision {
@@ -300,38 +298,43 @@ impl Store {
     }
 
     /// Takes a job back, uncharged, and queues it at once. Returns its source.
-    pub async fn release(&self, lease: LeaseKey, reason: &str) -> Result<i64, StoreError> {
-        self.release_as(lease, reason, false).await
+    pub async fn release(&self, fence: impl Into<Fence>, reason: &str) -> Result<i64, StoreError> {
+        self.release_as(&fence.into(), reason, false).await
     }
 
     /// Takes a job back as [`Self::release`] does, for want of an embedder: a
     /// failure, if not one of the job.
     pub async fn release_embedder_down(
         &self,
-        lease: LeaseKey,
+        fence: impl Into<Fence>,
         reason: &str,
     ) -> Result<i64, StoreError> {
-        self.release_as(lease, reason, true).await
+        self.release_as(&fence.into(), reason, true).await
     }
 
     async fn release_as(
         &self,
-        lease: LeaseKey,
+        fence: &Fence,
         reason: &str,
         embedder_down: bool,
     ) -> Result<i64, StoreError> {
+        let lease = fence.lease;
         let mut tx = self.pool.begin().await?;
-        let source_id: Option<i64> = sqlx::query_scalar(
+        let source_id: Option<i64> = sqlx::query_scalar(concat!(
             "-- store::lease::release
-             SELECT source_id FROM weir.jobs WHERE id = $1 AND epoch = $2 AND state = 'running' FOR UPDATE",
-        )
+             SELECT source_id FROM weir.jobs j WHERE id = $1 AND epoch = $2 AND state = 'running' AND ",
+            is_of!("$3", "$4"),
+            " FOR UPDATE"
+        ))
         .bind(lease.job_id)
         .bind(lease.epoch)
+        .bind(fence.name())
+        .bind(fence.namespaces())
         .fetch_optional(&mut *tx)
         .await?;
         let Some(source_id) = source_id else {
             drop(tx);
-            return Err(self.not_fallible(lease).await);
+            return Err(self.not_fallible(fence).await);
         };
         let ended = Ended {
             outcome: AttemptOutcome::Released,
@@ -362,8 +365,9 @@ impl Store {
 
     /// The error for a lease that is not held, told apart by what became of it:
     /// the job itself when it succeeded under that very lease.
-    pub(super) async fn not_held(&self, lease: LeaseKey) -> Result<Job, StoreError> {
-        let job = self.job(&Scope::All, lease.job_id).await?;
+    pub(super) async fn not_held(&self, fence: &Fence) -> Result<Job, StoreError> {
+        let lease = fence.lease;
+        let job = self.job_of(fence).await?;
         if job.state == JobState::Succeeded && job.epoch == lease.epoch {
             return Ok(job);
         }
@@ -389,8 +393,8 @@ impl Store {
     }
 
     /// As [`Self::not_held`], where having succeeded is an error as well.
-    async fn not_fallible(&self, lease: LeaseKey) -> StoreError {
-        match self.not_held(lease).await {
+    async fn not_fallible(&self, fence: &Fence) -> StoreError {
+        match self.not_held(fence).await {
             Ok(job) => StoreError::Precondition(format!("job {} has already succeeded", job.id)),
             Err(error) => error,
         }

@@ -10,6 +10,7 @@ pub mod content;
 mod database;
 pub mod error;
 pub mod failures;
+pub mod fence;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
 pub mod imports;

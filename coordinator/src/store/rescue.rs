@@ -296,7 +296,7 @@ async fn reject(tx: &mut Transaction, job: &Expired, attempt: i16) -> Result<(),
         });
     }
     let outcome = Outcome {
-        lease: job.lease(),
+        fence: job.lease().into(),
         embedded: Vec::new(),
         rejected,
         complete: true,

@@ -163,6 +163,8 @@ pub struct Job {
     pub run_at: DateTime<Utc>,
     /// Who holds it.
     pub worker_id: Option<String>,
+    /// The name of the token that it was last claimed with, if with one.
+    pub claimed_by: Option<String>,
     /// Until when.
     pub lease_expires_at: Option<DateTime<Utc>>,
     /// Chunks at planning.
@@ -216,8 +218,8 @@ impl Job {
 macro_rules! job_columns {
     () => {
         "j.id, j.source_id, j.namespace, j.source, j.model, j.first_item_id, j.last_item_id, j.revision, j.trigger,
-         j.state, j.priority, j.attempt, j.epoch, j.run_at, j.worker_id, j.lease_expires_at, j.chunks_total,
-         j.chunks_done, j.chunks_truncated, j.chunks_rejected, j.suspects, j.stream, j.last_error,
+         j.state, j.priority, j.attempt, j.epoch, j.run_at, j.worker_id, j.claimed_by, j.lease_expires_at,
+         j.chunks_total, j.chunks_done, j.chunks_truncated, j.chunks_rejected, j.suspects, j.stream, j.last_error,
          j.failure_id, j.traceparent, j.created_at,
          j.started_at, j.finished_at"
     };

@@ -7,7 +7,8 @@ use tonic::Status;
 use crate::{
     access::{Grant, Namespaces},
     store::{
-        Scope, Store, StoreError,
+        Scope,
+        fence::{Fence, Holder},
         rows::{LeaseKey, SourceKey},
     },
 };
@@ -70,6 +71,19 @@ impl Caller {
         }
     }
 
+    /// A lease that it says is its own. The statements that write ask whether it
+    /// is: the epoch fences one worker from the next, and is no secret.
+    pub(crate) fn fence(&self, lease: Asked<LeaseKey>) -> Fence {
+        let holder = self.name().map(|name| Holder {
+            name: name.to_owned(),
+            namespaces: self.namespaces().map(<[String]>::to_vec),
+        });
+        Fence {
+            lease: lease.0,
+            holder: holder.map(Arc::new),
+        }
+    }
+
     /// The namespaces that it is limited to; `None` where it is not.
     pub(crate) fn namespaces(&self) -> Option<&[String]> {
         match &self.grant.as_deref()?.namespaces {
@@ -94,32 +108,6 @@ impl Caller {
         Err(Status::permission_denied(format!(
             "this token may not use the namespace {namespace:?}"
         )))
-    }
-
-    /// Gives out the lease that is asked for. `PERMISSION_DENIED` for one that was
-    /// taken with another token: the epoch fences one worker from the next, and
-    /// is no secret.
-    ///
-    /// Which token took a lease never changes, so that this may be looked at
-    /// before the call's own transaction.
-    pub(crate) async fn admit_lease(
-        &self,
-        store: &Store,
-        asked: Asked<LeaseKey>,
-    ) -> Result<LeaseKey, Status> {
-        let lease = asked.0;
-        let Some(name) = self.name() else {
-            return Ok(lease);
-        };
-        let holder = store.holder(&self.scope(), lease.job_id).await?;
-        let holder = holder.ok_or_else(|| StoreError::no_job(lease.job_id))?;
-        if holder.epoch == lease.epoch && holder.claimed_by.as_deref() != Some(name) {
-            return Err(Status::permission_denied(format!(
-                "the lease of job {} was not taken with this token",
-                lease.job_id
-            )));
-        }
-        Ok(lease)
     }
 
     /// `PERMISSION_DENIED` unless all namespaces are its own.

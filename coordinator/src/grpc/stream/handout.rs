@@ -31,6 +31,7 @@ use crate::{
     store::{
         StoreError,
         batches::{Outcome, Progress},
+        fence::Fence,
         lease::{LeaseState, Opening},
         rows::{ChunkText, Job, LeaseKey},
     },
@@ -47,7 +48,7 @@ const READ_AHEAD: usize = 4;
 /// read off the database again, but for the batches that the worker holds, and
 /// these the worker names.
 pub(super) struct Handout {
-    lease: LeaseKey,
+    fence: Fence,
     pub(super) source_id: i64,
     /// What the spans of this attempt hang on.
     trace: Option<TraceContext>,
@@ -82,9 +83,12 @@ impl Handout {
         trace: Option<TraceContext>,
     ) -> Result<(Self, Subscription), End> {
         let lease = check_open(&open)?;
-        let lease = caller.admit_lease(&services.store, lease).await?;
+        let fence = caller.fence(lease);
         let batch_size = open.batch_size.min(services.max_batch_size);
-        let opening = Opening { lease, batch_size };
+        let opening = Opening {
+            fence: fence.clone(),
+            batch_size,
+        };
         let Held {
             job,
             revocations,
@@ -106,7 +110,7 @@ impl Handout {
             })
             .collect();
         let mut handout = Self {
-            lease,
+            fence,
             trace: trace.or_else(|| spans::trace_of(&job)),
             window: open.window as usize,
             batch_size,
@@ -170,7 +174,7 @@ impl Handout {
             if self.ready.is_empty() {
                 if self.outstanding.is_empty() {
                     let began = SystemTime::now();
-                    let job = services.store.complete(self.lease).await?;
+                    let job = services.store.complete(&self.fence).await?;
                     services.wakeup.report_change(job.source_id);
                     services.metrics.jobs_ended.succeeded.increment(1);
                     self.succeeded(services, began);
@@ -205,7 +209,7 @@ impl Handout {
     /// Reads the texts of the next few batches.
     async fn read_ahead(&mut self, services: &Services) -> Result<(), End> {
         if self.listed.is_empty() && !self.listed_all {
-            let pending = services.store.pending(self.lease, LISTED).await?;
+            let pending = services.store.pending(self.fence.lease, LISTED).await?;
             self.listed_all = (pending.len() as i64) < LISTED;
             let held = self.held();
             self.listed = pending
@@ -245,7 +249,7 @@ impl Handout {
         let (embedded, rejected) = door.outcome(result.embedded, result.rejected);
         door.close()?;
         let outcome = Outcome {
-            lease: self.lease,
+            fence: self.fence.clone(),
             embedded,
             rejected,
             complete: true,
@@ -309,10 +313,10 @@ impl Handout {
 
     /// Tells that the job has succeeded, by a statement that began at `began`.
     fn succeeded(&self, services: &Services, began: SystemTime) {
-        spans::completed(&services.tracer, self.trace, self.lease, began);
+        spans::completed(&services.tracer, self.trace, self.fence.lease, began);
         tracing::info!(
-            job_id = self.lease.job_id,
-            epoch = self.lease.epoch,
+            job_id = self.fence.lease.job_id,
+            epoch = self.fence.lease.epoch,
             trace_id = trace_id(self.trace),
             "A job succeeded."
         );
@@ -320,7 +324,7 @@ impl Handout {
 
     /// Tells that the lease is gone.
     pub(super) fn revoked(&self, services: &Services, reason: v1::RevokeReason) {
-        let (tracer, lease) = (&services.tracer, self.lease);
+        let (tracer, lease) = (&services.tracer, self.fence.lease);
         spans::happened(tracer, self.trace, "revoke", lease, || {
             reason.as_str_name().to_owned()
         });
@@ -329,7 +333,7 @@ impl Handout {
     pub(super) async fn renew(&mut self, services: &Services) -> Result<(), End> {
         let renewed = services
             .store
-            .renew(self.lease, services.lease_duration)
+            .renew(&self.fence, services.lease_duration)
             .await?;
         services.metrics.renewals.heartbeat.increment(1);
         self.renewed_until = held(renewed)?.lease_expires_at.unwrap_or_default();
@@ -338,7 +342,7 @@ impl Handout {
 
     /// Looks whether the lease is still held, without renewing it.
     pub(super) async fn check(&self, services: &Services) -> Result<(), End> {
-        held(services.store.lease(self.lease).await?).map(drop)
+        held(services.store.lease(&self.fence).await?).map(drop)
     }
 
     /// Ends the lease early: the worker's connection broke, and if it does not
@@ -347,7 +351,7 @@ impl Handout {
         let orphaned = services
             .store
             .orphan(
-                self.lease,
+                self.fence.lease,
                 self.stream,
                 self.renewed_until,
                 services.orphan_grace,
@@ -356,7 +360,8 @@ impl Handout {
         match orphaned {
             Ok(true) => {
                 services.metrics.streams_broken.increment(1);
-                let (tracer, lease, grace) = (&services.tracer, self.lease, services.orphan_grace);
+                let (tracer, lease, grace) =
+                    (&services.tracer, self.fence.lease, services.orphan_grace);
                 spans::happened(tracer, self.trace, "orphan", lease, || {
                     format!("the worker's stream broke; it is waited for {grace:?}")
                 });

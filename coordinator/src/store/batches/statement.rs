@@ -13,7 +13,12 @@ use sqlx::{
 use super::{Locked, Outcome, Progress};
 use crate::{
     job::plan::TextHash,
-    store::{StoreError, database::Transaction, lease::interval},
+    store::{
+        StoreError,
+        database::Transaction,
+        fence::{holders, is_of},
+        lease::interval,
+    },
 };
 
 /// What the statement says of an outcome.
@@ -60,7 +65,7 @@ impl Verdict {
 /// end the job when nothing of it is left, the vectors' dimension, and how many
 /// chunks it names as embedded and as rejected; the embedded chunks as columns,
 /// the first of which says of which outcome, and to how many characters each
-/// was truncated; the rejected ones.
+/// was truncated; the rejected ones; of each outcome whose lease it must be.
 macro_rules! outcomes_sql {
     ($lock:literal) => {
         concat!(
@@ -68,10 +73,12 @@ macro_rules! outcomes_sql {
      WITH lease AS MATERIALIZED (
          SELECT o.n, o.complete, o.dimension AS given, o.embedded, o.refused, j.id, j.source_id, j.model,
                 j.first_item_id, j.last_item_id, j.chunks_done, j.chunks_truncated, j.chunks_rejected, j.chunks_total
-         FROM unnest($2::bigint[], $3::bigint[], $4::bool[], $5::int[], $6::int[], $7::int[]) WITH ORDINALITY
-             AS o(job_id, epoch, complete, dimension, embedded, refused, n)
+         FROM unnest($2::bigint[], $3::bigint[], $4::bool[], $5::int[], $6::int[], $7::int[], $19::text[],
+                     $20::text[]) WITH ORDINALITY
+             AS o(job_id, epoch, complete, dimension, embedded, refused, claimed_by, namespaces, n)
          JOIN weir.jobs j ON j.id = o.job_id AND j.epoch = o.epoch
-         WHERE j.state = 'running' FOR NO KEY UPDATE OF j", $lock, "
+         WHERE j.state = 'running' AND ", is_of!("o.claimed_by", "o.namespaces"), "
+         FOR NO KEY UPDATE OF j", $lock, "
      ), embedded AS MATERIALIZED (
          SELECT l.n, l.source_id, l.model, c.item_id, c.chunk_index, c.text_hash, e.embedding,
                 -- All of its characters, or more, is the whole text. Only of what is said to be truncated is
@@ -205,10 +212,11 @@ pub(super) async fn write_outcomes(
         let counts = outcomes.iter().map(|it| of(it) as i32);
         counts.collect::<Vec<_>>()
     };
+    let (names, namespaces) = holders(outcomes.iter().map(|it| &it.fence));
     let found: Vec<Verdict> = sqlx::query_as(statement)
         .bind(interval(lease_duration))
-        .bind(column(|it| it.lease.job_id))
-        .bind(column(|it| it.lease.epoch))
+        .bind(column(|it| it.fence.lease.job_id))
+        .bind(column(|it| it.fence.lease.epoch))
         .bind(outcomes.iter().map(|it| it.complete).collect::<Vec<_>>())
         .bind(outcomes.iter().map(|it| it.dimension()).collect::<Vec<_>>())
         .bind(count(|it| it.embedded.len()))
@@ -224,6 +232,8 @@ pub(super) async fn write_outcomes(
         .bind(rejected.chunk_index)
         .bind(rejected.text_hash)
         .bind(rejected.reason)
+        .bind(names)
+        .bind(namespaces)
         .fetch_all(&mut **tx)
         .await?;
     let mut verdicts: Vec<Option<Verdict>> = outcomes.iter().map(|_| None).collect();
