@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    net::IpAddr,
     path::{Path, PathBuf},
 };
 
@@ -14,6 +13,7 @@ use tonic::{
     service::Interceptor,
     transport::{Certificate, ClientTlsConfig, Identity, Uri},
 };
+use weir_proto::secret::is_kept_on_the_way;
 
 use crate::failure::Failure;
 
@@ -50,7 +50,7 @@ pub(crate) struct Credentials {
     #[arg(long, global = true, env = "WEIR_TOKEN_FILE", value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
     /// Send the token in plain text, for whoever is on the way to read.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, env = "WEIR_INSECURE_TOKEN")]
     pub(crate) insecure_token: bool,
 }
 
@@ -80,11 +80,11 @@ impl Credentials {
             return Ok(Token::default());
         };
         read_token(path).map_err(Failure::Usage)?;
-        let encrypted = coordinator.scheme_str() == Some("https");
-        if !encrypted && !self.insecure_token && !is_loopback(coordinator) {
+        let kept = is_kept_on_the_way(coordinator.scheme_str(), coordinator.host());
+        if !kept && !self.insecure_token {
             return Err(Failure::Usage(format!(
                 "{TOKEN_FILE}: the token would go to {coordinator} for all on the way to read: use https://, or say \
-                 --insecure-token"
+                 --insecure-token (WEIR_INSECURE_TOKEN)"
             )));
         }
         Ok(Token {
@@ -124,12 +124,6 @@ fn read_token(path: &Path) -> Result<MetadataValue<Ascii>, String> {
     // Its debug output does not show it.
     value.set_sensitive(true);
     Ok(value)
-}
-
-/// Whether what goes there stays on this machine.
-fn is_loopback(uri: &Uri) -> bool {
-    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-    host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
 }
 
 fn certificates(setting: &str, path: &Path) -> Result<Vec<u8>, Failure> {

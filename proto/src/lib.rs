@@ -1,10 +1,11 @@
 //! The gRPC contract of Weir: package `weir.v1`, generated from
-//! `proto/weir/v1/*.proto`, the limits both sides agree on, the trace context
-//! that calls carry, and KEDA's contract of scalers.
+//! `proto/weir/v1/*.proto`, the limits both sides agree on, the rules by
+//! which secrets are kept, the trace context that calls carry, and KEDA's contract of scalers.
 
 pub mod codec;
 pub mod limits;
 pub mod parts;
+pub mod secret;
 pub mod trace;
 
 /// Package `weir.v1`. The `.proto` files document every message and field.

@@ -63,8 +63,12 @@ def check_container(container):
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield f"{name} is set twice"
     for env in container.get("env", []):
-        if re.search(r"DATABASE_URL|PASSWORD|(?<!_)SECRET|API_KEY$|TOKEN$", env["name"]) and "value" in env:
+        if re.search(r"DATABASE_URL|PASSWORD|(?<!_)SECRET|API_KEY$|(?<!INSECURE_)TOKEN$", env["name"]) and "value" in env:
             yield f"{env['name']} is in the manifest instead of a Secret"
+    said = {env["name"]: env.get("value", "") for env in container.get("env", [])}
+    plain = "WEIR_TOKEN_FILE" in said and said.get("WEIR_COORDINATOR", "").startswith("http://")
+    if plain != (said.get("WEIR_INSECURE_TOKEN") == "true"):
+        yield "it sends a token without TLS, and is not told so" if plain else "WEIR_INSECURE_TOKEN says more than is so"
 
 
 def check_long_lived(spec):

@@ -19,6 +19,7 @@ OWN = {
     WORKER: {
         "coordinator", "model", "models-file", "drain-timeout", "http-listen", "worker-id", "otlp-endpoint",
         "trace-ratio", "embedder-api-key-file", "ca-file", "client-cert", "client-key", "token-file",
+        "insecure-token",
     },
 }
 NOT_IN_CHART = {(WORKER, "worker-id")}

@@ -115,9 +115,10 @@ pub(crate) struct Coordinator {
 }
 
 impl Coordinator {
-    /// Fails when a file of the credentials cannot be used.
+    /// Fails when a file of the credentials cannot be used, or the token would not
+    /// stay secret.
     pub(crate) fn new(uri: &Uri, credentials: &Credentials) -> anyhow::Result<Self> {
-        let token = Token::open(credentials.token_file.as_deref())?;
+        let token = Token::open(credentials, uri)?;
         let endpoint = Endpoint::from(tls::plain(uri))
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)

@@ -171,6 +171,11 @@ topologySpreadConstraints:
 {{- if .token }}
 - name: WEIR_TOKEN_FILE
   value: /etc/weir/token/token
+{{- if not .root.Values.tls.secret }}
+# Without TLS there is no other way for it.
+- name: WEIR_INSECURE_TOKEN
+  value: "true"
+{{- end }}
 {{- end }}
 {{- with .root.Values.tls }}
 {{- if and .secret .ca }}

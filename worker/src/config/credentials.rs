@@ -34,4 +34,9 @@ pub struct Credentials {
     /// File with this worker's token.
     #[arg(long, env = "WEIR_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+
+    /// Send the token to another machine without TLS, for whoever is on the way
+    /// to read.
+    #[arg(long, env = "WEIR_INSECURE_TOKEN")]
+    pub insecure_token: bool,
 }

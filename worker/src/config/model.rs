@@ -132,7 +132,8 @@ fn settings(
         let value = match value {
             toml::Value::String(text) => text.clone(),
             toml::Value::Integer(number) => number.to_string(),
-            _ => bail!("{key} must be a string or a whole number"),
+            toml::Value::Boolean(said) => said.to_string(),
+            _ => bail!("{key} must be a string, a whole number, true or false"),
         };
         words.push(format!("--{key}={value}").into());
     }

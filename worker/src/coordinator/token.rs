@@ -10,7 +10,12 @@ use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
     service::Interceptor,
+    transport::Uri,
 };
+use tracing::warn;
+use weir_proto::secret;
+
+use crate::config::Credentials;
 
 const SETTING: &str = "--token-file (WEIR_TOKEN_FILE)";
 
@@ -21,12 +26,23 @@ pub(crate) struct Token {
 }
 
 impl Token {
-    /// Fails, naming the setting, when the file holds no token.
-    pub(super) fn open(path: Option<&Path>) -> anyhow::Result<Self> {
-        path.map(read).transpose()?;
-        Ok(Self {
-            path: path.map(Path::to_owned),
-        })
+    /// The token for calls to `coordinator`. Fails, naming the setting, when the
+    /// file holds none, or whoever is on the way could read it.
+    pub(super) fn open(credentials: &Credentials, coordinator: &Uri) -> anyhow::Result<Self> {
+        let path = credentials.token_file.clone();
+        if let Some(path) = &path {
+            read(path)?;
+            let (scheme, host) = (coordinator.scheme_str(), coordinator.host());
+            ensure!(
+                credentials.insecure_token || secret::is_kept_on_the_way(scheme, host),
+                "{SETTING}: the token would go to {coordinator} for all on the way to read: use https://, or say \
+                 --insecure-token (WEIR_INSECURE_TOKEN)"
+            );
+            if secret::is_open_to_all(path) {
+                warn!(path = %path.display(), "Every user of this machine can read the worker's token: chmod 600.");
+            }
+        }
+        Ok(Self { path })
     }
 }
 
@@ -55,4 +71,34 @@ fn read(path: &Path) -> anyhow::Result<MetadataValue<Ascii>> {
     // Its debug output does not show it.
     value.set_sensitive(true);
     Ok(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_not_sent_for_all_to_read() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "weir_secret").unwrap();
+        let mut credentials = Credentials {
+            token_file: Some(file.path().to_owned()),
+            ..Credentials::default()
+        };
+        let elsewhere = Uri::from_static("http://weir.example:7400");
+        for kept in ["http://127.0.0.1:7400", "https://weir.example:7400"] {
+            Token::open(&credentials, &Uri::from_static(kept)).unwrap();
+        }
+        let refused = Token::open(&credentials, &elsewhere).unwrap_err();
+        let told = refused.to_string();
+        assert!(
+            told.contains("--insecure-token (WEIR_INSECURE_TOKEN)"),
+            "{told}"
+        );
+        assert!(!told.contains("weir_secret"), "{told}");
+        credentials.insecure_token = true;
+        Token::open(&credentials, &elsewhere).unwrap();
+        // Without a token there is nothing to keep.
+        Token::open(&Credentials::default(), &elsewhere).unwrap();
+    }
 }

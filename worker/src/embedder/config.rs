@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{bail, ensure};
 use clap::ValueEnum;
 use reqwest::Url;
-use weir_proto::limits::MAX_DIMENSION;
+use weir_proto::{limits::MAX_DIMENSION, secret::is_kept_on_the_way};
 
 /// The settings that choose and reach an embedder.
 #[derive(Debug, Clone, clap::Args)]
@@ -23,6 +23,11 @@ pub struct EmbedderConfig {
     /// again when it changes or the server refuses the key.
     #[arg(long, env = "WEIR_EMBEDDER_API_KEY_FILE", value_name = "FILE")]
     pub embedder_api_key_file: Option<PathBuf>,
+
+    /// Send that key to another machine without TLS, for whoever is on the way to
+    /// read.
+    #[arg(long, env = "WEIR_INSECURE_EMBEDDER_API_KEY", default_value = "false", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub insecure_embedder_api_key: bool,
 
     /// Folder of the local model, as sentence-transformers writes it:
     /// config.json, tokenizer.json, model.safetensors.
@@ -128,6 +133,13 @@ impl EmbedderConfig {
         ensure!(
             url.query().is_none() && url.fragment().is_none(),
             "{SETTING} must not have a query or a fragment"
+        );
+        ensure!(
+            self.embedder_api_key_file.is_none()
+                || self.insecure_embedder_api_key
+                || is_kept_on_the_way(Some(url.scheme()), url.host_str()),
+            "--embedder-api-key-file (WEIR_EMBEDDER_API_KEY_FILE): the key would go to {url} for all on the way to read: \
+             use https://, or say --insecure-embedder-api-key (WEIR_INSECURE_EMBEDDER_API_KEY)"
         );
         let path = url.path().trim_end_matches('/');
         let path = path.strip_suffix("/v1").unwrap_or(path).to_owned();

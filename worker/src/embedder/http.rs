@@ -2,7 +2,6 @@
 
 mod reading;
 
-use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
@@ -10,7 +9,7 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use weir_proto::{limits::MAX_DIMENSION, trace::TRACEPARENT};
+use weir_proto::{limits::MAX_DIMENSION, secret::is_loopback, trace::TRACEPARENT};
 use weir_telemetry::{KeyValue, Span};
 
 use super::key::ApiKey;
@@ -74,7 +73,7 @@ impl Server {
         // error means that there is one already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut builder = Client::builder();
-        if is_loopback(&base) {
+        if base.host_str().is_some_and(is_loopback) {
             // A proxy of the environment could not reach it.
             builder = builder.no_proxy();
         }
@@ -238,29 +237,5 @@ impl Server {
             missing_hint: &self.missing_hint,
         };
         refusal.sort(SystemTime::now())
-    }
-}
-
-fn is_loopback(url: &Url) -> bool {
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    host == "localhost"
-        || host
-            .parse::<IpAddr>()
-            .is_ok_and(|address| address.is_loopback())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_this_machine_is_loopback() {
-        let local = |url| is_loopback(&Url::parse(url).unwrap());
-        assert!(local("http://localhost:11434"));
-        assert!(local("http://127.0.0.1:11434"));
-        assert!(local("http://[::1]:11434"));
-        assert!(!local("http://ollama:11434"));
-        assert!(!local("http://10.0.0.1"));
-        assert!(!local("http://[2001:db8::1]"));
     }
 }

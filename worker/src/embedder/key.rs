@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use anyhow::{Context as _, ensure};
 use reqwest::header::HeaderValue;
 use tracing::{info, warn};
+use weir_proto::secret::is_open_to_all;
 
 const SETTING: &str = "--embedder-api-key-file (WEIR_EMBEDDER_API_KEY_FILE)";
 
@@ -30,6 +31,9 @@ impl ApiKey {
             stamp,
             header: read(path)?,
         };
+        if is_open_to_all(path) {
+            warn!(path = %path.display(), "Every user of this machine can read the embedder's API key: chmod 600.");
+        }
         Ok(Self {
             path: path.to_owned(),
             current: Mutex::new(current),

@@ -673,7 +673,7 @@ async fn contradictions_are_refused_by_name() {
                 "--embedder",
                 "openai",
                 "--embedder-url",
-                "http://a",
+                "https://a",
                 "--embedder-api-key-file",
                 "/dev/null",
             ],
@@ -684,7 +684,7 @@ async fn contradictions_are_refused_by_name() {
                 "--embedder",
                 "openai",
                 "--embedder-url",
-                "http://a",
+                "https://a",
                 "--embedder-api-key-file",
                 "/no/key",
             ],
@@ -847,5 +847,32 @@ mod local {
             let error = build(&config, "m").await.err().unwrap();
             assert!(format!("{error:#}").contains(expected), "{error:#}");
         }
+    }
+}
+
+#[tokio::test]
+async fn a_key_is_not_sent_for_all_to_read() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "weir_secret").unwrap();
+    let made = async |kind, url, flags: &[&str]| {
+        let path = file.path().to_str().unwrap();
+        let all = ["--embedder", kind, "--embedder-url", url];
+        let all = [&all[..], &["--embedder-api-key-file", path], flags].concat();
+        build(&config(&all), "minilm").await.map(drop)
+    };
+    let elsewhere = "http://192.0.2.1:8080/v1";
+    for kind in ["openai", "tei"] {
+        for (url, flags) in [
+            ("https://embedder.example", &[][..]),
+            ("http://127.0.0.1:8080", &[]),
+            ("http://[::1]:8080", &[]),
+            (elsewhere, &["--insecure-embedder-api-key"]),
+        ] {
+            made(kind, url, flags).await.unwrap();
+        }
+        let refused = made(kind, elsewhere, &[]).await.unwrap_err().to_string();
+        let flag = "--insecure-embedder-api-key (WEIR_INSECURE_EMBEDDER_API_KEY)";
+        assert!(refused.contains(flag), "{refused}");
+        assert!(!refused.contains("weir_secret"), "{refused}");
     }
 }
