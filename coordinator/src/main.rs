@@ -1,6 +1,10 @@
 //! The process `weir-coordinator`: serves, or migrates and exits.
 
-use std::io::{self, Write as _};
+use std::{
+    fs::File,
+    io::{self, Write as _},
+    os::{fd::AsFd, unix::fs::PermissionsExt as _},
+};
 
 use clap::Parser as _;
 use tokio::signal::unix::{SignalKind, signal};
@@ -29,6 +33,14 @@ async fn main() -> anyhow::Result<()> {
         } => {
             let drawn = NewToken::new(&name, role, &namespaces, rand::random())?;
             writeln!(io::stdout(), "{}", drawn.token)?;
+            if is_file_of_others(&io::stdout()) {
+                // A comment, for the table may go on to the tokens file from here.
+                writeln!(
+                    io::stderr(),
+                    "# The token of {name} was written to a file that others can read: chmod 600 it, and say umask 077 \
+                     before the next."
+                )?;
+            }
             writeln!(io::stderr(), "{}", drawn.table)?;
             Ok(())
         }
@@ -49,4 +61,12 @@ async fn main() -> anyhow::Result<()> {
             server.run(shutdown).await
         }
     }
+}
+
+/// Whether what is written here ends up in a file that its group or others can
+/// read.
+fn is_file_of_others(out: &impl AsFd) -> bool {
+    let file = out.as_fd().try_clone_to_owned().map(File::from);
+    let metadata = file.and_then(|file| file.metadata());
+    metadata.is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o044 != 0)
 }

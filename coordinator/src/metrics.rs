@@ -94,6 +94,10 @@ const DATABASE_UP: Metric = Metric::new(
     "weir_database_up",
     "Whether a connection to the database could be had a moment ago.",
 );
+const FILES_IN_FORCE: Metric = Metric::new(
+    "weir_files_in_force",
+    "Whether all that is in the files of a setting holds; 0 while they are broken.",
+);
 const CONNECTIONS: Metric = Metric::new(
     "weir_database_connections",
     "Connections of a pool now: idle or in use.",
@@ -273,6 +277,11 @@ impl Metrics {
     /// The page that all of these are on.
     pub(crate) fn page(&self) -> &Page {
         &self.page
+    }
+
+    /// Whether all that is in the files of a setting holds.
+    pub(crate) fn files_in_force(&self, setting: &str) -> Gauge {
+        self.page.gauge(&FILES_IN_FORCE, &[("setting", setting)])
     }
 
     /// A job of this model was claimed.

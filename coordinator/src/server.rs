@@ -154,7 +154,7 @@ impl Server {
 
         let spans = SpanLayer::new(self.tracer.clone());
         let pages = http::router(
-            Scrape::new(&self.config, services.queue.clone(), metrics),
+            Scrape::new(&self.config, services.queue.clone(), metrics.clone()),
             ready,
             self.config.dashboard,
             shutdown.clone(),
@@ -166,7 +166,9 @@ impl Server {
             self.config.security.reflection,
             &spans,
         )?;
-        let (gate, certificates) = self.doors.keep(&self.config, &background, &shutdown)?;
+        let (gate, certificates) =
+            self.doors
+                .keep(&self.config, &metrics, &background, &shutdown)?;
         let incoming = tls::incoming(self.listener, certificates, &background);
         let (delay, timeout) = (self.config.drain_delay, self.config.drain_timeout);
         let serving = Transport::builder()

@@ -29,6 +29,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{either::Either, task::TaskTracker};
 use tonic::transport::server::Connected;
+use weir_proto::secret::is_open_to_all;
 
 use crate::{config::SecurityConfig, files::Files};
 
@@ -63,7 +64,10 @@ pub(crate) fn open(config: &SecurityConfig) -> anyhow::Result<Option<Files<Serve
         .collect();
     let setting =
         "--tls-cert, --tls-key, --tls-client-ca (WEIR_TLS_CERT, WEIR_TLS_KEY, WEIR_TLS_CLIENT_CA)";
-    Files::open(setting, paths, server_config).map(Some)
+    if is_open_to_all(key) {
+        tracing::warn!(path = %key.display(), "Every user of this machine can read the key of --tls-key: chmod 600.");
+    }
+    Files::open(setting, paths, |parts, _| Ok(server_config(parts)?.into())).map(Some)
 }
 
 /// From a certificate chain, its key, and the authorities of clients where

@@ -1,6 +1,6 @@
 //! Tokens, namespaces, quotas and rates: who may do what, and how much of it.
 
-use std::fs;
+use std::{fs, os::unix::fs::OpenOptionsExt as _, path::Path, process::Command};
 
 use reqwest::StatusCode;
 use serde_json::{Value, json};
@@ -21,8 +21,8 @@ use weir_proto::{
 use weir_tests::{
     PATIENCE,
     certificates::text_of,
-    clients::{Weir, claim_request, http, item, put_items, put_texts},
-    cluster::{Process, Worker},
+    clients::{Weir, claim_request, http, item, put_items, put_texts, until},
+    cluster::{Process, Worker, binary},
     embedder::FakeEmbedder,
     postgres::TestDatabase,
     tokens::Tokens,
@@ -539,6 +539,7 @@ async fn a_token_that_is_taken_back_ends_its_streams_and_a_new_one_is_good() {
     let broken = |line: &str| line.contains("cannot be used").then_some(());
     weir.coordinator.process.wait_for_line(broken).await;
     client.list("").await.unwrap();
+    until(async || !in_force(&weir).await).await;
 
     // Another token beside it leaves it as it is.
     tokens.write("tokens.toml", &whole);
@@ -547,6 +548,7 @@ async fn a_token_that_is_taken_back_ends_its_streams_and_a_new_one_is_good() {
     let let_in = async { while other.list("").await.is_err() {} };
     soon(let_in).await;
     client.list("").await.unwrap();
+    until(async || in_force(&weir).await).await;
 
     let file = fs::read_to_string(tokens.path()).unwrap();
     tokens.write("tokens.toml", file.strip_prefix(&whole).unwrap());
@@ -554,6 +556,101 @@ async fn a_token_that_is_taken_back_ends_its_streams_and_a_new_one_is_good() {
     assert_eq!(ended.code(), Code::Unauthenticated, "{ended:?}");
     assert_eq!(code(client.list("").await), Code::Unauthenticated);
     other.list("").await.unwrap();
+}
+
+/// Whether `/metrics` says that all of the tokens file holds.
+async fn in_force(weir: &Weir) -> bool {
+    let url = format!("{}/metrics", weir.coordinator.url());
+    let page = http().get(url).send().await.unwrap().text().await.unwrap();
+    let said = |value| {
+        page.contains(&format!(
+            "weir_files_in_force{{setting=\"tokens\"}} {value}\n"
+        ))
+    };
+    assert_ne!(said(0), said(1), "{page}");
+    said(1)
+}
+
+#[tokio::test]
+async fn a_token_is_taken_back_by_an_empty_table_and_beside_a_broken_one() {
+    let tokens = Tokens::new();
+    let names = ["one", "two", "three"];
+    let drawn = names.map(|name| tokens.add(name, "client", &["*"]));
+    let weir = guarded(&tokens).await;
+    let [mut one, mut two, mut three] = drawn.map(|token| clients(&weir, Some(&token)));
+    let file = fs::read_to_string(tokens.path()).unwrap();
+    let table = |name: &str| {
+        let at = file.find(&format!("[\"{name}\"]")).unwrap();
+        file[at..].split("\n\n").next().unwrap().to_owned()
+    };
+    // The first is emptied, the second damaged, the third deleted.
+    let damaged = table("two").replace("\"*\"", "\"B!\"");
+    let emptied = "[one]\nrole = 'client'\nnamespaces = '*'\nsha256 = []";
+    tokens.write("tokens.toml", &format!("{emptied}\n{damaged}\n"));
+    for gone in [&mut one, &mut three] {
+        until(async || gone.list("").await.is_err()).await;
+        assert_eq!(code(gone.list("").await), Code::Unauthenticated);
+    }
+    two.list("").await.unwrap();
+    until(async || !in_force(&weir).await).await;
+    // A file that is about to be written says nothing; one without a table does.
+    tokens.write("tokens.toml", "");
+    let broken = |line: &str| line.contains("cannot be used;").then_some(());
+    weir.coordinator.process.wait_for_line(broken).await;
+    two.list("").await.unwrap();
+    tokens.write("tokens.toml", "# nobody\n");
+    until(async || two.list("").await.is_err()).await;
+    assert_eq!(code(two.list("").await), Code::Unauthenticated);
+    until(async || in_force(&weir).await).await;
+}
+
+/// Draws a token into a file of this mode; returns what was complained of.
+fn drawn_into(folder: &Path, mode: u32) -> String {
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(folder.join(format!("{mode:o}")));
+    let drawn = Command::new(binary("weir-coordinator"))
+        .args(["token", "gpu", "worker", "*"])
+        .stdout(file.unwrap())
+        .output()
+        .unwrap();
+    assert!(drawn.status.success(), "{drawn:?}");
+    String::from_utf8(drawn.stderr).unwrap()
+}
+
+#[test]
+fn a_token_that_lands_where_others_can_read_it_is_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    for mode in [0o604, 0o640] {
+        let told = drawn_into(folder.path(), mode);
+        assert!(told.starts_with("# The token of gpu was written"), "{told}");
+        // It goes to the tokens file with the table.
+        let table = told.split_once('\n').unwrap().1;
+        assert!(table.starts_with("[\"gpu\"]\n"), "{told}");
+    }
+    let told = drawn_into(folder.path(), 0o600);
+    assert!(!told.contains('#'), "{told}");
+}
+
+#[tokio::test]
+async fn a_worker_sends_its_token_nowhere_in_plain_text_unasked() {
+    let tokens = Tokens::new();
+    let file = tokens.write("gpu.token", "weir_secret");
+    let (file, elsewhere) = (text_of(&file), "http://192.0.2.1:7400");
+    let refused = Command::new(binary("weir-worker"))
+        .args(["--model", "fake", "--coordinator", elsewhere])
+        .args(["--token-file", file])
+        .output()
+        .unwrap();
+    assert!(!refused.status.success());
+    let told = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        told.contains("--insecure-token (WEIR_INSECURE_TOKEN)"),
+        "{told}"
+    );
+    assert!(!told.contains("weir_secret"), "{told}");
 }
 
 #[tokio::test]

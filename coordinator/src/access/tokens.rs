@@ -1,6 +1,11 @@
 //! The tokens file: a TOML table a token, which holds no token, only hashes.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fmt,
+    ops::Range,
+    sync::Arc,
+};
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use clap::ValueEnum as _;
@@ -58,9 +63,10 @@ pub enum TokenError {
         /// From 1.
         line: usize,
     },
-    /// No token at all: most likely a file that is being written.
+    /// Nothing at all: most likely a file that is being written.
     #[error(
-        "there is no token in the tokens file; write it elsewhere and rename it, so that it is never read in part"
+        "there is no token in the tokens file; write it elsewhere and rename it, so that it is never read in part. To \
+         take back every token, leave their tables with sha256 = [], or a comment alone"
     )]
     Empty,
     /// A table says something impossible.
@@ -73,6 +79,80 @@ pub enum TokenError {
     },
 }
 
+/// A table as it is in the file, whatever it says.
+struct NamedTable {
+    name: String,
+    /// From 1.
+    line: usize,
+    value: toml::Value,
+}
+
+/// What the tables of a file are, by name. An empty file has none that could be
+/// taken for what was meant: it may be one that is about to be written.
+fn tables(file: &[u8]) -> Result<Vec<NamedTable>, TokenError> {
+    let text = std::str::from_utf8(file).map_err(|_| TokenError::NotUtf8)?;
+    if text.trim().is_empty() {
+        return Err(TokenError::Empty);
+    }
+    let line_of = |span: Option<Range<usize>>| {
+        let before = span.and_then(|span| text.get(..span.start));
+        1 + before.unwrap_or_default().matches('\n').count()
+    };
+    let tables: BTreeMap<String, toml::Spanned<toml::Value>> =
+        toml::from_str(text).map_err(|error| TokenError::Syntax {
+            line: line_of(error.span()),
+        })?;
+    let tables = tables.into_iter().map(|(name, value)| NamedTable {
+        name,
+        line: line_of(Some(value.span())),
+        value: value.into_inner(),
+    });
+    Ok(tables.collect())
+}
+
+impl NamedTable {
+    /// What it allows, and of which hashes.
+    fn read(&self) -> Result<(Arc<Grant>, Vec<Digest>), TokenError> {
+        let table = Table::deserialize(self.value.clone())
+            .map_err(|_| TokenError::Syntax { line: self.line })?;
+        check_name(&self.name).map_err(|fault| self.fault(fault))?;
+        let role = Role::from_str(&table.role, false)
+            .map_err(|_| self.fault("role must be \"client\" or \"worker\""))?;
+        let namespaces =
+            namespaces(&table.namespaces.into_vec()).map_err(|fault| self.fault(fault))?;
+        let digests = table.sha256.into_vec().into_iter().map(|hash| {
+            Digest::from_hex(hash).map_err(|_| {
+                self.fault("sha256 must be the token's SHA-256 in hex, 64 digits long")
+            })
+        });
+        let grant = Grant {
+            name: self.name.clone(),
+            role,
+            namespaces,
+        };
+        Ok((Arc::new(grant), digests.collect::<Result<_, _>>()?))
+    }
+
+    /// The hashes that can be read of it, whatever else is wrong.
+    fn digests(&self) -> BTreeSet<Digest> {
+        let hashes = self.value.get("sha256").cloned();
+        let hashes = hashes.into_iter().flat_map(|hashes| match hashes {
+            toml::Value::Array(hashes) => hashes,
+            hash => vec![hash],
+        });
+        hashes
+            .filter_map(|hash| Digest::from_hex(hash.as_str()?).ok())
+            .collect()
+    }
+
+    fn fault(&self, fault: impl Into<String>) -> TokenError {
+        TokenError::Table {
+            name: self.name.clone(),
+            fault: fault.into(),
+        }
+    }
+}
+
 /// The tokens that are good, by their hashes.
 #[derive(Debug, Default)]
 pub(crate) struct Tokens {
@@ -80,49 +160,68 @@ pub(crate) struct Tokens {
 }
 
 impl Tokens {
-    /// Reads a tokens file.
+    /// Reads a tokens file for the first time: whole, or not at all. A file in
+    /// which every table was emptied is in order.
     pub(crate) fn parse(file: &[u8]) -> Result<Self, TokenError> {
-        let text = std::str::from_utf8(file).map_err(|_| TokenError::NotUtf8)?;
-        let tables: BTreeMap<String, Table> = toml::from_str(text).map_err(|error| {
-            let before = error.span().and_then(|span| text.get(..span.start));
-            TokenError::Syntax {
-                line: 1 + before.unwrap_or_default().matches('\n').count(),
-            }
-        })?;
-        let mut tokens = Self::default();
-        for (name, table) in tables {
-            tokens
-                .add(&name, table)
-                .map_err(|fault| TokenError::Table { name, fault })?;
-        }
-        // To take this for what was meant would end every call there is.
-        if tokens.grants.is_empty() {
+        let tables = tables(file)?;
+        if tables.is_empty() {
             return Err(TokenError::Empty);
         }
-        Ok(tokens)
+        let (tokens, faults) = Self::default().with(&tables);
+        faults.into_iter().next().map_or(Ok(tokens), Err)
     }
 
-    fn add(&mut self, name: &str, table: Table) -> Result<(), String> {
-        check_name(name)?;
-        let grant = Arc::new(Grant {
-            name: name.to_owned(),
-            role: Role::from_str(&table.role, false)
-                .map_err(|_| "role must be \"client\" or \"worker\"")?,
-            namespaces: namespaces(&table.namespaces.into_vec())?,
-        });
-        let hashes = table.sha256.into_vec();
-        if hashes.is_empty() {
-            return Err("sha256 is empty: give the SHA-256 of the token in hex".to_owned());
-        }
-        for hash in hashes {
-            let digest = Digest::from_hex(&hash)
-                .map_err(|_| "sha256 must be the token's SHA-256 in hex, 64 digits long")?;
-            if self.grant(&digest).is_some() {
-                return Err("one of its tokens is there twice".to_owned());
+    /// Reads a file that takes the place of the one that these are from. A token
+    /// whose hash is not in it is taken back, also where something else in the
+    /// file is wrong. A table that is wrong gives nothing new: of its hashes,
+    /// those that are good go on to be good for what they were good for. Fails,
+    /// and then all goes on to hold, when no tables can be told in it.
+    pub(crate) fn replaced_by(&self, file: &[u8]) -> Result<(Self, Vec<TokenError>), TokenError> {
+        tables(file).map(|tables| self.with(&tables))
+    }
+
+    /// What these tables allow, and which of them are wrong.
+    fn with(&self, tables: &[NamedTable]) -> (Self, Vec<TokenError>) {
+        let mut read: Vec<_> = tables.iter().map(NamedTable::read).collect();
+        let mut times: HashMap<Digest, usize> = HashMap::new();
+        for (table, read) in tables.iter().zip(&read) {
+            let digests = match read {
+                Ok((_, digests)) => digests.clone(),
+                Err(_) => table.digests().into_iter().collect(),
+            };
+            for digest in digests {
+                *times.entry(digest).or_default() += 1;
             }
-            self.grants.push((digest, Arc::clone(&grant)));
         }
-        Ok(())
+        let (mut tokens, mut faults) = (Self::default(), Vec::new());
+        for (table, read) in tables.iter().zip(&mut read) {
+            // Which of two tables is meant nobody can tell.
+            if let Ok((_, digests)) = read
+                && digests.iter().any(|digest| times[digest] > 1)
+            {
+                *read = Err(table.fault("one of its tokens is there twice"));
+            }
+            match read {
+                Ok((grant, digests)) => {
+                    let grants = digests.iter().map(|digest| (*digest, Arc::clone(grant)));
+                    tokens.grants.extend(grants);
+                }
+                Err(fault) => {
+                    faults.push(fault.clone());
+                    for digest in table.digests() {
+                        if let Some(grant) = self.grant(&digest) {
+                            tokens.grants.push((digest, grant));
+                        }
+                    }
+                }
+            }
+        }
+        (tokens, faults)
+    }
+
+    /// Whether no token is good.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.grants.is_empty()
     }
 
     /// What this token allows, and its hash. Takes as long for a wrong token as
@@ -276,7 +375,7 @@ mod tests {
                 format!(
                     "[a]\nrole = 'client'\nnamespaces = '*'\nsha256 = '{hash}'\n[b]\nweir_secret = 1"
                 ),
-                "line 6",
+                "line 5",
             ),
             ("\na = 'weir_secret'".to_owned(), "line 2"),
             (
@@ -296,16 +395,12 @@ mod tests {
                 "64 digits",
             ),
             (
-                "[a]\nrole = 'client'\nnamespaces = '*'\nsha256 = []".to_owned(),
-                "sha256 is empty",
-            ),
-            (
                 format!("[a]\nrole = 'client'\nnamespaces = '*'\nsha256 = ['{hash}', '{hash}']"),
                 "twice",
             ),
             (
                 format!("[a]\nrole = 'client'\nnamespaces = '*'\nsha256 = '{hash}'\nextra = 1"),
-                "line 5",
+                "line 1",
             ),
             (
                 format!("['']\nrole = 'client'\nnamespaces = '*'\nsha256 = '{hash}'"),
@@ -319,6 +414,93 @@ mod tests {
         assert_eq!(Tokens::parse(b"\xff").unwrap_err(), TokenError::NotUtf8);
         for nothing in [&b""[..], b"\n# all tokens go here\n"] {
             assert_eq!(Tokens::parse(nothing).unwrap_err(), TokenError::Empty);
+        }
+    }
+
+    #[test]
+    fn a_table_that_was_emptied_starts_with_no_token_of_it() {
+        let file = b"[gone]\nrole = 'worker'\nnamespaces = '*'\nsha256 = []\n";
+        assert!(Tokens::parse(file).unwrap().is_empty());
+    }
+
+    /// Which of some tokens are good after a file was replaced: `w` of them for
+    /// workers, `c` for clients, `-` for nothing. And how many faults there are.
+    fn after(before: &Tokens, drawn: &[NewToken], file: &str) -> (String, usize) {
+        let (tokens, faults) = before.replaced_by(file.as_bytes()).unwrap();
+        let good = drawn
+            .iter()
+            .map(|it| match tokens.find(it.token.as_bytes()) {
+                None => '-',
+                Some((_, grant)) if grant.role == Role::Worker => 'w',
+                Some(_) => 'c',
+            });
+        let told = format!("{faults:?}");
+        assert!(!told.contains("weir_"), "{told}");
+        (good.collect(), faults.len())
+    }
+
+    #[test]
+    fn what_is_not_in_the_file_any_more_is_taken_back_whatever_else_is_wrong() {
+        let drawn = [
+            drawn("a", Role::Worker, &["*"], 1),
+            drawn("b", Role::Worker, &["*"], 2),
+            drawn("c", Role::Worker, &["*"], 3),
+        ];
+        let [a, b, c] = drawn.each_ref().map(|it| it.table.as_str());
+        let new = c.replace("worker", "client");
+        let hash_of_b = b.split('"').nth_back(1).unwrap();
+        let tokens = Tokens::parse(format!("{a}{b}").as_bytes()).unwrap();
+        let emptied = "[a]\nrole = 'worker'\nnamespaces = '*'\nsha256 = []\n";
+        let bad = |table: &str| table.replace("\"*\"", "\"B!\"");
+        for (file, good, faults) in [
+            (format!("{a}{b}"), "ww-", 0),
+            (format!("{emptied}{b}"), "-w-", 0),
+            (b.to_owned(), "-w-", 0),
+            ("# none is left\n".to_owned(), "---", 0),
+            (emptied.to_owned(), "---", 0),
+            // A table that is wrong takes nothing from the others, and keeps what it gave.
+            (format!("{}{b}{new}", bad(a)), "wwc", 1),
+            (format!("{}{new}", bad(b)), "-wc", 1),
+            (format!("{}{}", bad(a), bad(&new)), "w--", 2),
+            // Nothing new comes of it, and nothing of what it has no more.
+            (
+                bad(&b.replace(hash_of_b, &hash_of_b.replace('a', "b"))),
+                "---",
+                1,
+            ),
+            (b.replace("sha256", "sha265"), "---", 1),
+            (b.replace(hash_of_b, &hash_of_b[1..]), "---", 1),
+            (format!("{b}extra = 'weir_secret'\n"), "-w-", 1),
+            ("a = 'weir_secret'\n".to_owned(), "---", 1),
+            // Of two that say otherwise of one hash neither is believed.
+            (
+                format!(
+                    "{b}{}",
+                    b.replace("[\"b\"]", "[z]").replace("worker", "client")
+                ),
+                "-w-",
+                2,
+            ),
+            (format!("{c}{}", new.replace("[\"c\"]", "[z]")), "---", 2),
+            (
+                format!(
+                    "{}{}",
+                    bad(b),
+                    b.replace("[\"b\"]", "[z]").replace("worker", "client")
+                ),
+                "-w-",
+                2,
+            ),
+        ] {
+            assert_eq!(
+                after(&tokens, &drawn, &file),
+                (good.to_owned(), faults),
+                "{file}"
+            );
+        }
+        // Where nothing can be told, all goes on to hold.
+        for unreadable in ["", " \n", "[a", "[a]\n[a]\n"] {
+            tokens.replaced_by(unreadable.as_bytes()).unwrap_err();
         }
     }
 }
