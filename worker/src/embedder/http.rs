@@ -13,6 +13,7 @@ use weir_proto::{limits::MAX_DIMENSION, secret::is_loopback, trace::TRACEPARENT}
 use weir_telemetry::{KeyValue, Span};
 
 use super::key::ApiKey;
+use super::redact::presentable;
 use super::refusal::Refusal;
 use super::{EmbedError, EmbedderConfig, vector};
 
@@ -55,8 +56,9 @@ pub(super) struct Refused {
     headers: HeaderMap,
     /// The body, or its beginning.
     pub(super) body: Vec<u8>,
-    /// The key that was sent, so that no message shows it.
-    key: Option<HeaderValue>,
+    /// The keys that were sent, the last one last, so that no message shows
+    /// them.
+    keys: Vec<HeaderValue>,
 }
 
 impl Server {
@@ -181,10 +183,14 @@ impl Server {
         };
         let other = self.key.as_ref().zip(header.as_ref());
         let other = other.and_then(|(key, header)| key.other_than(header));
-        match (again, other) {
-            (Some(again), Some(other)) => self.send_with(again, Some(other)).await,
-            _ => Err(Failure::Refused(refused)),
+        let (Some(again), Some(other)) = (again, other) else {
+            return Err(Failure::Refused(refused));
+        };
+        let mut outcome = self.send_with(again, Some(other)).await;
+        if let Err(Failure::Refused(last)) = &mut outcome {
+            last.keys.splice(..0, refused.keys);
         }
+        outcome
     }
 
     async fn send_with(
@@ -216,8 +222,14 @@ impl Server {
             status: response.status(),
             headers: response.headers().clone(),
             body: self.refusal_body(response).await,
-            key,
+            keys: key.into_iter().collect(),
         }))
+    }
+
+    /// What the server says of itself, fit for a log.
+    pub(super) fn presentable(&self, said: &str) -> String {
+        let key = self.key.as_ref().map(ApiKey::header);
+        presentable(said, &[], &keys(key.as_slice()))
     }
 
     /// Sorts the failure of a call that sent these texts.
@@ -226,16 +238,23 @@ impl Server {
             Failure::Refused(refused) => refused,
             Failure::Other(error) => return error,
         };
-        let key = refused.key.as_ref().and_then(|key| key.to_str().ok());
         let refusal = Refusal {
             server: &self.name,
             status: refused.status,
             headers: &refused.headers,
             body: &refused.body,
             texts,
-            key: key.and_then(|key| key.strip_prefix("Bearer ")),
+            keys: &keys(&refused.keys),
             missing_hint: &self.missing_hint,
         };
         refusal.sort(SystemTime::now())
     }
+}
+
+/// The keys in headers that were made of them.
+fn keys(headers: &[HeaderValue]) -> Vec<&str> {
+    let headers = headers.iter().filter_map(|header| header.to_str().ok());
+    headers
+        .filter_map(|header| header.strip_prefix("Bearer "))
+        .collect()
 }

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use weir_bert::{EmbedFailure, SentenceModel};
 
 use super::checked::Provider;
+use super::redact::presentable;
 use super::{EmbedError, EmbedderConfig, Limits};
 
 /// A sentence-transformers model, computed on the cores of this machine. Calls
@@ -63,6 +64,7 @@ impl Provider for Local {
 
     async fn call(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
         let model = Arc::clone(&self.model);
+        let sent = texts;
         let texts: Vec<String> = texts.iter().copied().map(str::to_owned).collect();
         let guard = StopOnDrop(Arc::default());
         let stop = Arc::clone(&guard.0);
@@ -79,7 +81,8 @@ impl Provider for Local {
         })?;
         let vectors = vectors.map_err(|_| transient("the local model panicked".to_owned()))?;
         vectors.map_err(|failure| {
-            let reason = format!("the local model failed: {failure}");
+            let said = presentable(&failure.to_string(), sent, &[]);
+            let reason = format!("the local model failed: {said}");
             match failure {
                 EmbedFailure::TooLong { .. } => EmbedError::TooLong {
                     reason,

@@ -10,6 +10,7 @@ mod key;
 mod local;
 mod ollama;
 mod openai;
+mod redact;
 mod refusal;
 #[cfg(test)]
 mod rude_server;

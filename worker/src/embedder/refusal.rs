@@ -7,13 +7,11 @@ use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 use serde_json::Value;
 
+use super::redact::presentable;
 use super::{EmbedError, culprit};
 
 /// Longest time that a server may ask to be left alone.
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
-
-/// Characters of a server's message that are passed on.
-const MAX_MESSAGE_CHARS: usize = 300;
 
 /// What servers say when the texts of a call are too many or too long together:
 /// text-embeddings-inference, OpenAI (twice), Voyage, Gemini.
@@ -78,8 +76,8 @@ pub(super) struct Refusal<'a> {
     pub(super) body: &'a [u8],
     /// The texts that were sent. A message must not show them.
     pub(super) texts: &'a [&'a str],
-    /// Nor the key.
-    pub(super) key: Option<&'a str>,
+    /// Nor the keys.
+    pub(super) keys: &'a [&'a str],
     /// What to do about a missing model, for a person.
     pub(super) missing_hint: &'a str,
 }
@@ -96,7 +94,7 @@ impl Refusal<'_> {
             phrases.iter().any(|phrase| message.contains(phrase))
         };
         let answered = format!("{} answered {status}", self.server);
-        let quoted = self.presentable(&message);
+        let quoted = self.quoted(&message);
         let overloaded = || EmbedError::Overloaded {
             reason: format!("{answered}{quoted}"),
             retry_after,
@@ -176,18 +174,9 @@ impl Refusal<'_> {
     }
 
     /// What the server said, fit for logs and for the job's record: short, and
-    /// without the texts or the key that it may quote.
-    fn presentable(&self, message: &str) -> String {
-        let mut sent = self.texts.iter().copied().chain(self.key);
-        if sent.any(|sent| quotes(message, sent)) {
-            return " (its message is withheld, since it quotes what was sent)".to_owned();
-        }
-        let message = message.split_whitespace().collect::<Vec<_>>().join(" ");
-        let message: String = message
-            .chars()
-            .filter(|c| !c.is_control())
-            .take(MAX_MESSAGE_CHARS)
-            .collect();
+    /// without what it quotes of the texts or of the keys.
+    fn quoted(&self, message: &str) -> String {
+        let message = presentable(message, self.texts, self.keys);
         if message.is_empty() {
             message
         } else {
@@ -224,17 +213,6 @@ fn words(body: &[u8]) -> String {
         Err(_) if text.trim_start().starts_with(['<', '{', '[']) => String::new(),
         Err(_) => text.into_owned(),
     }
-}
-
-/// Whether a message repeats what was sent, or the beginning of it. Words
-/// shorter than four characters prove nothing.
-fn quotes(message: &str, sent: &str) -> bool {
-    let sent = sent.trim();
-    let beginning = sent
-        .char_indices()
-        .nth(24)
-        .map_or(sent, |(end, _)| &sent[..end]);
-    beginning.chars().count() >= 4 && message.contains(beginning)
 }
 
 /// How long the server asks to be left alone: seconds, or a date.

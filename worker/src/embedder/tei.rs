@@ -85,6 +85,7 @@ impl Provider for Tei {
             && !is_same_model(&served, &self.model)
             && !self.warned.swap(true, Ordering::Relaxed)
         {
+            let served = self.server.presentable(&served);
             warn!(
                 served,
                 model = self.model,
