@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{
+    ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand,
+    parser::ValueSource,
+};
 
 use crate::{
     chunks, credentials::Credentials, doctor, failures, job, jobs, local, put, search, shell,
@@ -34,7 +37,16 @@ impl Cli {
     /// code 2, when it is wrong.
     pub(crate) fn from_process() -> Self {
         let command = local::embed_locally_by_default(Self::command(), &local::runtime_dir());
-        Self::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit())
+        Self::of(&command.get_matches()).unwrap_or_else(|error| error.exit())
+    }
+
+    fn of(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut cli = Self::from_arg_matches(matches)?;
+        if let (Command::Up(args), Some((_, of_up))) = (&mut cli.command, matches.subcommand()) {
+            let source = of_up.value_source("runtime_dir");
+            args.runtime_was_found = source == Some(ValueSource::DefaultValue);
+        }
+        Ok(cli)
     }
 }
 
@@ -137,5 +149,19 @@ mod tests {
         command.debug_assert();
         let help = Cli::command().render_long_help().to_string();
         assert!(help.contains("Exit codes"), "{help}");
+    }
+
+    #[test]
+    fn a_runtime_that_is_named_is_not_one_that_was_found() {
+        let found = |words: &[&str]| {
+            let command = local::embed_locally_by_default(Cli::command(), Path::new("/there"));
+            let matches = command.try_get_matches_from(words).unwrap();
+            match Cli::of(&matches).unwrap().command {
+                Command::Up(args) => args.runtime_was_found,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert!(found(&["weir", "up"]));
+        assert!(!found(&["weir", "up", "--runtime-dir", "/there"]));
     }
 }

@@ -6,7 +6,8 @@ use std::time::SystemTime;
 use weir_proto::v1::{AttemptOutcome, Badge, BadgeState, Verdict};
 
 use crate::{
-    output::{brief, printable, until},
+    output::{brief, until},
+    printable::printable,
     table::Tone,
 };
 

@@ -105,6 +105,7 @@ fn chunk_table(chunks: &[v1::ChunkStatus], now: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::printable::{HOSTILE, assert_harmless};
 
     #[test]
     fn a_chunk_says_what_became_of_it() {
@@ -122,5 +123,15 @@ mod tests {
              a         0    900  -     too odd\n\
              b         0    900  -     of the first 512 characters"
         );
+    }
+
+    #[test]
+    fn a_hostile_name_is_harmless() {
+        let chunk = v1::ChunkStatus {
+            item_id: HOSTILE.into(),
+            reason: HOSTILE.into(),
+            ..v1::ChunkStatus::default()
+        };
+        assert_harmless(&chunk_table(&[chunk], SystemTime::now()));
     }
 }

@@ -14,7 +14,8 @@ use crate::{
     args::Global,
     config::{self, Settings},
     failure::Failure,
-    output::{self, count, printable},
+    output::{self, count},
+    printable::printable,
     table::Tone,
 };
 

@@ -5,7 +5,7 @@ use std::{error::Error as _, fmt::Write as _, io, process::ExitCode};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::output::printable;
+use crate::printable::printable;
 
 /// What ended a command early.
 #[derive(Debug, thiserror::Error)]
@@ -123,6 +123,7 @@ mod tests {
     use tonic_types::{ErrorDetails, FieldViolation};
 
     use super::*;
+    use crate::printable::{HOSTILE, assert_harmless};
 
     #[test]
     fn every_fault_of_a_request_has_its_line() {
@@ -159,5 +160,12 @@ mod tests {
     fn a_closed_pipe_is_known() {
         assert!(Failure::from(io::Error::from(io::ErrorKind::BrokenPipe)).is_broken_pipe());
         assert!(!Failure::from(io::Error::from(io::ErrorKind::NotFound)).is_broken_pipe());
+    }
+
+    #[test]
+    fn a_hostile_name_is_harmless() {
+        let details = ErrorDetails::with_bad_request(vec![FieldViolation::new(HOSTILE, HOSTILE)]);
+        let status = Status::with_error_details(Code::InvalidArgument, HOSTILE, details);
+        assert_harmless(&Failure::from(status).to_string());
     }
 }

@@ -9,8 +9,9 @@ use weir_proto::v1;
 use crate::{
     connect::Session,
     failure::Failure,
-    output::{self, ago, count, printable},
+    output::{self, ago, count},
     page,
+    printable::printable,
     table::Tone,
     view,
 };
@@ -95,8 +96,8 @@ fn describe(failure: &v1::Failure, now: SystemTime) -> String {
             ago(failure.first_seen_time, now),
             ago(failure.last_seen_time, now),
             failure.last_job_id,
-            failure.namespace,
-            failure.last_source,
+            printable(&failure.namespace),
+            printable(&failure.last_source),
             printable(&failure.model),
         ),
         format!("    {affected}; {success}"),
@@ -149,6 +150,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::printable::{HOSTILE, assert_harmless};
 
     #[test]
     fn a_failure_says_what_to_press() {
@@ -185,5 +187,18 @@ mod tests {
             "{text}"
         );
         assert!(text.ends_with("dismissed 0 s ago"), "{text}");
+    }
+
+    #[test]
+    fn a_hostile_name_is_harmless() {
+        let failure = v1::Failure {
+            namespace: HOSTILE.into(),
+            model: HOSTILE.into(),
+            cause: HOSTILE.into(),
+            last_error: format!("{HOSTILE}!"),
+            last_source: HOSTILE.into(),
+            ..v1::Failure::default()
+        };
+        assert_harmless(&describe(&failure, SystemTime::now()));
     }
 }

@@ -12,7 +12,8 @@ use crate::{
     connect::Session,
     failure::Failure,
     jobs::{state_tone, trouble},
-    output::{self, ago, brief, printable},
+    output::{self, ago, brief},
+    printable::printable,
     table::{Cell, table},
     view,
 };
@@ -76,7 +77,12 @@ fn describe(job: &v1::Job, trace_url: Option<&str>, now: SystemTime) -> String {
     let done = job.chunks_done + job.chunks_rejected;
     let exceptions = view::exceptions(job.chunks_rejected, job.chunks_truncated);
     let mut lines = vec![
-        format!("job {} of {}/{}", job.job_id, job.namespace, job.source),
+        format!(
+            "job {} of {}/{}",
+            job.job_id,
+            printable(&job.namespace),
+            printable(&job.source)
+        ),
         format!("  state     {state}"),
         format!("  model     {}", printable(&job.model)),
         format!(
@@ -156,6 +162,8 @@ mod tests {
     use weir_proto::v1::AttemptOutcome;
 
     use super::*;
+    use crate::jobs::job_table;
+    use crate::printable::{HOSTILE, assert_harmless};
 
     #[test]
     fn the_timeline_says_who_when_how_long_and_why() {
@@ -198,5 +206,33 @@ mod tests {
         assert!(with_url.ends_with("0af7  http://traces/0af7"), "{with_url}");
         job.trace_id.clear();
         assert!(!text(&job, None).contains("trace"));
+    }
+
+    #[test]
+    fn a_hostile_name_is_harmless() {
+        let mut job = v1::Job {
+            namespace: HOSTILE.into(),
+            source: HOSTILE.into(),
+            model: HOSTILE.into(),
+            first_item_id: HOSTILE.into(),
+            last_item_id: HOSTILE.into(),
+            last_error: HOSTILE.into(),
+            worker_id: HOSTILE.into(),
+            trace_id: HOSTILE.into(),
+            ..v1::Job::default()
+        };
+        job.set_state(v1::JobState::Failed);
+        let now = SystemTime::now();
+        assert_harmless(&describe(&job, Some(HOSTILE), now));
+        let attempt = v1::Attempt {
+            worker_id: HOSTILE.into(),
+            error: HOSTILE.into(),
+            ..v1::Attempt::default()
+        };
+        assert_harmless(&timeline(&[attempt], now));
+        for state in [v1::JobState::Running, v1::JobState::Queued] {
+            job.set_state(state);
+            assert_harmless(&job_table(&[job.clone()], now, true));
+        }
     }
 }

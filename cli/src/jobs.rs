@@ -9,8 +9,9 @@ use weir_proto::v1::{self, JobState, JobTrigger};
 use crate::{
     connect::Session,
     failure::Failure,
-    output::{self, ago, brief, printable, until},
+    output::{self, ago, brief, until},
     page,
+    printable::printable,
     table::{Cell, Tone, table},
     view,
 };

@@ -8,27 +8,23 @@ use std::{
 use console::{Term, truncate_str};
 use serde::Serialize;
 
-/// Writes a line to stdout.
+use crate::printable::harmless;
+
+/// Writes a line to stdout, or several. What commands a terminal, other than
+/// our colours, is not among them.
 pub(crate) fn line(text: impl AsRef<str>) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    writeln!(stdout, "{}", text.as_ref())?;
-    stdout.flush()
+    write(&harmless(text.as_ref()))
 }
 
-/// Writes a JSON document to stdout, on one line.
+/// Writes a JSON document to stdout, on one line, exactly as it is.
 pub(crate) fn json(value: &impl Serialize) -> io::Result<()> {
-    line(serde_json::to_string(value).map_err(io::Error::other)?)
+    write(&serde_json::to_string(value).map_err(io::Error::other)?)
 }
 
-/// Text from elsewhere that is safe to show: on one line, and without the
-/// control characters that a terminal obeys.
-pub(crate) fn printable(text: &str) -> String {
-    let safe = |c: char| match c {
-        '\n' | '\r' | '\t' => ' ',
-        c if c.is_control() => '\u{fffd}',
-        c => c,
-    };
-    text.trim().chars().map(safe).collect()
+fn write(line: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{line}")?;
+    stdout.flush()
 }
 
 /// Writes lines to stdout, each cut to the width of the terminal if it is one.
@@ -85,11 +81,6 @@ pub(crate) fn ago(moment: Option<prost_types::Timestamp>, now: SystemTime) -> St
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn terminals_are_not_commanded_by_content() {
-        assert_eq!(printable(" a\u{1b}[2J\nb\u{7} "), "a\u{fffd}[2J b\u{fffd}");
-    }
 
     #[test]
     fn durations_read_well() {

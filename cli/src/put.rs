@@ -20,7 +20,8 @@ use crate::{
     connect::Session,
     document::{guess_format, guess_name},
     failure::Failure,
-    output::{self, count, printable},
+    output::{self, count},
+    printable::printable,
     view, watch,
 };
 
@@ -233,8 +234,8 @@ fn tell(session: &Session, answer: &v1::ImportSourceResponse) -> Result<(), Fail
     }
     output::line(format!(
         "{}/{} is at revision {}, for {}: {}.",
-        source.namespace,
-        source.name,
+        printable(&source.namespace),
+        printable(&source.name),
         source.revision,
         printable(&source.model),
         describe(&change, answer.jobs.len())

@@ -15,7 +15,9 @@ use crate::{
     connect::Session,
     doctor,
     failure::Failure,
-    failures, job, jobs, put, search, shell, sources, status, steer, up, watch,
+    failures, job, jobs,
+    printable::harmless,
+    put, search, shell, sources, status, steer, up, watch,
 };
 
 /// Runs the command line of this process and returns its exit code.
@@ -68,7 +70,11 @@ fn report(failure: &Failure) -> ExitCode {
         return failure.exit_code();
     }
     // There is nobody to tell when stderr is gone.
-    let _ = writeln!(io::stderr().lock(), "weir: {failure}");
+    let _ = writeln!(
+        io::stderr().lock(),
+        "weir: {}",
+        harmless(&failure.to_string())
+    );
     failure.exit_code()
 }
 

@@ -7,11 +7,7 @@ use weir_proto::v1;
 use weir_worker::embedder::{self, EmbedderConfig};
 
 use crate::{
-    connect::Session,
-    failure::Failure,
-    local::DEFAULT_MODEL,
-    output::{self, printable},
-    view,
+    connect::Session, failure::Failure, local::DEFAULT_MODEL, output, printable::printable, view,
 };
 
 /// What `weir search` understands.
@@ -109,7 +105,7 @@ fn describe(rank: usize, hit: &v1::SearchHit) -> String {
     format!(
         "{rank:>3}  {:.3}  {}/{}{chunk}  {}",
         1.0 - hit.distance,
-        hit.source,
+        printable(&hit.source),
         printable(&hit.item_id),
         printable(first)
     )
@@ -118,6 +114,7 @@ fn describe(rank: usize, hit: &v1::SearchHit) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::printable::{HOSTILE, assert_harmless};
 
     #[test]
     fn a_hit_is_one_line() {
@@ -134,5 +131,16 @@ mod tests {
         );
         hit.chunk_index = 2;
         assert!(describe(12, &hit).starts_with(" 12  0.750  shop/cancelOrder#2  "));
+    }
+
+    #[test]
+    fn a_hostile_name_is_harmless() {
+        let hit = v1::SearchHit {
+            source: HOSTILE.into(),
+            item_id: HOSTILE.into(),
+            text: HOSTILE.into(),
+            ..v1::SearchHit::default()
+        };
+        assert_harmless(&describe(1, &hit));
     }
 }

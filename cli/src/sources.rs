@@ -12,7 +12,8 @@ use crate::{
     connect::Session,
     failure::Failure,
     jobs::job_table,
-    output::{self, ago, count, printable},
+    output::{self, ago, count},
+    printable::printable,
     table::{Cell, table},
     view,
 };
@@ -103,9 +104,9 @@ fn describe(source: &v1::Source, now: SystemTime) -> String {
     format!(
         "{}/{}\n  status    {}{trouble}\n  model     {}\n  revision  {}, {}\n  items     {}\n  chunks    {}: {} \
          embedded{truncated}, {} rejected, {pending} pending",
-        source.namespace,
-        source.name,
-        badge::tone(&badge).paint(&badge.text),
+        printable(&source.namespace),
+        printable(&source.name),
+        badge::tone(&badge).paint(&printable(&badge.text)),
         printable(&source.model),
         source.revision,
         ago(source.update_time, now),
@@ -242,6 +243,7 @@ pub(crate) async fn rm(session: &Session, args: RmArgs) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::printable::{HOSTILE, assert_harmless};
 
     fn source(badge: &str) -> v1::Source {
         v1::Source {
@@ -290,5 +292,26 @@ mod tests {
             text.contains("10: 6 embedded (2 truncated), 1 rejected, 3 pending"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_hostile_name_is_harmless() {
+        let mut hostile = source(HOSTILE);
+        for field in [
+            &mut hostile.namespace,
+            &mut hostile.name,
+            &mut hostile.model,
+        ] {
+            HOSTILE.clone_into(field);
+        }
+        hostile.badge.as_mut().unwrap().last_error = HOSTILE.into();
+        let now = SystemTime::now();
+        assert_harmless(&describe(&hostile, now));
+        let summary = v1::SourceSummary {
+            source: Some(hostile),
+            job: None,
+        };
+        let titles = ["", "", "", "", "", "", ""];
+        assert_harmless(&table(titles, &[row(&summary, now, true)]));
     }
 }

@@ -17,6 +17,7 @@ use crate::{
     connect::Session,
     failure::Failure,
     output::{self, brief},
+    printable::printable,
     stream::{Event, keep_open},
     table::{Cell, table},
     view,
@@ -161,7 +162,7 @@ fn total(status: &GetStatusResponse) -> NamespaceStatus {
 /// The verdict with its reasons.
 fn headline(status: &NamespaceStatus) -> String {
     let (verdict, tone) = badge::verdict(status.verdict());
-    let reasons = status.reasons.join(", ");
+    let reasons = printable(&status.reasons.join(", "));
     let colon = if reasons.is_empty() { "" } else { ": " };
     format!("{}{colon}{reasons}", tone.paint(verdict))
 }
@@ -174,7 +175,7 @@ fn text(status: &GetStatusResponse) -> String {
     }
     let row = |status: &NamespaceStatus| -> [Cell; 9] {
         let (verdict, tone) = badge::verdict(status.verdict());
-        let reasons = status.reasons.join(", ");
+        let reasons = printable(&status.reasons.join(", "));
         let colon = if reasons.is_empty() { "" } else { ": " };
         let age = Duration::try_from_secs_f64(status.oldest_ready_age_seconds);
         let oldest = match age {
@@ -212,6 +213,7 @@ fn text(status: &GetStatusResponse) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::printable::{HOSTILE, assert_harmless};
 
     #[test]
     fn the_verdict_comes_first_with_its_reasons() {
@@ -253,5 +255,20 @@ mod tests {
                 "0"
             ]
         );
+    }
+
+    #[test]
+    fn a_hostile_name_is_harmless() {
+        let status = NamespaceStatus {
+            namespace: HOSTILE.into(),
+            reasons: vec![HOSTILE.into(), HOSTILE.into()],
+            ..NamespaceStatus::default()
+        };
+        let status = GetStatusResponse {
+            total: Some(status.clone()),
+            namespaces: vec![status],
+            ..GetStatusResponse::default()
+        };
+        assert_harmless(&text(&status));
     }
 }

@@ -12,6 +12,7 @@ use crate::{
     failure::{self, Failure},
     jobs,
     output::{self, count},
+    printable::printable,
     view,
 };
 
@@ -224,8 +225,8 @@ fn cancelled(job: &v1::Job) -> String {
     format!(
         "Job {} of {}/{} is cancelled; {} not embedded.",
         job.job_id,
-        job.namespace,
-        job.source,
+        printable(&job.namespace),
+        printable(&job.source),
         count(pending, "chunk"),
     )
 }
@@ -233,6 +234,7 @@ fn cancelled(job: &v1::Job) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::printable::{HOSTILE, assert_harmless};
 
     fn job(job_id: i64) -> v1::Job {
         v1::Job {
@@ -272,5 +274,13 @@ mod tests {
         assert!(is_refusal(&Status::failed_precondition("running")));
         assert!(!is_refusal(&Status::unavailable("away")));
         assert!(!is_refusal(&Status::unauthenticated("who?")));
+    }
+
+    #[test]
+    fn a_hostile_name_is_harmless() {
+        let mut job = job(7);
+        job.namespace = HOSTILE.into();
+        job.source = HOSTILE.into();
+        assert_harmless(&cancelled(&job));
     }
 }

@@ -2,7 +2,7 @@
 
 use console::{Style, measure_text_width, truncate_str};
 
-use crate::output::printable;
+use crate::printable::printable;
 
 /// Longest cell of a table, in columns of the terminal.
 const MAX_CELL: usize = 60;

@@ -27,6 +27,7 @@ use crate::{
     local::DEFAULT_MODEL,
     output::{self, count},
     postgres::{EmbeddedPostgres, Options},
+    trust,
 };
 
 /// What a process ends with that an interrupt ended.
@@ -52,6 +53,9 @@ pub(crate) struct UpArgs {
         value_name = "DIR"
     )]
     runtime_dir: PathBuf,
+    /// Whether that folder was found, and not named.
+    #[arg(skip)]
+    pub(crate) runtime_was_found: bool,
     /// Address to serve on. Port 0 takes any free one.
     #[arg(
         long,
@@ -111,8 +115,13 @@ pub(crate) async fn up(args: UpArgs) -> Result<(), Failure> {
 }
 
 async fn start_postgres(args: &UpArgs) -> Result<EmbeddedPostgres> {
+    let runtime_dir = if args.runtime_was_found && args.runtime_dir.exists() {
+        trust::own_runtime(&args.runtime_dir)?
+    } else {
+        args.runtime_dir.clone()
+    };
     let options = Options {
-        runtime_dir: args.runtime_dir.clone(),
+        runtime_dir,
         data_dir: Some(args.data_dir.clone()),
         settings: Vec::new(),
     };

@@ -78,6 +78,104 @@ async fn two_temporary_servers_are_strangers_and_leave_nothing() {
     sqlx::query("SELECT 1").execute(&mut second).await.unwrap();
 }
 
+/// What others than its owner may do with each file below a folder: the folder
+/// first, without what another user's programs are copied to.
+fn open_to_others(folder: &Path) -> Vec<(PathBuf, u32)> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mut open = vec![folder.to_owned()];
+    let mut found = Vec::new();
+    while let Some(path) = open.pop() {
+        // Postgres removes files while we look.
+        let Ok(metadata) = std::fs::symlink_metadata(&path) else {
+            continue;
+        };
+        let others = metadata.permissions().mode() & 0o077;
+        if others != 0 && !metadata.is_symlink() {
+            found.push((path.strip_prefix(folder).unwrap().to_owned(), others));
+        }
+        if metadata.is_dir() && !path.ends_with("postgres-runtime") {
+            let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
+            open.extend(entries.map(|entry| entry.path()));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[tokio::test]
+async fn what_it_makes_is_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = open_dir();
+    let data = dir.path().join("made/data");
+    // What an earlier version left open is closed.
+    std::fs::create_dir_all(&data).unwrap();
+    std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let lock = data.join("lock");
+    std::fs::write(&lock, "").unwrap();
+    std::fs::set_permissions(&lock, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let server = EmbeddedPostgres::start(&options(Some(&data))).unwrap();
+    let mut connection = connect(&server.url()).await;
+    execute(
+        &mut connection,
+        "CREATE TABLE notes AS SELECT 'mine' AS text",
+    )
+    .await;
+    let run = server
+        .socket()
+        .parent()
+        .unwrap()
+        .parent()
+        .unwrap()
+        .to_owned();
+
+    // Root's server is another user's, who passes through root's folders.
+    let root = rustix::process::geteuid().is_root();
+    let way = |path: &str, others| (root.then(|| (PathBuf::from(path), others)));
+    let mut of_run: Vec<_> = way("", 0o011).into_iter().collect();
+    if run.join("postgres-runtime").exists() {
+        of_run.extend(way("postgres-runtime", 0o055));
+    }
+    assert_eq!(open_to_others(&run), of_run);
+    let base = open_to_others(run.parent().unwrap());
+    assert!(
+        !base.iter().any(|(path, _)| path.ends_with("lock")),
+        "{base:?}"
+    );
+    let given = vec![(PathBuf::new(), 0o055)];
+    assert_eq!(
+        open_to_others(&data),
+        given,
+        "the folder that was there stays as it was"
+    );
+    assert!(std::fs::read_dir(&data).unwrap().count() > 1);
+
+    // A folder that it makes is closed as well.
+    let fresh = dir.path().join("fresh/deep/data");
+    let server = EmbeddedPostgres::start(&options(Some(&fresh))).unwrap();
+    let made = dir.path().join("fresh");
+    let on_the_way = ["", "deep", "deep/data"].map(|path| way(path, 0o011));
+    let on_the_way: Vec<_> = on_the_way.into_iter().flatten().collect();
+    assert_eq!(open_to_others(&made), on_the_way);
+    server.stop();
+}
+
+#[tokio::test]
+async fn a_link_in_place_of_a_lock_is_not_followed() {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+    let dir = open_dir();
+    let data = dir.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let precious = dir.path().join("precious");
+    std::fs::write(&precious, "").unwrap();
+    std::fs::set_permissions(&precious, std::fs::Permissions::from_mode(0o644)).unwrap();
+    symlink(&precious, data.join("lock")).unwrap();
+    let error = EmbeddedPostgres::start(&options(Some(&data))).unwrap_err();
+    assert!(format!("{error:#}").contains("lock"), "{error:#}");
+    let mode = std::fs::metadata(&precious).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o644);
+}
+
 #[tokio::test]
 async fn kept_data_is_there_again_and_has_one_user() {
     let dir = open_dir();

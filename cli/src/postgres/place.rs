@@ -7,20 +7,26 @@
 
 use std::{
     env,
-    fs::{self, File, TryLockError},
+    fs::{self, DirBuilder, File, TryLockError},
     io,
     os::unix::ffi::OsStrExt as _,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
+    os::unix::fs::{
+        DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, symlink,
+    },
     path::{Path, PathBuf, absolute},
 };
 
 use anyhow::{Context as _, Result, bail};
+use rustix::fs::OFlags;
 
-use super::user::{ServerUser, create_dir};
+use super::user::{self, ServerUser, create_dir};
 
 /// Longest path of a socket's directory. The kernel allows about 100 bytes for
 /// the socket itself.
 const MAX_SOCKET_DIR_BYTES: usize = 85;
+
+/// The mode of a lock file.
+const LOCK_MODE: u32 = 0o600;
 
 /// Where root keeps what the server's user could not reach elsewhere.
 const SYSTEM_DIR: &str = "/var/lib/weir";
@@ -48,7 +54,7 @@ impl RunDir {
             .tempdir_in(&base)
             .with_context(|| format!("cannot create a directory in {}", base.display()))?
             .keep();
-        open_to_pass(&path)?;
+        set_mode(&path, user.mode_on_the_way())?;
         let lock = try_lock(&path)?.context("a new directory is locked already")?;
         user.create_private_dir(&path.join("socket"))?;
         Ok(Self { path, _lock: lock })
@@ -135,15 +141,20 @@ fn create_kept(dir: &Path) -> Result<()> {
     let parent = dir
         .parent()
         .context("the root directory cannot hold the data")?;
-    fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
     let user = ServerUser::choose(dir)?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(user.mode_on_the_way())
+        .create(parent)
+        .with_context(|| format!("cannot create {}", parent.display()))?;
     if user.barred_at(parent)?.is_none() {
-        return create_dir(dir, 0o711);
+        create_dir(dir, user.mode_on_the_way())?;
+        return Ok(());
     }
     let system = Path::new(SYSTEM_DIR);
     if !system.exists() {
         fs::create_dir_all(system).with_context(|| format!("cannot create {SYSTEM_DIR}"))?;
-        open_to_pass(system)?;
+        set_mode(system, user.mode_on_the_way())?;
     }
     check_reachable(user, system)?;
     let real = tempfile::Builder::new()
@@ -151,7 +162,7 @@ fn create_kept(dir: &Path) -> Result<()> {
         .tempdir_in(system)
         .with_context(|| format!("cannot create a directory in {SYSTEM_DIR}"))?
         .keep();
-    open_to_pass(&real)?;
+    set_mode(&real, user.mode_on_the_way())?;
     symlink(&real, dir).with_context(|| format!("cannot create {}", dir.display()))?;
     tracing::warn!(
         data_dir = %dir.display(),
@@ -185,7 +196,7 @@ fn usable_base(user: ServerUser, temp: &Path, own: u32) -> Result<PathBuf> {
         bail!("{} is too long a path for a socket", temp.display());
     }
     check_reachable(user, &temp)?;
-    if let Err(error) = create_dir(&base, 0o711)
+    if let Err(error) = create_dir(&base, user.mode_on_the_way())
         && fs::symlink_metadata(&base).is_err()
     {
         return Err(error);
@@ -198,6 +209,10 @@ fn usable_base(user: ServerUser, temp: &Path, own: u32) -> Result<PathBuf> {
             "{} is not a directory that only this user may write",
             base.display()
         );
+    }
+    if meta.mode() & 0o777 & !user.mode_on_the_way() != 0 {
+        // One of an earlier version.
+        set_mode(&base, user.mode_on_the_way())?;
     }
     Ok(base)
 }
@@ -219,20 +234,32 @@ fn sweep(base: &Path) {
     }
 }
 
-/// Lets others pass through a directory, but not list it.
-fn open_to_pass(path: &Path) -> Result<()> {
-    fs::set_permissions(path, fs::Permissions::from_mode(0o711))
-        .with_context(|| format!("cannot change the mode of {}", path.display()))
+fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    user::set_mode(path, mode)
+        .with_context(|| format!("cannot change the mode of {}", path.display()))?;
+    Ok(())
 }
 
+/// Opens the lock of a directory, for nobody else to open: whoever can open it
+/// can hold it.
 fn open_lock(dir: &Path) -> Result<File> {
     let path = dir.join("lock");
-    File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .with_context(|| format!("cannot open {}", path.display()))
+    let open = || -> io::Result<File> {
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(LOCK_MODE)
+            .custom_flags(OFlags::NOFOLLOW.bits() as i32)
+            .open(&path)?;
+        let meta = file.metadata()?;
+        // One of an earlier version; not what somebody linked here.
+        if meta.mode() & 0o777 != LOCK_MODE && meta.is_file() && meta.nlink() == 1 {
+            file.set_permissions(fs::Permissions::from_mode(LOCK_MODE))?;
+        }
+        Ok(file)
+    };
+    open().with_context(|| format!("cannot open {}", path.display()))
 }
 
 /// Locks a directory for this process, or returns nothing when another has it.

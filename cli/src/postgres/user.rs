@@ -1,14 +1,18 @@
 //! The user that the server runs as: Postgres refuses to run as root.
 
 use std::{
-    fs, io,
-    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
+    fs::{self, DirBuilder, File},
+    io,
+    os::unix::fs::{
+        DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown,
+    },
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context as _, Result, bail};
+use rustix::fs::OFlags;
 
 /// The user and group of the server's processes and files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,12 +80,18 @@ impl ServerUser {
 
     /// Creates a directory that only this user (and root) may enter.
     pub(super) fn create_private_dir(self, path: &Path) -> Result<()> {
-        create_dir(path, 0o700)?;
+        let dir = create_dir(path, 0o700)?;
         if self.other {
-            chown(path, Some(self.uid), Some(self.gid))
+            fchown(&dir, Some(self.uid), Some(self.gid))
                 .with_context(|| format!("cannot give {} to user {}", path.display(), self.uid))?;
         }
         Ok(())
+    }
+
+    /// The mode of a directory of ours that holds what belongs to this user:
+    /// another user may pass through it, but not list it.
+    pub(super) fn mode_on_the_way(self) -> u32 {
+        if self.other { 0o711 } else { 0o700 }
     }
 
     /// Returns the directory that keeps this user from getting to `path`, if
@@ -112,11 +122,25 @@ impl ServerUser {
     }
 }
 
-/// Creates a directory with exactly this mode, whatever the umask.
-pub(super) fn create_dir(path: &Path, mode: u32) -> Result<()> {
-    fs::create_dir(path)
-        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(mode)))
+/// Creates a directory with exactly this mode, whatever the umask, and opens
+/// it. What somebody puts in its place meanwhile is left alone.
+pub(super) fn create_dir(path: &Path, mode: u32) -> Result<File> {
+    DirBuilder::new()
+        .mode(0o700)
+        .create(path)
+        .and_then(|()| set_mode(path, mode))
         .with_context(|| format!("cannot create {}", path.display()))
+}
+
+/// Gives a directory this mode, and opens it. Fails where it is a link.
+pub(super) fn set_mode(path: &Path, mode: u32) -> io::Result<File> {
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW;
+    let dir = File::options()
+        .read(true)
+        .custom_flags(flags.bits() as i32)
+        .open(path)?;
+    dir.set_permissions(fs::Permissions::from_mode(mode))?;
+    Ok(dir)
 }
 
 /// Finds `postgres`, else `nobody`, in the text of a passwd file.

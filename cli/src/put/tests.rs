@@ -210,3 +210,13 @@ fn only_the_mark_ends_the_messages() {
     sender.try_send(None).unwrap();
     assert_eq!(messages.next().now_or_never(), Some(None));
 }
+
+#[test]
+fn a_hostile_name_is_harmless() {
+    use crate::printable::{HOSTILE, assert_harmless};
+    let warning = v1::ContentWarning {
+        item_id: HOSTILE.into(),
+        message: HOSTILE.into(),
+    };
+    assert_harmless(&warn(&[warning]).join("\n"));
+}

@@ -18,7 +18,9 @@ use super::{
     progress::Progress,
     rate::Rate,
 };
-use crate::{badge, connect::Session, failure::Failure, output, table::Tone, view};
+use crate::{
+    badge, connect::Session, failure::Failure, output, printable::printable, table::Tone, view,
+};
 
 /// Without a terminal, all together is told this often while it moves.
 const LINE_EVERY: Duration = Duration::from_secs(5);
@@ -88,11 +90,7 @@ impl Board {
     }
 
     fn name(&self, (namespace, name): &Key) -> String {
-        if self.everywhere {
-            format!("{namespace}/{name}")
-        } else {
-            name.clone()
-        }
+        name_of(namespace, name, self.everywhere)
     }
 
     /// Takes and shows what changed of the sources.
@@ -195,7 +193,7 @@ impl Board {
         parts.push(if now.reasons.is_empty() {
             verdict.to_owned()
         } else {
-            format!("{verdict}: {}", now.reasons.join(", "))
+            format!("{verdict}: {}", printable(&now.reasons.join(", ")))
         });
         let shown = bars::room();
         if matches!(self.kind, Kind::Bars { .. }) && self.crowd.len() > shown {
@@ -239,12 +237,7 @@ impl Board {
             bars.remove(&bar);
         }
         for (bar, ((namespace, name), progress)) in slots.iter().zip(busiest) {
-            let name = if *everywhere {
-                format!("{namespace}/{name}")
-            } else {
-                name.clone()
-            };
-            bars.rename(bar, &name);
+            bars.rename(bar, &name_of(namespace, name, *everywhere));
             draw(bar, progress);
         }
     }
@@ -269,5 +262,14 @@ impl Board {
             Kind::Lines { .. } => output::line(format!("all  {}", tone.paint(&words)))?,
         }
         Ok(())
+    }
+}
+
+/// A source as it is shown; with its namespace where there are several.
+fn name_of(namespace: &str, name: &str, everywhere: bool) -> String {
+    if everywhere {
+        printable(&format!("{namespace}/{name}"))
+    } else {
+        printable(name)
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime};
 use weir_proto::v1::{self, BadgeState};
 
 use super::rate::Rate;
-use crate::{badge, table::Tone, view::exceptions};
+use crate::{badge, printable::printable, table::Tone, view::exceptions};
 
 /// A watched source.
 #[derive(Debug, Default)]
@@ -71,7 +71,7 @@ impl Progress {
         parts.extend(exceptions(rejected, self.source.chunks_truncated));
         parts.extend(badge::trouble(&badge, now));
         let tone = badge::tone(&badge);
-        (badge.text, tone, parts.join("  "))
+        (printable(&badge.text), tone, parts.join("  "))
     }
 }
 
@@ -80,6 +80,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::printable::{HOSTILE, assert_harmless};
 
     fn source(embedded: i64, rejected: i64, state: BadgeState, text: &str) -> v1::Source {
         let mut badge = v1::Badge {
@@ -151,5 +152,14 @@ mod tests {
         end.badge.as_mut().unwrap().degraded = true;
         progress.update(end, Instant::now());
         assert!(!progress.is_complete(), "chunks are missing");
+    }
+
+    #[test]
+    fn a_hostile_name_is_harmless() {
+        let mut progress = Progress::default();
+        let mut hostile = source(1, 0, BadgeState::Failed, HOSTILE);
+        hostile.badge.as_mut().unwrap().last_error = HOSTILE.into();
+        progress.update(hostile, Instant::now());
+        assert_harmless(&words(&progress, Instant::now()));
     }
 }

@@ -17,7 +17,7 @@ use super::{
     progress::Progress,
     rate::Rate,
 };
-use crate::{badge, output, view};
+use crate::{badge, output, printable::printable, view};
 
 /// Where a watch is shown.
 #[derive(Debug)]
@@ -55,6 +55,7 @@ struct State {
 impl Screen {
     /// Chooses by where the output goes.
     pub(super) fn new(names: &[String], json: bool) -> Self {
+        let names: Vec<String> = names.iter().map(|name| printable(name)).collect();
         let kind = if json {
             Kind::Json
         } else if bars::are_possible() {
@@ -69,10 +70,7 @@ impl Screen {
         } else {
             Kind::Lines(names.iter().map(|_| LastLine::default()).collect())
         };
-        Self {
-            names: names.to_vec(),
-            kind,
-        }
+        Self { names, kind }
     }
 
     /// Shows a new state of the source at this place.
