@@ -47,6 +47,13 @@ impl Session {
         let uri: Uri = url
             .parse()
             .map_err(|_| bad_url("it is not a URL".to_owned()))?;
+        if uri.authority().is_some_and(|it| it.as_str().contains('@')) {
+            return Err(Failure::Usage(
+                "--coordinator (WEIR_COORDINATOR) must not hold a user or password; a token goes \
+                 into --token-file"
+                    .to_owned(),
+            ));
+        }
         let secure = match uri.scheme_str() {
             Some("http") => false,
             Some("https") => true,
@@ -146,6 +153,15 @@ mod tests {
         for url in ["localhost:7400", "ftp://host", "http://", "http://a b"] {
             let failure = failure(url).await;
             assert!(matches!(failure, Failure::Usage(_)), "{url}: {failure}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_url_with_a_secret_is_refused_without_showing_it() {
+        for url in ["http://user:hunter2@host", "https://hunter2@host:1"] {
+            let failure = failure(url).await.to_string();
+            assert!(failure.contains("WEIR_COORDINATOR"), "{failure}");
+            assert!(!failure.contains("hunter2"), "{failure}");
         }
     }
 

@@ -145,6 +145,47 @@ fn items(count: usize) -> impl Iterator<Item = (String, String)> {
 }
 
 #[tokio::test]
+async fn a_workers_port_only_tells() {
+    const SECRET: &str = "text of item";
+    let world = World::start(&[]).await;
+    let (_worker, url) = worker_with_metrics(&world).await;
+    let put = world.put_items("hidden-source", items(20)).await;
+    world.succeeded(put.jobs[0].job_id).await;
+    let calls = world.embedder.calls().len();
+    let http = reqwest::Client::new();
+    for path in ["livez", "readyz", "metrics"] {
+        let at = format!("{url}/{path}");
+        // Whatever name it is reached by: there is nothing that a page of
+        // another site could do with it.
+        let told = http.get(&at).header("host", "evil.example").send();
+        let told = told.await.unwrap();
+        assert_eq!(told.status().as_u16(), 200, "{path}");
+        assert!(!told.headers().contains_key("access-control-allow-origin"));
+        let told = told.text().await.unwrap();
+        assert!(
+            !told.contains(SECRET) && !told.contains("hidden-source"),
+            "{told}"
+        );
+        for method in ["POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WEIR"] {
+            let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
+            let asked = http.request(method.clone(), &at).body("{}").send();
+            let status = asked.await.unwrap().status().as_u16();
+            assert_eq!(status, 405, "{method} {path}");
+        }
+    }
+    for path in [
+        "",
+        "weir.v1.WorkerService/ClaimJob",
+        "api/v1/sources",
+        "metrics/..",
+    ] {
+        let asked = http.post(format!("{url}/{path}")).body("{}").send();
+        assert_eq!(asked.await.unwrap().status().as_u16(), 404, "{path}");
+    }
+    assert_eq!(world.embedder.calls().len(), calls);
+}
+
+#[tokio::test]
 async fn what_both_pages_show_is_documented_and_the_other_way_round() {
     let world = World::start(&[]).await;
     let (_worker, worker) = worker_with_metrics(&world).await;

@@ -1,5 +1,6 @@
 //! Health and metrics, over plain HTTP: for probes, for Prometheus, and for a
-//! person with a browser.
+//! person with a browser. It tells and does nothing: there is no other method
+//! than GET, and nothing that is sent is looked at.
 
 use std::{net::SocketAddr, sync::Arc};
 
