@@ -46,6 +46,13 @@ async fn markup_in_data_is_text() {
             "text(document.querySelector('.facts')).includes({markup})"
         ))
         .await;
+    // What turns the direction of writing round turns its own words alone.
+    browser
+        .until("all('main a, main span, main code, main bdi').every((it) => getComputedStyle(it).unicodeBidi === 'isolate')")
+        .await;
+    browser
+        .until("all('.facts bdi').length === 2 && all('main code bdi').length === 1")
+        .await;
     // And in the address.
     browser
         .goto(&format!(

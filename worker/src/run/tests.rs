@@ -227,7 +227,7 @@ async fn an_outage_of_the_coordinator_is_said_once_and_so_is_its_end() {
 #[tokio::test]
 async fn a_coordinator_with_a_secret_in_its_address_is_refused_without_showing_it() {
     let (fake, _embedder) = FakeEmbedder::new();
-    let (config, model) = config("http://user:hunter2@127.0.0.1:1", &[]);
+    let (config, model) = config(&"http://user:hunter2@127.0.0.1:1".parse().unwrap(), &[]);
     let served = vec![Served::by(model, Arc::new(fake))];
     let error = run(config, served, CancellationToken::new()).await;
     let error = format!("{:#}", error.unwrap_err());

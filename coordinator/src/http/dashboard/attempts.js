@@ -47,7 +47,7 @@ export function Attempts({ of: { job, attempts, error }, then }) {
   ];
   return html`<${Trouble} error=${error} />
     <div class="facts"><dl>
-      <div><dt>Range</dt><dd>${job.firstItemId} … ${job.lastItemId}</dd></div>
+      <div><dt>Range</dt><dd><bdi>${job.firstItemId}</bdi> … <bdi>${job.lastItemId}</bdi></dd></div>
       <div><dt>Revision</dt><dd>${count(job.revision)}</dd></div>
       <div><dt>Queued</dt><dd><${Time} at=${job.createTime} /></dd></div>
       <div><dt>Ended</dt><dd><${Time} at=${job.finishTime} none="not yet" /></dd></div>

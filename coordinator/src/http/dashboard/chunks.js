@@ -35,7 +35,7 @@ export function followChunks(key, state) {
 export function Chunks({ list, title, says, total }) {
   if (list.chunks.length === 0) return html`<${Trouble} error=${list.error} />`;
   const columns = [
-    { name: "Item", look: "grow", cell: (it) => html`<code>${it.itemId}${it.chunkIndex > 0 && `#${it.chunkIndex}`}</code>` },
+    { name: "Item", look: "grow", cell: (it) => html`<code><bdi>${it.itemId}</bdi>${it.chunkIndex > 0 && `#${it.chunkIndex}`}</code>` },
     { name: "Characters", look: "number", cell: (it) => count(it.chars) },
     { name: says, look: "grow", cell: (it) => it.reason || `the first ${count(it.truncatedTo)} characters` },
     { name: "When", look: "time", cell: (it) => html`<${Time} at=${it.time} />` },
