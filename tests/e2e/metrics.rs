@@ -152,7 +152,7 @@ async fn a_workers_port_only_tells() {
     let put = world.put_items("hidden-source", items(20)).await;
     world.succeeded(put.jobs[0].job_id).await;
     let calls = world.embedder.calls().len();
-    let http = reqwest::Client::new();
+    let http = http();
     for path in ["livez", "readyz", "metrics"] {
         let at = format!("{url}/{path}");
         // Whatever name it is reached by: there is nothing that a page of
