@@ -229,7 +229,10 @@ async fn a_coordinator_with_a_secret_in_its_address_is_refused_without_showing_i
     let (fake, _embedder) = FakeEmbedder::new();
     let (config, model) = config(&"http://user:hunter2@127.0.0.1:1".parse().unwrap(), &[]);
     let served = vec![Served::by(model, Arc::new(fake))];
-    let error = run(config, served, CancellationToken::new()).await;
+    // One that takes it stops at once.
+    let stop = CancellationToken::new();
+    stop.cancel();
+    let error = run(config, served, stop).await;
     let error = format!("{:#}", error.unwrap_err());
     assert!(error.contains("WEIR_COORDINATOR"), "{error}");
     assert!(!error.contains("hunter2"), "{error}");
