@@ -73,7 +73,7 @@ fn ascii_json(text: &str) -> String {
     for unit in json(text).encode_utf16() {
         match u8::try_from(unit).ok().filter(u8::is_ascii) {
             Some(byte) => escaped.push(char::from(byte)),
-            None => escaped.push_str(&format!("\\u{unit:04x}")),
+            None => escaped.extend([r"\u", &format!("{unit:04x}")]),
         }
     }
     escaped
