@@ -9,7 +9,7 @@ document=$2
 
 # A free port, the user's own data: what the demo embeds is there afterwards.
 out=$(mktemp)
-"$weir" up --listen 127.0.0.1:0 >"$out" &
+"$weir" up --runtime-dir "${WEIR_RUNTIME_DIR:-$PWD/.runtime}" --listen 127.0.0.1:0 >"$out" &
 up=$!
 stop() {
     status=$?
