@@ -24,6 +24,12 @@ pub(crate) enum Failure {
     /// The coordinator answered with an error.
     #[error("{}", describe(.0))]
     Refused(Box<Status>),
+    /// A write was not answered, and when it was sent again others had written.
+    #[error(
+        "the write was not answered, and when it was sent again others had written: {}. Whether it was done before is \
+         not known; look at the source, and write again if it is still to be", reason(.0)
+    )]
+    Overtaken(Box<Status>),
     /// The command did its work, and the work did not end well; what went
     /// wrong is told already.
     #[error("not everything is embedded")]
@@ -48,7 +54,11 @@ impl Failure {
             Self::Unreachable { .. } => 3,
             Self::Refused(status) if status.code() == Code::Unavailable => 3,
             Self::Degraded => 4,
-            Self::Refused(_) | Self::Incomplete | Self::Partly(_) | Self::Other(_) => 1,
+            Self::Refused(_)
+            | Self::Overtaken(_)
+            | Self::Incomplete
+            | Self::Partly(_)
+            | Self::Other(_) => 1,
         })
     }
 
@@ -89,6 +99,7 @@ pub(crate) fn describe(status: &Status) -> String {
         Code::FailedPrecondition => "not possible now",
         Code::ResourceExhausted => "over a limit",
         Code::Unavailable => "the coordinator is unavailable",
+        Code::Aborted => "others came first",
         Code::Unimplemented => "this coordinator cannot do that",
         Code::Unauthenticated => "not signed in",
         Code::PermissionDenied => "not allowed",

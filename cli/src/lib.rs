@@ -21,6 +21,7 @@ mod output;
 mod page;
 mod printable;
 mod put;
+mod resend;
 mod run;
 mod search;
 mod shell;

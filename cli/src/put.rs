@@ -22,7 +22,7 @@ use crate::{
     failure::Failure,
     output::{self, count},
     printable::printable,
-    view, watch,
+    resend, view, watch,
 };
 
 /// Files over this size are streamed.
@@ -106,21 +106,35 @@ pub(crate) async fn put(session: &Session, args: PutArgs) -> Result<(), Failure>
         priority: args.priority,
         format: args.format.resolve(&args.file, &head).into(),
         item_id: String::new(),
+        expected_revision: None,
     };
-    let answer = if size > STREAM_OVER_BYTES {
-        import(session, open, file)
-            .await
-            .map_err(|failure| match failure {
-                Failure::Other(error) => Failure::Other(error.context(unreadable())),
-                other => other,
-            })?
-    } else {
-        let mut content = Vec::with_capacity(size as usize);
+    let mut content = Vec::new();
+    if size <= STREAM_OVER_BYTES {
+        content.reserve(size as usize);
         file.read_to_end(&mut content)
             .await
             .with_context(unreadable)?;
-        put_whole(session, open, content).await?
-    };
+    }
+    drop(file);
+    let answer = resend::until_answered(
+        async || resend::revision(session, &name).await,
+        async |revision| {
+            let open = v1::ImportOpen {
+                expected_revision: Some(revision),
+                ..open.clone()
+            };
+            if size <= STREAM_OVER_BYTES {
+                return put_whole(session, open, content.clone()).await;
+            }
+            let (file, _) = self::open(&args.file).await.with_context(unreadable)?;
+            let answer = import(session, open, file).await;
+            answer.map_err(|failure| match failure {
+                Failure::Other(error) => Failure::Other(error.context(unreadable())),
+                other => other,
+            })
+        },
+    )
+    .await?;
     tell(session, &answer)?;
     if args.watch {
         watch::until_settled(session, vec![name]).await
@@ -154,6 +168,7 @@ async fn put_whole(
         model: open.model,
         content: Some(v1::put_source_request::Content::Document(document)),
         priority: open.priority,
+        expected_revision: open.expected_revision,
     };
     let answer = session.sources().put_source(request).await?.into_inner();
     Ok(v1::ImportSourceResponse {

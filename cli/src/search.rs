@@ -22,8 +22,8 @@ pub(crate) struct SearchArgs {
     /// Most hits to show.
     #[arg(long, default_value = "10", value_parser = clap::value_parser!(i32).range(1..=1_000))]
     limit: i32,
-    /// The model that made the vectors; by default that of --source, else
-    /// all-MiniLM-L6-v2.
+    /// The model that made the vectors; with --source that of the source, else by
+    /// default all-MiniLM-L6-v2.
     #[arg(long, env = "WEIR_MODEL", value_name = "NAME")]
     model: Option<String>,
     /// How the text is embedded.
@@ -42,11 +42,15 @@ pub(crate) async fn search(session: &Session, args: SearchArgs) -> Result<(), Fa
     if text.trim().is_empty() {
         return Err(Failure::Usage("the text to search for is blank".to_owned()));
     }
-    let model = match (args.model, &args.source) {
-        (Some(model), _) => model,
-        (None, Some(source)) => model_of(session, source).await?,
-        (None, None) => DEFAULT_MODEL.to_owned(),
+    let model = match &args.source {
+        Some(source) => model_of(session, source).await?,
+        None => args.model.clone().unwrap_or(DEFAULT_MODEL.to_owned()),
     };
+    if let Some(named) = args.model.filter(|named| *named != model) {
+        return Err(Failure::Usage(format!(
+            "--model (WEIR_MODEL) is {named:?}, but the source has the model {model:?}: leave it out"
+        )));
+    }
     let embedder = embedder::build(&args.embedder, &model).await?;
     let vectors = embedder
         .embed(&[&text])

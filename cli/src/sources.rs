@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use clap::Args;
 use prost_types::FieldMask;
 use serde::Serialize;
+use tonic::Code;
 use weir_proto::v1;
 
 use crate::{
@@ -14,6 +15,7 @@ use crate::{
     jobs::job_table,
     output::{self, ago, count},
     printable::printable,
+    resend,
     table::{Cell, table},
     view,
 };
@@ -211,18 +213,39 @@ fn row(summary: &v1::SourceSummary, now: SystemTime, with_namespace: bool) -> [C
 
 /// Deletes a source.
 pub(crate) async fn rm(session: &Session, args: RmArgs) -> Result<(), Failure> {
-    #[derive(Serialize)]
+    #[derive(Default, Serialize)]
     struct Answer {
         items_deleted: i64,
         embeddings_deleted: i64,
         jobs_cancelled: i64,
     }
 
-    let request = v1::DeleteSourceRequest {
-        namespace: session.namespace.clone(),
-        name: args.name.clone(),
+    let sent = std::cell::Cell::new(false);
+    let gone = resend::until_answered(
+        async || resend::revision(session, &args.name).await,
+        async |revision| {
+            let request = v1::DeleteSourceRequest {
+                namespace: session.namespace.clone(),
+                name: args.name.clone(),
+                // Of none, the coordinator says so.
+                expected_revision: (revision > 0).then_some(revision),
+            };
+            match session.sources().delete_source(request).await {
+                Ok(answer) => Ok(Some(answer.into_inner())),
+                Err(status) if sent.replace(true) && status.code() == Code::NotFound => Ok(None),
+                Err(status) => Err(status.into()),
+            }
+        },
+    )
+    .await?;
+    let Some(gone) = gone else {
+        // The sending that was not answered has done it, or somebody else.
+        if session.json {
+            return Ok(output::json(&Answer::default())?);
+        }
+        let gone = format!("{}/{} is gone.", session.namespace, args.name);
+        return Ok(output::line(gone)?);
     };
-    let gone = session.sources().delete_source(request).await?.into_inner();
     if session.json {
         return Ok(output::json(&Answer {
             items_deleted: gone.items_deleted,

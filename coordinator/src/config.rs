@@ -1,6 +1,7 @@
 //! The coordinator's settings: flags and environment variables, validated once.
 
 mod limits;
+mod models;
 mod security;
 
 use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
@@ -8,7 +9,7 @@ use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use weir_telemetry::TraceConfig;
 
-pub use self::{limits::LimitsConfig, security::SecurityConfig};
+pub use self::{limits::LimitsConfig, models::ModelSettings, security::SecurityConfig};
 use crate::{
     access::Role,
     job::{
@@ -90,8 +91,10 @@ pub struct ServeConfig {
     #[arg(long, env = "WEIR_LISTEN", default_value = "127.0.0.1:7400")]
     pub listen: SocketAddr,
     /// The embedding models that sources may use, separated by commas; the first is the default.
+    /// `name=768` says how many numbers its vectors have; of a model without, the first vectors say
+    /// so, and these are from a worker of all namespaces.
     #[arg(long, env = "WEIR_MODELS", value_delimiter = ',')]
-    pub models: Vec<String>,
+    pub models: Vec<ModelSettings>,
     /// Whether serving begins with bringing the database up to date.
     #[arg(long, env = "WEIR_MIGRATE", default_value = "true", action = clap::ArgAction::Set)]
     pub migrate: bool,
@@ -204,9 +207,9 @@ pub enum ConfigError {
          separated by commas; the first is the default"
     )]
     NoModels,
-    /// A model's name is blank, too long or there twice.
-    #[error("--models (WEIR_MODELS): {0}")]
-    BadModel(String),
+    /// A model is there twice.
+    #[error("--models (WEIR_MODELS): {0:?} is named twice")]
+    ModelTwice(String),
     /// The chunker cannot work with its settings.
     #[error(transparent)]
     Chunker(#[from] ChunkerError),
@@ -244,21 +247,8 @@ impl ServeConfig {
             return Err(ConfigError::NoModels);
         }
         for (index, model) in self.models.iter().enumerate() {
-            if model.trim() != model || model.is_empty() {
-                return Err(ConfigError::BadModel(format!(
-                    "entry {} is blank or has white space around it",
-                    index + 1
-                )));
-            }
-            if model.chars().count() > weir_proto::limits::MAX_MODEL_CHARS {
-                return Err(ConfigError::BadModel(format!(
-                    "entry {} is longer than {} characters",
-                    index + 1,
-                    weir_proto::limits::MAX_MODEL_CHARS
-                )));
-            }
-            if self.models[..index].contains(model) {
-                return Err(ConfigError::BadModel(format!("{model:?} is named twice")));
+            if self.models[..index].iter().any(|it| it.name == model.name) {
+                return Err(ConfigError::ModelTwice(model.name.clone()));
             }
         }
         if self.backoff_cap < self.backoff_base {
@@ -269,6 +259,11 @@ impl ServeConfig {
         }
         self.security.validate(self.listen)?;
         Ok(Chunker::new(self.chunk_size, self.chunk_overlap)?)
+    }
+
+    /// The names of the models; the first is the default.
+    pub fn model_names(&self) -> Vec<String> {
+        self.models.iter().map(|model| model.name.clone()).collect()
     }
 
     /// How failed tries are retried.
@@ -380,14 +375,16 @@ mod tests {
                 &["--max-streams-per-client", "0"],
                 "--max-streams-per-client",
             ),
+            (&["--models", "a,,b"], "--models"),
+            (&["--models", "a,b=0"], "--models"),
         ] {
             let error = parse(args).unwrap_err().to_string();
             assert!(error.contains(setting), "{args:?}: {error}");
         }
         for (args, setting) in [
             (&[][..], "--models"),
-            (&["--models", "a,,b"], "--models"),
             (&["--models", "a,a"], "--models"),
+            (&["--models", "a,a=3"], "--models"),
             (&["--models", "a", "--chunk-size", "0"], "chunk_size"),
             (
                 &["--models", "a", "--chunk-overlap", "1000"],

@@ -42,7 +42,8 @@ use crate::{
     job::chunk::Chunker,
     look::{Queue, Ready, Turns},
     maintenance::{
-        self, database, reconciler::Reconciler, rescuer::Rescuer, retention, sampler, sweeper,
+        self, database, models, reconciler::Reconciler, rescuer::Rescuer, retention, sampler,
+        sweeper,
     },
     metrics::Metrics,
     opener::Opener,
@@ -104,18 +105,26 @@ pub async fn bind(config: Config) -> anyhow::Result<Server> {
         tracing::warn!(%address, warning);
     }
     let limits = &config.serve.limits;
+    let told = config.serve.models.iter();
+    let dimensions = told.filter_map(|model| Some((model.name.clone(), model.dimension?)));
     let quota = Quota {
         max_sources: limits.max_sources_per_namespace.map(NonZeroU32::get),
         max_pending_chunks: limits.max_pending_chunks_per_namespace.map(NonZeroU32::get),
     };
+    let store = Store::new(pools.general, limit)
+        .with_leases(pools.leases)
+        .with_aside(pools.aside)
+        .with_quota(quota)
+        .with_dimensions(dimensions.collect());
+    store
+        .set_dimensions()
+        .await
+        .context("--models (WEIR_MODELS)")?;
     Ok(Server {
         config: config.serve,
         chunker: Arc::new(chunker),
-        store: Store::new(pools.general, limit)
-            .with_leases(pools.leases)
-            .with_aside(pools.aside)
-            .with_quota(quota),
         turns: Turns::of(config.database.database_connections.get()),
+        store,
         listener,
         address,
         doors,
@@ -137,7 +146,7 @@ impl Server {
         let tasks = TaskTracker::new();
         let wakeup = Wakeup::default();
         let writer_tasks = TaskTracker::new();
-        let metrics = Arc::new(Metrics::new(&self.config.models));
+        let metrics = Arc::new(Metrics::new(&self.config.model_names()));
         // A call that is told to go elsewhere before its connection is would come back here.
         let unready = CancellationToken::new();
         let services = self.services(&wakeup, &unready, &tasks, &writer_tasks, &metrics);
@@ -238,7 +247,7 @@ impl Server {
                 store: self.store.clone(),
                 wakeup: wakeup.clone(),
                 chunker: self.chunker.clone(),
-                models: self.config.models.clone(),
+                models: self.config.model_names(),
                 trace_url: self.config.trace_url.clone(),
                 queue: Queue::new(self.store.clone()),
                 hubs: Hubs::new(&self.turns),
@@ -280,6 +289,15 @@ impl Server {
         });
         let (metrics, stop) = (services.metrics.clone(), shutdown.clone());
         tasks.spawn(async move { stop.run_until_cancelled(metrics.page().keep()).await });
+        let (store, models, stop) = (
+            self.store.clone(),
+            self.config.model_names(),
+            shutdown.clone(),
+        );
+        tasks.spawn(async move {
+            stop.run_until_cancelled(models::tell_unserved(&store, &models))
+                .await
+        });
         self.start_maintenance(services, tasks, shutdown);
     }
 
@@ -310,7 +328,7 @@ impl Server {
             async move || rescuer.step().await,
         ));
         let (store, wakeup) = (self.store.clone(), services.wakeup.clone());
-        let models = self.config.models.clone();
+        let models = self.config.model_names();
         tasks.spawn(maintenance::every(
             "due jobs",
             poll,

@@ -277,6 +277,7 @@ impl Client {
             upsert: wire(upsert.clone()),
             delete_item_ids: delete.clone(),
             priority: 0,
+            expected_revision: None,
         };
         let mut sources = self.sources.clone();
         let answer = self.call("patch", sources.patch_source(request)).await;
@@ -288,6 +289,7 @@ impl Client {
         let request = DeleteSourceRequest {
             namespace: NAMESPACE.to_owned(),
             name: name.to_owned(),
+            expected_revision: None,
         };
         let mut sources = self.sources.clone();
         let answer = self.call("delete", sources.delete_source(request)).await;

@@ -8,7 +8,7 @@
 
 use futures::future::join_all;
 use prost::Message as _;
-use prost_types::{FileDescriptorProto, FileDescriptorSet};
+use prost_types::{FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet};
 use tonic::{Code, Request};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -945,6 +945,12 @@ fn declarations(file: &FileDescriptorProto) -> Vec<(Vec<i32>, String)> {
             );
         }
         for (o, oneof) in message.oneof_decl.iter().enumerate() {
+            // An optional field is in one that nobody wrote.
+            let is_of_it = |it: &&FieldDescriptorProto| it.oneof_index == Some(o as i32);
+            let mut fields = message.field.iter().filter(is_of_it);
+            if fields.any(FieldDescriptorProto::proto3_optional) {
+                continue;
+            }
             add(
                 &[4, m, 8, o],
                 &format!("{}.{}", message.name(), oneof.name()),

@@ -620,7 +620,11 @@ async fn bad_results_are_refused_and_nothing_of_them_is_written() {
     assert_eq!((answer.done, answer.total), (1, 3));
     let request = upsert(&lease, vec![embedded(&chunks[1], &[1.0, 0.0, 0.0])]);
     let status = weir.worker().upsert_batch(request).await.unwrap_err();
-    assert_invalid(&status, "embedded[0].vector", "of this model have 2");
+    assert_invalid(
+        &status,
+        "embedded[0].vector",
+        "of the model \"fake\" have 2",
+    );
     let rest = chunks[1..].iter().map(|chunk| embedded(chunk, &good));
     let request = upsert(&lease, rest.collect());
     weir.worker().upsert_batch(request).await.unwrap();

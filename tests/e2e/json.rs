@@ -151,3 +151,29 @@ async fn a_watch_is_a_stream_of_events_that_says_when_it_is_over() {
     let refused = status == StatusCode::NOT_FOUND || said.contains("event: failed\n");
     assert!(refused && said.contains("NOT_FOUND"), "{status}: {said}");
 }
+
+/// What is left out and what is 0 are told apart in JSON as well.
+#[tokio::test]
+async fn an_expected_revision_of_zero_is_not_left_out() {
+    let weir = Weir::start().await;
+    let put = |text: &str, more: Value| {
+        let items = json!({ "items": [{ "itemId": "a", "text": text }] });
+        let mut request = json!({ "name": "pages", "items": items });
+        if !more.is_null() {
+            request["expectedRevision"] = more;
+        }
+        request.to_string()
+    };
+    let call = "SourceService/PutSource";
+    for (text, expected, status) in [
+        ("one", json!("0"), StatusCode::OK),
+        ("two", json!("0"), StatusCode::CONFLICT),
+        ("two", json!("7"), StatusCode::CONFLICT),
+        ("two", json!(null), StatusCode::OK),
+        ("three", json!("2"), StatusCode::OK),
+        ("three", json!("2"), StatusCode::OK),
+    ] {
+        let (got, answer) = post(&weir, call, &put(text, expected)).await;
+        assert_eq!(got, status, "{answer}");
+    }
+}

@@ -30,6 +30,7 @@ mod models;
 mod orphans;
 mod positions;
 mod restart;
+mod revisions;
 mod rolling;
 mod scaler;
 mod security;

@@ -4,11 +4,12 @@ use std::fs;
 
 use reqwest::StatusCode;
 use weir_proto::v1::{
-    Item, ItemList, Job, JobState, PutSourceRequest, put_source_request::Content,
+    GetSourceRequest, Item, ItemList, Job, JobState, ListSourcesRequest, PutSourceRequest,
+    put_source_request::Content, source_service_client::SourceServiceClient,
 };
 use weir_tests::{
     clients::{http, until},
-    cluster::Worker,
+    cluster::{Coordinator, Process, Worker, weir},
     embedder::{FakeEmbedder, Rude},
 };
 
@@ -115,4 +116,89 @@ async fn a_worker_without_its_coordinator_is_alive_and_not_ready() {
         .await
         .unwrap();
     assert_eq!(live.status(), StatusCode::OK);
+}
+
+/// Sources outlive the setting: whoever waits for a model that was taken out
+/// says so, everywhere, and goes on once it is back.
+#[tokio::test]
+async fn a_model_that_is_not_served_is_told_of_and_nothing_of_it_is_lost() {
+    let world = World::start(&[("WEIR_MODELS", "fake,large")]).await;
+    let job_id = put(&world, "large").await;
+    let url = world.database.url();
+    let mut other = Coordinator::spawn(url, &[("WEIR_MODELS", "fake")]).await;
+    let told = other
+        .process
+        .wait_for_event(
+            "Sources have a model that is not served by this coordinator, and nothing of them can be embedded: \
+             add it to --models (WEIR_MODELS).",
+        )
+        .await;
+    assert_eq!(
+        (&told["model"], &told["sources"], &told["open_jobs"]),
+        (&"large".into(), &1.into(), &1.into())
+    );
+    let why =
+        "the model \"large\" is not served by this coordinator: add it to --models (WEIR_MODELS)";
+    let mut sources = SourceServiceClient::new(other.connect().await);
+    let get = GetSourceRequest {
+        name: "of-large".to_owned(),
+        ..GetSourceRequest::default()
+    };
+    let found = sources.get_source(get).await.unwrap().into_inner();
+    let badge = found.source.unwrap().badge.unwrap();
+    assert_eq!(badge.text, "queued, model not served");
+    assert_eq!((badge.last_error.as_str(), badge.degraded), (why, true));
+    assert_eq!(found.jobs[0].last_error, why);
+    let list = ListSourcesRequest {
+        model: "large".to_owned(),
+        ..ListSourcesRequest::default()
+    };
+    let listed = sources.list_sources(list).await.unwrap().into_inner();
+    let listed = listed.sources[0].clone();
+    assert_eq!(listed.source.unwrap().badge.unwrap(), badge);
+    assert_eq!(listed.job.unwrap().last_error, why);
+    for command in [&["get", "of-large"][..], &["ls"], &["status"], &["jobs"]] {
+        let ran = weir(&other.url(), &[command, &["--json"]].concat()).await;
+        let said = String::from_utf8(ran.stdout).unwrap();
+        assert!(
+            said.contains("--models (WEIR_MODELS)"),
+            "{command:?}: {said}"
+        );
+    }
+    let status = weir(&other.url(), &["status"]).await;
+    assert_eq!(status.status.code(), Some(4), "degraded: {status:?}");
+    other.process.sigkill().await;
+
+    // Where it is served nothing is wrong, and it is embedded.
+    let served = world
+        .source("of-large")
+        .await
+        .source
+        .unwrap()
+        .badge
+        .unwrap();
+    assert_eq!((served.text.as_str(), served.degraded), ("queued", false));
+    let settings = [("WEIR_MODEL", "large")];
+    let _worker = Worker::spawn(&world.coordinator.url(), &world.embedder.url(), &settings);
+    world.succeeded(job_id).await;
+}
+
+#[tokio::test]
+async fn a_dimension_that_is_not_that_of_the_vectors_is_refused_at_the_start() {
+    let world = World::start(&[]).await;
+    let job_id = put(&world, "fake").await;
+    let _worker = world.worker("4");
+    world.succeeded(job_id).await;
+    let settings = [
+        ("WEIR_DATABASE_URL", world.database.url()),
+        ("WEIR_LISTEN", "127.0.0.1:0"),
+        ("WEIR_MODELS", "fake=17"),
+    ];
+    let mut wrong = Process::spawn("weir-coordinator", &[], &settings);
+    assert!(!wrong.wait().await.success());
+    let said = wrong.log().join("\n");
+    for part in ["--models (WEIR_MODELS)", "fake", "17", "fake=16"] {
+        assert!(said.contains(part), "{said}");
+    }
+    let _right = Coordinator::spawn(world.database.url(), &[("WEIR_MODELS", "fake=16")]).await;
 }

@@ -21,7 +21,10 @@ use weir_proto::{
 use weir_tests::{
     PATIENCE,
     certificates::text_of,
-    clients::{Weir, claim_request, http, item, put_items, put_texts, until},
+    clients::{
+        Weir, batch, claim_request, embedded, http, item, open, put_items, put_texts, result,
+        until, upsert,
+    },
     cluster::{Process, Worker, binary},
     embedder::FakeEmbedder,
     postgres::TestDatabase,
@@ -288,7 +291,11 @@ async fn a_client_changes_its_own_namespaces_alone() {
         Code::PermissionDenied
     );
     let (namespace, name) = key("b");
-    let delete = v1::DeleteSourceRequest { namespace, name };
+    let delete = v1::DeleteSourceRequest {
+        namespace,
+        name,
+        ..v1::DeleteSourceRequest::default()
+    };
     assert_eq!(
         code(one.sources.delete_source(delete).await),
         Code::PermissionDenied
@@ -846,4 +853,111 @@ async fn an_open_door_has_to_be_asked_for_in_so_many_words() {
     assert!(!refused.wait().await.success());
     let said = refused.log().join("\n");
     assert!(said.contains("--insecure (WEIR_INSECURE=true)"), "{said}");
+}
+
+/// Gets the first text of a lease and returns what becomes of a vector of this
+/// many numbers for it.
+async fn embed(
+    worker: &mut Clients,
+    lease: &v1::Lease,
+    dimension: usize,
+) -> Result<v1::UpsertBatchResponse, Status> {
+    let (job_id, epoch) = (lease.job_id, lease.epoch);
+    let get = v1::GetBatchRequest {
+        job_id,
+        epoch,
+        batch_size: 1,
+    };
+    let chunks = worker.workers.get_batch(get).await?.into_inner().chunks;
+    let vector = vec![1.0; dimension];
+    let vectors = chunks.iter().map(|it| embedded(it, &vector));
+    let upsert = upsert(lease, vectors.collect());
+    Ok(worker.workers.upsert_batch(upsert).await?.into_inner())
+}
+
+/// How many numbers the vectors of a model have is for all namespaces, so no
+/// worker of some says so.
+#[tokio::test]
+async fn a_worker_of_some_namespaces_fixes_no_dimension_for_all() {
+    let tokens = Tokens::new();
+    let client = tokens.add("client", "client", &["*"]);
+    let a = tokens.add("gpu-a", "worker", &["a"]);
+    let b = tokens.add("gpu-b", "worker", &["b"]);
+    let all = tokens.add("gpu", "worker", &["*"]);
+    let weir = guarded(&tokens).await;
+    let [mut client, mut a, mut b, mut all] =
+        [client, a, b, all].map(|token| clients(&weir, Some(&token)));
+    let theirs = client.put("a", "s").await.unwrap().jobs[0].job_id;
+    client.put("b", "s").await.unwrap();
+    let [lease] = a.claim().await.unwrap().try_into().unwrap();
+    let refused = embed(&mut a, &lease, 3).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    let said = refused.message();
+    assert!(said.contains("--models fake=3 (WEIR_MODELS)"), "{said}");
+    // The job goes back uncharged, and says why.
+    let get = v1::GetJobRequest { job_id: theirs };
+    let job = client.jobs.get_job(get).await.unwrap().into_inner().job;
+    let job = job.unwrap();
+    assert_eq!((job.state(), job.attempt), (v1::JobState::Queued, 0));
+    assert!(job.last_error.contains("--models fake=3"), "{job:?}");
+    assert!(a.claim().await.unwrap().is_empty(), "it waits a while");
+    // By a stream it is the same.
+    let [lease] = b.claim().await.unwrap().try_into().unwrap();
+    let (to, requests) = tokio::sync::mpsc::channel(4);
+    to.send(v1::StreamBatchesRequest {
+        message: Some(open(&lease)),
+    })
+    .await
+    .unwrap();
+    let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
+    let stream = b.workers.stream_batches(requests).await.unwrap();
+    let mut stream = stream.into_inner();
+    let batch = batch(&mut stream).await;
+    let vectors = batch.chunks.iter().map(|it| embedded(it, &[1.0; 3]));
+    to.send(v1::StreamBatchesRequest {
+        message: Some(result(batch.seq, vectors.collect())),
+    })
+    .await
+    .unwrap();
+    let refused = soon(stream.message()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+
+    // A worker of all says so, for all.
+    client.put("c", "s").await.unwrap();
+    let [lease] = all.claim().await.unwrap().try_into().unwrap();
+    assert_eq!(embed(&mut all, &lease, 4).await.unwrap().done, 1);
+    let retry = v1::RetryJobRequest {
+        job_id: theirs,
+        ..v1::RetryJobRequest::default()
+    };
+    client.jobs.retry_job(retry).await.unwrap();
+    let [lease] = a.claim().await.unwrap().try_into().unwrap();
+    let refused = embed(&mut a, &lease, 3).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.message().contains("has 3 numbers") && refused.message().contains("have 4"));
+    assert_eq!(embed(&mut a, &lease, 4).await.unwrap().done, 1);
+}
+
+#[tokio::test]
+async fn where_the_operator_says_the_dimension_every_worker_may_be_first() {
+    let tokens = Tokens::new();
+    let client = tokens.add("client", "client", &["*"]);
+    let a = tokens.add("gpu-a", "worker", &["a"]);
+    let file = tokens.path();
+    let settings = [
+        ("WEIR_TOKENS_FILE", text_of(&file)),
+        ("WEIR_MODELS", "fake=4"),
+    ];
+    let weir = Weir::with(&settings).await;
+    let [mut client, mut a] = [client, a].map(|token| clients(&weir, Some(&token)));
+    client.put("a", "s").await.unwrap();
+    let [lease] = a.claim().await.unwrap().try_into().unwrap();
+    let refused = embed(&mut a, &lease, 3).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(
+        refused
+            .message()
+            .contains("have 4, as the coordinator was told")
+    );
+    assert_eq!(embed(&mut a, &lease, 4).await.unwrap().done, 1);
 }

@@ -261,7 +261,7 @@ async fn the_first_vectors_fix_the_dimension_of_their_model() {
     first.embedded[0].vector.truncate(3);
     weir.upsert(first).await.unwrap();
     let found = violations(weir.upsert(outcome(&job, &texts[1..])).await.unwrap_err());
-    let message = "has 16 numbers, but vectors of this model have 3".to_owned();
+    let message = "has 16 numbers, but vectors of the model \"fake\" have 3".to_owned();
     assert_eq!(found, [("embedded[0].vector".to_owned(), message)]);
     assert_eq!(weir.embedded_items("api").await.len(), 1);
     assert_eq!(weir.job(job.id).await.chunks_done, 1);

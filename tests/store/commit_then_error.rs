@@ -507,8 +507,8 @@ async fn a_deletion() {
     let faulty = Faulty::new().await;
     let job = faulty.weir.claim().await;
     let key = key("api");
-    faulty.cut(faulty.store.delete_source(&key)).await;
-    let again = faulty.store.delete_source(&key).await;
+    faulty.cut(faulty.store.delete_source(&key, None)).await;
+    let again = faulty.store.delete_source(&key, None).await;
     assert!(matches!(again, Err(StoreError::NotFound(_))), "{again:?}");
     let reason = lost(faulty.store.renew(lease_of(&job), LEASE).await);
     assert_eq!(reason, RevokeReason::SourceDeleted);

@@ -182,7 +182,7 @@ async fn a_lost_lease_says_why() {
         RevokeReason::Superseded,
     );
     let deleted = weir.claim().await;
-    weir.store.delete_source(&key("api")).await.unwrap();
+    weir.store.delete_source(&key("api"), None).await.unwrap();
     assert_lost(
         every_use(&weir, lease_of(&deleted), &deleted).await,
         RevokeReason::SourceDeleted,

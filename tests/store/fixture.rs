@@ -91,6 +91,7 @@ pub(crate) fn write(name: &str) -> SourceWrite {
         priority: 0,
         max_chunks_per_job: 1_000,
         traceparent: None,
+        expected_revision: None,
     }
 }
 
@@ -156,6 +157,7 @@ pub(crate) fn outcome(job: &Job, chunks: &[ChunkText]) -> Outcome {
         embedded: chunks.iter().map(embedded).collect(),
         rejected: Vec::new(),
         complete: true,
+        may_be_first: true,
     }
 }
 

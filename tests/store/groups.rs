@@ -141,7 +141,11 @@ async fn an_outcome_that_is_refused_does_not_hinder_the_others() {
     outcomes.swap(0, 3);
     let written = weir.store.upsert_group(&outcomes, LEASE).await.unwrap();
     assert!(finished(&written[0]), "{written:?}");
-    for (place, invalid) in [(1, false), (2, true), (3, true)] {
+    // Whether there are vectors that it does not fit is found out apart from the group.
+    assert!(matches!(written[2], Written::Busy { .. }), "{written:?}");
+    let alone = weir.upsert(outcomes[2].clone()).await;
+    assert!(matches!(alone, Err(StoreError::Invalid(_))), "{alone:?}");
+    for (place, invalid) in [(1, false), (3, true)] {
         let Written::Settled(Err(error)) = &written[place] else {
             panic!("{written:?}");
         };

@@ -152,7 +152,7 @@ async fn take(weir: &Weir, model: &mut Model, step: &Step) {
             }
         }
         Step::Delete => {
-            let answer = weir.store.delete_source(&write.key).await;
+            let answer = weir.store.delete_source(&write.key, None).await;
             assert_eq!(answer.is_ok(), model.content.take().is_some(), "{answer:?}");
         }
         Step::Claim(over) => {

@@ -371,7 +371,7 @@ async fn each_source_is_checked_once_in_an_interval_by_one_replica() {
 async fn a_source_that_goes_between_check_and_repair_is_no_fault() {
     let weir = Weir::new().await;
     let source_id = weir.put("api", &many(1)).await.state.source.id;
-    weir.store.delete_source(&key("api")).await.unwrap();
+    weir.store.delete_source(&key("api"), None).await.unwrap();
     let found = weir.store.check_source(source_id).await.unwrap();
     assert!(!found.any());
     assert_eq!(

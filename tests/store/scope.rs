@@ -59,7 +59,7 @@ async fn what_is_beyond_the_scope_is_not_there() {
             store.failures(scope, true, None, 9).await.unwrap().len(),
             store.attempts(scope, failed.id, 9).await.unwrap().len(),
             store.queue_stats(scope, None).await.unwrap().len(),
-            store.overview(scope).await.unwrap()[0].sources as usize,
+            store.overview(scope, &[]).await.unwrap()[0].sources as usize,
         ]
     };
     let id = failed.failure_id.unwrap();

@@ -9,7 +9,8 @@ fn near<'a>(source: Option<&'a str>, text: &str, limit: i64) -> Search<'a> {
     Search {
         namespace: "shop",
         source,
-        model: MODEL,
+        model: Some(MODEL),
+        default_model: MODEL,
         vector: expected_vector(text),
         limit,
     }
@@ -153,4 +154,43 @@ async fn a_search_that_cannot_be_answered_says_why() {
         .await
         .unwrap_err();
     assert!(matches!(error, StoreError::NotFound(_)), "{error:?}");
+}
+
+/// A source is searched with its own model, whatever the default is.
+#[tokio::test]
+async fn a_source_is_searched_with_its_model() {
+    let weir = Weir::new().await;
+    let mut of_other = write("other");
+    of_other.model = Some("other".to_owned());
+    weir.store.put_source(&of_other, &many(3)).await.unwrap();
+    let job = weir.claim_of("other").await;
+    weir.embed(&job).await;
+    let mut search = near(Some("other"), "text 1", 10);
+    search.model = None;
+    let hits = weir.store.search(&search).await.unwrap();
+    assert_eq!((hits.len(), hits[0].item_id.as_str()), (3, "i0001"));
+    search.model = Some("other");
+    assert_eq!(weir.store.search(&search).await.unwrap(), hits);
+
+    search.model = Some(MODEL);
+    let error = weir.store.search(&search).await.unwrap_err().to_string();
+    assert!(
+        error.contains("\"fake\"") && error.contains("\"other\""),
+        "{error}"
+    );
+    search.model = None;
+    search.vector.truncate(3);
+    let error = weir.store.search(&search).await.unwrap_err().to_string();
+    assert!(
+        error.contains("has 3 numbers") && error.contains("have 16"),
+        "{error}"
+    );
+    // Of no vectors every search finds nothing.
+    weir.put("api", &many(1)).await;
+    search.source = Some("api");
+    assert_eq!(weir.store.search(&search).await.unwrap(), []);
+    weir.store.delete_source(&of_other.key, None).await.unwrap();
+    search.source = None;
+    search.model = Some("other");
+    assert_eq!(weir.store.search(&search).await.unwrap(), []);
 }

@@ -491,7 +491,7 @@ async fn a_deleted_source_leaves_only_its_history() {
     let mut refusal = outcome(&job, &texts[..2]);
     refusal.rejected = vec![rejected(&texts[2], "no")];
     weir.upsert(refusal).await.unwrap();
-    let deleted = weir.store.delete_source(&key("api")).await.unwrap();
+    let deleted = weir.store.delete_source(&key("api"), None).await.unwrap();
     let source_id = written.state.source.id;
     assert_eq!(
         deleted,
@@ -536,7 +536,7 @@ async fn a_deleted_source_leaves_only_its_history() {
     assert_eq!(left, 4, "the other source, its item, chunk and vector");
     for error in [
         weir.store
-            .delete_source(&key("api"))
+            .delete_source(&key("api"), None)
             .await
             .map(|_| ())
             .unwrap_err(),

@@ -27,7 +27,7 @@ use crate::fixture::{LEASE, Weir, key, lease_of, many, outcome, rejected, write}
 impl Weir {
     async fn badge(&self, name: &str) -> (BadgeState, String) {
         let source = self.store.source(&key(name)).await.unwrap().source;
-        (source.standing().state(), source.standing().text())
+        (source.standing(true).state(), source.standing(true).text())
     }
 
     async fn fail(&self, job: &Job, reason: &str) {
@@ -59,7 +59,12 @@ impl Weir {
 
     /// The whole, and its verdict.
     async fn whole(&self) -> (NamespaceFigures, Verdict) {
-        let whole = self.store.overview(&Scope::All).await.unwrap().remove(0);
+        let whole = self
+            .store
+            .overview(&Scope::All, &["fake".to_owned()])
+            .await
+            .unwrap()
+            .remove(0);
         assert_eq!(whole.namespace, "");
         let verdict = whole.unsettled().verdict();
         (whole, verdict)

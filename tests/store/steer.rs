@@ -251,7 +251,7 @@ async fn a_retry_that_cannot_be_says_why() {
         weir.retry(4_711, true).await,
         Err(StoreError::NotFound(_))
     ));
-    weir.store.delete_source(&key("api")).await.unwrap();
+    weir.store.delete_source(&key("api"), None).await.unwrap();
     for force in [false, true] {
         assert_refused(weir.retry(job.id, force).await, "was deleted");
     }

@@ -6,9 +6,10 @@ use chrono::{DateTime, Utc};
 use prost_types::{Struct, Timestamp, Value, value::Kind};
 use weir_proto::v1;
 
+use super::Inner;
 use crate::{
     job::{
-        badge::{BadgeState, Verdict},
+        badge::{BadgeState, Verdict, not_served},
         state::{AttemptOutcome, JobState, RevokeReason, Trigger},
     },
     store::{
@@ -115,9 +116,10 @@ fn wire_value(value: serde_json::Value) -> Value {
     Value { kind: Some(kind) }
 }
 
-/// How a source stands, for the wire.
-fn wire_badge(source: &Source) -> v1::Badge {
-    let standing = source.standing();
+/// How a source stands, for the wire. `served` are the models that workers can
+/// claim jobs of.
+fn wire_badge(source: &Source, served: &[String]) -> v1::Badge {
+    let standing = source.standing(served.contains(&source.model));
     let state = match standing.state() {
         BadgeState::Empty => v1::BadgeState::Empty,
         BadgeState::NotIndexed => v1::BadgeState::NotIndexed,
@@ -127,10 +129,12 @@ fn wire_badge(source: &Source) -> v1::Badge {
         BadgeState::Indexed => v1::BadgeState::Indexed,
         BadgeState::Failed => v1::BadgeState::Failed,
     };
-    let error = source
-        .telling_error
-        .as_ref()
-        .filter(|_| standing.is_degraded());
+    let error = if standing.is_unserved() {
+        Some(not_served(&source.model))
+    } else {
+        let error = source.telling_error.clone();
+        error.filter(|_| standing.is_degraded())
+    };
     let waits = matches!(
         state,
         v1::BadgeState::Queued | v1::BadgeState::Retrying | v1::BadgeState::Failed
@@ -142,16 +146,17 @@ fn wire_badge(source: &Source) -> v1::Badge {
         total: standing.total,
         rejected: standing.rejected,
         attempt: source.telling_attempt.unwrap_or_default().into(),
-        last_error: error.cloned().unwrap_or_default(),
+        last_error: error.unwrap_or_default(),
         next_run_time: source.telling_run_at.filter(|_| waits).map(timestamp),
         degraded: standing.is_degraded(),
     }
 }
 
-impl From<Source> for v1::Source {
-    fn from(source: Source) -> Self {
-        Self {
-            badge: Some(wire_badge(&source)),
+impl Inner {
+    /// A source for the wire.
+    pub(crate) fn wire_source(&self, source: Source) -> v1::Source {
+        v1::Source {
+            badge: Some(wire_badge(&source, &self.models)),
             chunks_embedded: source.chunks_embedded(),
             namespace: source.namespace,
             name: source.name,
@@ -165,10 +170,18 @@ impl From<Source> for v1::Source {
             chunks_truncated: source.chunks_truncated,
         }
     }
+
+    /// A job for the wire.
+    pub(crate) fn wire_job(&self, job: Job) -> v1::Job {
+        let mut wire = wire_job(job, self.policy.max_attempts);
+        if wire.state() == v1::JobState::Queued && !self.models.contains(&wire.model) {
+            wire.last_error = not_served(&wire.model);
+        }
+        wire
+    }
 }
 
-/// A job for the wire.
-pub(crate) fn wire_job(job: Job, max_attempts: i16) -> v1::Job {
+fn wire_job(job: Job, max_attempts: i16) -> v1::Job {
     v1::Job {
         job_id: job.id,
         namespace: job.namespace,

@@ -115,6 +115,35 @@ impl Door {
         Some(model)
     }
 
+    /// A model, whether sources may use it or not; `None` when it is left empty.
+    pub(crate) fn any_model(&mut self, model: String) -> Option<String> {
+        if model.is_empty() {
+            return None;
+        }
+        if model.contains('\0') || model.chars().count() > MAX_MODEL_CHARS {
+            self.refuse(
+                "model",
+                format!("must be the name of a model, at most {MAX_MODEL_CHARS} characters"),
+            );
+        }
+        Some(model)
+    }
+
+    /// The revision that a write expects, at least `least`; `None`: any.
+    pub(crate) fn expected_revision(&mut self, revision: Option<i64>, least: i64) -> Option<i64> {
+        if let Some(revision) = revision.filter(|it| *it < least) {
+            let zero = match least {
+                0 => ", or 0 where the source must not exist yet",
+                _ => "",
+            };
+            self.refuse(
+                "expected_revision",
+                format!("must be a revision of the source, at least 1{zero}, not {revision}"),
+            );
+        }
+        revision
+    }
+
     /// A number that must lie in a range; 0 stands for `default`.
     pub(crate) fn number(
         &mut self,

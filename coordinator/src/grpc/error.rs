@@ -75,7 +75,9 @@ impl From<StoreError> for Status {
             StoreError::NotFound(message) => Self::not_found(message),
             StoreError::LeaseLost { why, .. } => Self::aborted(format!("lease lost: {why}")),
             StoreError::Denied(message) => Self::permission_denied(message),
-            StoreError::Precondition(message) => Self::failed_precondition(message),
+            StoreError::Precondition(message) | StoreError::NoDimension(message) => {
+                Self::failed_precondition(message)
+            }
             StoreError::Aborted(message) => Self::aborted(message),
             StoreError::Exhausted(message) => Self::resource_exhausted(message),
             StoreError::Invalid(violations) => invalid(violations),

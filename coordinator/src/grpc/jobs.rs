@@ -6,7 +6,7 @@ use weir_proto::v1::{self, job_service_server::JobService};
 use super::{
     Services,
     auth::{Asked, Caller},
-    convert::{job_state, job_trigger, wire_job},
+    convert::{job_state, job_trigger},
     door::Door,
     mask::Mask,
     overview, page,
@@ -30,15 +30,13 @@ pub(crate) struct Jobs(pub(crate) Services);
 impl Jobs {
     fn wire(&self, jobs: Vec<Job>) -> Vec<v1::Job> {
         let jobs = jobs.into_iter();
-        jobs.map(|job| wire_job(job, self.0.policy.max_attempts))
-            .collect()
+        jobs.map(|job| self.0.wire_job(job)).collect()
     }
 }
 
 /// Checks which jobs are asked for.
 fn job_filter(
     door: &mut Door,
-    services: &Services,
     request: &mut v1::ListJobsRequest,
 ) -> (Option<Asked<String>>, JobFilter) {
     let text = std::mem::take::<String>;
@@ -72,7 +70,7 @@ fn job_filter(
         source_prefix,
         states,
         triggers,
-        model: door.model(text(&mut request.model), &services.models),
+        model: door.any_model(text(&mut request.model)),
         failure_id: (request.failure_id != 0).then_some(request.failure_id),
     };
     (namespace, filter)
@@ -95,7 +93,7 @@ impl JobService for Jobs {
         let job = store.job(&scope, job_id).await?;
         let attempts = store.attempts(&scope, job_id, MAX_ATTEMPTS_TOLD).await?;
         Ok(Response::new(v1::GetJobResponse {
-            job: Some(wire_job(job, self.0.policy.max_attempts)),
+            job: Some(self.0.wire_job(job)),
             attempts: attempts.into_iter().map(Into::into).collect(),
         }))
     }
@@ -107,7 +105,7 @@ impl JobService for Jobs {
         let caller = Caller::of(&request)?;
         let mut request = request.into_inner();
         let mut door = Door::default();
-        let (namespace, filter) = job_filter(&mut door, &self.0, &mut request);
+        let (namespace, filter) = job_filter(&mut door, &mut request);
         let mask = Mask::read(&mut door, request.read_mask, "weir.v1.Job");
         let limit = door.page_size(request.page_size);
         door.close()?;
@@ -173,7 +171,7 @@ impl JobService for Jobs {
         let namespace = door.any_namespace(request.namespace);
         let filter = SourceFilter {
             name_prefix: door.prefix("name_prefix", request.name_prefix),
-            model: door.model(request.model, &self.0.models),
+            model: door.any_model(request.model),
             unsettled_only: request.unsettled_only,
         };
         let limit = door.page_size(request.page_size);
@@ -255,7 +253,7 @@ impl JobService for Jobs {
             "A client cancelled a job."
         );
         Ok(Response::new(v1::CancelJobResponse {
-            job: Some(wire_job(job, self.0.policy.max_attempts)),
+            job: Some(self.0.wire_job(job)),
         }))
     }
 
@@ -294,7 +292,7 @@ impl JobService for Jobs {
         let request = request.into_inner();
         let mut door = Door::default();
         let namespace = door.any_namespace(request.namespace);
-        let model = door.model(request.model, &self.0.models);
+        let model = door.any_model(request.model);
         door.close()?;
         let scope = caller.narrow(namespace)?;
         let queues = overview::queues(&self.0, scope, model).await?;

@@ -36,7 +36,7 @@ use crate::{
     look::Queue,
     metrics::Metrics,
     opener::Opener,
-    store::Store,
+    store::{Store, StoreError, fence::Fence},
     wakeup::Wakeup,
     writer::Writer,
 };
@@ -48,6 +48,9 @@ pub(crate) use sources::Sources;
 pub(crate) use spans::SpanLayer;
 pub(crate) use watch::Hubs;
 pub(crate) use worker::Workers;
+
+/// How long a job waits whose result was refused.
+const REFUSED_FOR: Duration = Duration::from_mins(1);
 
 /// What every service works with.
 #[derive(Debug, Clone)]
@@ -96,6 +99,32 @@ impl std::ops::Deref for Services {
 }
 
 impl Inner {
+    /// Takes a job back, uncharged, whose result was refused because of what
+    /// its worker may not decide. It waits a while, so that the next worker does
+    /// not embed in vain at once.
+    async fn give_back(&self, fence: &Fence, error: &StoreError) {
+        let StoreError::NoDimension(reason) = error else {
+            return;
+        };
+        let released = self.store.release_refused(fence, reason, REFUSED_FOR).await;
+        match released {
+            Ok(source_id) => {
+                self.metrics.retries.released.increment(1);
+                self.wakeup.report_change(source_id);
+                tracing::warn!(
+                    job_id = fence.lease.job_id,
+                    epoch = fence.lease.epoch,
+                    reason,
+                    "A result was refused, and its job waits."
+                );
+            }
+            // Its worker hands it back, or its lease runs out.
+            Err(error) => {
+                tracing::debug!(%error, "A job whose result was refused was not taken back.");
+            }
+        }
+    }
+
     /// The model of a source that names none.
     pub(crate) fn default_model(&self) -> &str {
         // The configuration has at least one.

@@ -23,7 +23,11 @@ pub(super) async fn look(
     services: &Services,
     scope: &Scope,
 ) -> Result<v1::GetStatusResponse, StoreError> {
-    let mut figures = services.store.overview(scope).await?.into_iter();
+    let mut figures = services
+        .store
+        .overview(scope, &services.models)
+        .await?
+        .into_iter();
     // The total comes first, for no namespace sorts before an empty name.
     let total = figures.next().map(v1::NamespaceStatus::from);
     Ok(v1::GetStatusResponse {

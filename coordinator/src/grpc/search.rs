@@ -21,7 +21,11 @@ impl SearchService for Searches {
         let mut door = Door::default();
         let namespace = door.namespace(request.namespace);
         let source = (!request.source.is_empty()).then(|| door.name("source", request.source));
-        let model = door.model(request.model, &self.0.models);
+        // The source's model need not be one that is served.
+        let model = match source {
+            Some(_) => door.any_model(request.model),
+            None => door.model(request.model, &self.0.models),
+        };
         let vector = door.vector("vector", &request.vector);
         // The cosine of an angle with nothing is not a number.
         if !vector.is_empty() && vector.iter().all(|number| *number == 0.0) {
@@ -33,7 +37,8 @@ impl SearchService for Searches {
         let search = Search {
             namespace: &namespace,
             source: source.as_deref(),
-            model: model.as_deref().unwrap_or(self.0.default_model()),
+            model: model.as_deref(),
+            default_model: self.0.default_model(),
             vector,
             limit: limit.into(),
         };

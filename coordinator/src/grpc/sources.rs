@@ -11,7 +11,7 @@ use super::{
     auth::Caller,
     content,
     content::Content,
-    convert::{wire_chunk, wire_job},
+    convert::wire_chunk,
     door::Door,
     error::invalid_field,
     imports::message,
@@ -45,6 +45,7 @@ impl Sources {
         key: SourceKey,
         model: Option<String>,
         priority: i16,
+        expected_revision: Option<i64>,
         metadata: &MetadataMap,
     ) -> SourceWrite {
         SourceWrite {
@@ -52,6 +53,7 @@ impl Sources {
             model,
             default_model: self.0.default_model().to_owned(),
             priority,
+            expected_revision,
             max_chunks_per_job: self.0.max_chunks_per_job,
             traceparent: spans::caller(metadata.as_ref()).map(|trace| trace.to_string()),
         }
@@ -65,9 +67,7 @@ impl Sources {
     }
 
     fn jobs(&self, jobs: Vec<Job>) -> Vec<v1::Job> {
-        jobs.into_iter()
-            .map(|job| wire_job(job, self.0.policy.max_attempts))
-            .collect()
+        jobs.into_iter().map(|job| self.0.wire_job(job)).collect()
     }
 
     /// Tells who waits for it of a write, and makes the parts of its answer, in
@@ -101,7 +101,11 @@ impl Sources {
             chunks_pending: source.chunks_pending,
             jobs_superseded: written.change.jobs_superseded,
         };
-        (source.into(), change, self.jobs(written.state.jobs))
+        (
+            self.0.wire_source(source),
+            change,
+            self.jobs(written.state.jobs),
+        )
     }
 }
 
@@ -111,8 +115,8 @@ pub(super) fn summary(
     (source, job): (Source, Option<Job>),
 ) -> v1::SourceSummary {
     v1::SourceSummary {
-        source: Some(source.into()),
-        job: job.map(|job| wire_job(job, services.policy.max_attempts)),
+        source: Some(services.wire_source(source)),
+        job: job.map(|job| services.wire_job(job)),
     }
 }
 
@@ -128,6 +132,7 @@ impl SourceService for Sources {
         let key = door.source_key(request.namespace, request.name);
         let model = door.model(request.model, &self.0.models);
         let priority = door.priority(request.priority);
+        let expected = door.expected_revision(request.expected_revision, 0);
         if request.content.is_none() {
             door.refuse("content", "is missing: send a document, or items");
         }
@@ -147,7 +152,7 @@ impl SourceService for Sources {
             },
             None => Content::default(),
         };
-        let write = self.write(key, model, priority, &metadata);
+        let write = self.write(key, model, priority, expected, &metadata);
         let written = self.put(&write, &content.items).await?;
         let (source, change, jobs) = self.answer(&write, written);
         let mut warnings = content.warnings;
@@ -179,10 +184,11 @@ impl SourceService for Sources {
         let key = door.source_key(open.namespace, open.name);
         let model = door.model(open.model, &self.0.models);
         let priority = door.priority(open.priority);
+        let expected = door.expected_revision(open.expected_revision, 0);
         door.close()?;
         let key = caller.admit(key)?;
         let item_id = one_item_id(open.item_id, &key)?;
-        let write = self.write(key, model, priority, &metadata);
+        let write = self.write(key, model, priority, expected, &metadata);
         let mut warnings = Vec::new();
         let written = if open.format == i32::from(v1::DocumentFormat::Unspecified) {
             let first = match message(&mut stream).await? {
@@ -222,6 +228,7 @@ impl SourceService for Sources {
         let mut door = Door::default();
         let key = door.source_key(request.namespace, request.name);
         let priority = door.priority(request.priority);
+        let expected = door.expected_revision(request.expected_revision, 1);
         for (index, item_id) in request.delete_item_ids.iter().enumerate() {
             if let Err(fault) = check_item_id(item_id) {
                 door.refuse(format!("delete_item_ids[{index}]"), fault.message);
@@ -239,7 +246,7 @@ impl SourceService for Sources {
         door.close()?;
         let key = caller.admit(key)?;
         let items = self.0.read_items("upsert", request.upsert).await?;
-        let write = self.write(key, None, priority, &metadata);
+        let write = self.write(key, None, priority, expected, &metadata);
         let plan = spans::plan(&self.0.tracer, &write);
         let written = self
             .0
@@ -267,7 +274,7 @@ impl SourceService for Sources {
         let key = caller.admit(key)?;
         let state = self.0.store.source(&key).await?;
         Ok(Response::new(v1::GetSourceResponse {
-            source: Some(state.source.into()),
+            source: Some(self.0.wire_source(state.source)),
             jobs: self.jobs(state.jobs),
         }))
     }
@@ -282,7 +289,7 @@ impl SourceService for Sources {
         let namespace = door.any_namespace(request.namespace);
         let filter = SourceFilter {
             name_prefix: door.prefix("name_prefix", request.name_prefix),
-            model: door.model(request.model, &self.0.models),
+            model: door.any_model(request.model),
             unsettled_only: request.unsettled_only,
         };
         let mask = Mask::read(&mut door, request.read_mask, "weir.v1.SourceSummary");
@@ -362,9 +369,10 @@ impl SourceService for Sources {
         let request = request.into_inner();
         let mut door = Door::default();
         let key = door.source_key(request.namespace, request.name);
+        let expected = door.expected_revision(request.expected_revision, 1);
         door.close()?;
         let key = caller.admit(key)?;
-        let deleted = self.0.store.delete_source(&key).await?;
+        let deleted = self.0.store.delete_source(&key, expected).await?;
         tracing::info!(
             namespace = key.namespace,
             source = key.name,

@@ -265,15 +265,22 @@ impl WorkerService for Workers {
             .writer
             .upsert(
                 Outcome {
-                    fence,
+                    fence: fence.clone(),
                     embedded,
                     rejected,
                     complete: false,
+                    may_be_first: caller.is_of_all(),
                 },
                 trace,
             )
-            .await
-            .map_err(|error| self.refusal(error))?;
+            .await;
+        let progress = match progress {
+            Ok(progress) => progress,
+            Err(error) => {
+                self.0.give_back(&fence, &error).await;
+                return Err(self.refusal(error));
+            }
+        };
         self.0.metrics.renewals.result.increment(1);
         self.0.wakeup.report_change(progress.source_id);
         Ok(Response::new(v1::UpsertBatchResponse {

@@ -51,7 +51,7 @@ impl Scrape {
         Self {
             queue,
             metrics,
-            models: config.models.clone(),
+            models: config.model_names(),
             namespaces: config.metrics_namespaces.into(),
             part: Look::every(QUEUE_FOR),
         }

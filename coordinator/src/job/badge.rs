@@ -28,6 +28,8 @@ pub struct Standing {
     pub telling: Option<Telling>,
     /// Whether a client's cancellation left chunks pending.
     pub cancelled: bool,
+    /// Whether workers can claim jobs of its model here.
+    pub served: bool,
 }
 
 /// A source's state, in one word.
@@ -74,6 +76,7 @@ impl Standing {
         match self.state() {
             BadgeState::Empty => "empty".to_owned(),
             BadgeState::NotIndexed => "not indexed".to_owned(),
+            BadgeState::Queued if self.is_unserved() => "queued, model not served".to_owned(),
             BadgeState::Queued => "queued".to_owned(),
             BadgeState::Indexing => format!("indexing {embedded}/{total}"),
             BadgeState::Retrying => match self.telling.map_or(0, |job| job.attempt) {
@@ -91,8 +94,16 @@ impl Standing {
     /// Whether something is wrong with it that queued work does not excuse.
     pub fn is_degraded(&self) -> bool {
         let open = self.telling.is_some_and(|job| job.state.is_open());
-        let missing = self.embedded + self.rejected < self.total;
-        self.is_troubled() || self.cancelled || (missing && !open)
+        self.is_troubled() || self.cancelled || self.is_unserved() || (self.is_missing() && !open)
+    }
+
+    /// Whether it waits for a model that no worker can claim jobs of.
+    pub fn is_unserved(&self) -> bool {
+        !self.served && self.is_missing()
+    }
+
+    fn is_missing(&self) -> bool {
+        self.embedded + self.rejected < self.total
     }
 
     /// Whether the telling job's last error still holds.
@@ -122,7 +133,7 @@ pub enum Verdict {
 }
 
 /// The unsettled jobs of a namespace, or of the whole, counted.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Unsettled {
     /// Queued or running.
     pub open: i64,
@@ -134,12 +145,23 @@ pub struct Unsettled {
     pub failed: i64,
     /// Cancelled.
     pub cancelled: i64,
+    /// Queued, with a model that no worker can claim jobs of.
+    pub unserved: i64,
+    /// One of these models.
+    pub unserved_model: Option<String>,
+}
+
+/// What to say of a model that workers cannot claim jobs of.
+pub fn not_served(model: &str) -> String {
+    format!(
+        "the model {model:?} is not served by this coordinator: add it to --models (WEIR_MODELS)"
+    )
 }
 
 impl Unsettled {
     /// What follows from the counts.
     pub fn verdict(&self) -> Verdict {
-        if self.failed + self.retrying + self.embedder_down + self.cancelled > 0 {
+        if self.failed + self.retrying + self.embedder_down + self.cancelled + self.unserved > 0 {
             Verdict::Degraded
         } else if self.open > 0 {
             Verdict::Indexing
@@ -150,13 +172,21 @@ impl Unsettled {
 
     /// What is wrong, in words, worst first.
     pub fn reasons(&self) -> Vec<String> {
-        [
+        let model = self.unserved_model.as_deref().map(not_served);
+        let unserved = model.filter(|_| self.unserved > 0).map(|why| {
+            let (jobs, wait) = match self.unserved {
+                1 => ("1 job".to_owned(), "waits"),
+                jobs => (format!("{jobs} jobs"), "wait"),
+            };
+            format!("{jobs} {wait} for nobody: {why}")
+        });
+        let counted = [
             (self.failed, "failed", "failed"),
             (self.retrying, "is retried", "are retried"),
             (
                 self.embedder_down,
-                "waits for an embedder that is down",
-                "wait for an embedder that is down",
+                "waits for an embedder that is down or was refused",
+                "wait for an embedder that is down or was refused",
             ),
             (
                 self.cancelled,
@@ -169,8 +199,8 @@ impl Unsettled {
         .map(|(jobs, one, many)| match jobs {
             1 => format!("1 job {one}"),
             _ => format!("{jobs} jobs {many}"),
-        })
-        .collect()
+        });
+        unserved.into_iter().chain(counted).collect()
     }
 }
 
@@ -187,6 +217,7 @@ mod tests {
             total,
             telling: None,
             cancelled: false,
+            served: true,
         }
     }
 
@@ -225,6 +256,23 @@ mod tests {
             assert_eq!(standing.text(), text, "{standing:?}");
             assert_eq!(standing.is_degraded(), degraded, "{standing:?}");
         }
+        for (standing, text, degraded) in [
+            (
+                with(JobState::Queued, 0, false),
+                "queued, model not served",
+                true,
+            ),
+            (with(JobState::Failed, 5, false), "failed", true),
+            (standing(201, 0, 201), "201/201 indexed", false),
+            (standing(0, 0, 0), "empty", false),
+        ] {
+            let standing = Standing {
+                served: false,
+                ..standing
+            };
+            assert_eq!(standing.text(), text, "{standing:?}");
+            assert_eq!(standing.is_degraded(), degraded, "{standing:?}");
+        }
         let cancelled_elsewhere = Standing {
             cancelled: true,
             ..with(JobState::Running, 0, false)
@@ -249,6 +297,20 @@ mod tests {
         jobs.failed = 2;
         assert_eq!(jobs.verdict(), Verdict::Degraded);
         assert_eq!(jobs.reasons(), ["2 jobs failed", "1 job is retried"]);
+        jobs = Unsettled {
+            open: 3,
+            unserved: 3,
+            unserved_model: Some("m".to_owned()),
+            ..Unsettled::default()
+        };
+        assert_eq!(jobs.verdict(), Verdict::Degraded);
+        assert_eq!(
+            jobs.reasons(),
+            [
+                "3 jobs wait for nobody: the model \"m\" is not served by this coordinator: add it to --models \
+                 (WEIR_MODELS)"
+            ]
+        );
     }
 
     fn states() -> impl Strategy<Value = JobState> {

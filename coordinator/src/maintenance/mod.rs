@@ -2,6 +2,7 @@
 //! one-step body, and runs in every replica without a leader.
 
 pub(crate) mod database;
+pub(crate) mod models;
 pub mod reconciler;
 pub mod rescuer;
 pub mod retention;

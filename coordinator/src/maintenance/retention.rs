@@ -14,5 +14,6 @@ pub async fn tick(store: &Store, retention: Duration) -> Result<bool, StoreError
         tracing::info!(jobs = dropped, "Deleted jobs that ended long ago.");
     }
     let forgotten = store.drop_old_failures(retention, STEP).await?;
-    Ok(dropped.max(forgotten) >= STEP.unsigned_abs())
+    let sources = store.drop_old_sources(retention, STEP).await?;
+    Ok(dropped.max(forgotten).max(sources) >= STEP.unsigned_abs())
 }

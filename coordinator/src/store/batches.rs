@@ -12,6 +12,7 @@ use super::{
     database::Transaction,
     fence::Fence,
     lease::LeaseState,
+    models::{Dimensions, fix_dimension},
     rows::{Embedded, Job, Rejected},
 };
 /// Most chunks that outcomes of several jobs have together in one statement.
@@ -28,6 +29,9 @@ pub struct Outcome {
     pub rejected: Vec<Rejected>,
     /// End the job as succeeded if nothing of it is left.
     pub complete: bool,
+    /// Whether its vectors may be the first of their model, which fixes the
+    /// dimension of all that follow.
+    pub may_be_first: bool,
 }
 
 impl Outcome {
@@ -96,7 +100,14 @@ impl Store {
         let mut tx = self.leases.begin().await?;
         for places in statements(outcomes) {
             let of_statement: Vec<&Outcome> = places.iter().map(|&it| &outcomes[it]).collect();
-            let upserted = upsert_in(&mut tx, &of_statement, lease_duration, Locked::Pass).await?;
+            let upserted = upsert_in(
+                &mut tx,
+                &self.dimensions,
+                &of_statement,
+                lease_duration,
+                Locked::Pass,
+            )
+            .await?;
             for (place, result) in places.into_iter().zip(upserted) {
                 results[place] = result;
             }
@@ -120,7 +131,15 @@ impl Store {
         lease_duration: Duration,
     ) -> Result<Progress, StoreError> {
         let mut tx = self.pool.begin().await?;
-        let progress = upsert_one(&mut tx, outcome, lease_duration, Locked::Wait).await?;
+        let mut upserted = upsert_in(
+            &mut tx,
+            &self.dimensions,
+            &[outcome],
+            lease_duration,
+            Locked::Wait,
+        )
+        .await?;
+        let progress = upserted.pop().unwrap_or(Ok(None))?;
         tx.commit().await?;
         match progress {
             Some(progress) => Ok(progress),
@@ -188,21 +207,22 @@ fn statements(outcomes: &[Outcome]) -> Vec<Vec<usize>> {
     statements
 }
 
-/// Writes one outcome.
-pub(super) async fn upsert_one(
+/// Writes one outcome without vectors.
+pub(super) async fn upsert_rejected(
     tx: &mut Transaction,
     outcome: &Outcome,
     lease_duration: Duration,
-    locked: Locked,
 ) -> Upserted {
-    let mut upserted = upsert_in(tx, &[outcome], lease_duration, locked).await?;
+    let told = Dimensions::default();
+    let mut upserted = upsert_in(tx, &told, &[outcome], lease_duration, Locked::Wait).await?;
     upserted.pop().unwrap_or(Ok(None))
 }
 
 /// Writes outcomes of different jobs in one statement. Fails as a whole only
-/// where the database does.
+/// where the database does, and where one that waits has vectors that do not fit.
 async fn upsert_in(
     tx: &mut Transaction,
+    told: &Dimensions,
     outcomes: &[&Outcome],
     lease_duration: Duration,
     locked: Locked,
@@ -212,13 +232,12 @@ async fn upsert_in(
         let Some(dimension) = outcome.dimension() else {
             continue;
         };
-        if !verdict.as_ref().is_some_and(Verdict::is_first_of_its_model) {
+        if !verdict.as_ref().is_some_and(Verdict::is_unfit) {
             continue;
         }
-        // Others may be about to write the first vectors of the model, too.
         *verdict = None;
         if locked == Locked::Wait {
-            name_dimension(tx, outcome.fence.lease.job_id, dimension).await?;
+            fix_dimension(tx, told, outcome, dimension).await?;
             let again = write_outcomes(tx, &[outcome], lease_duration, locked).await?;
             *verdict = again.into_iter().flatten().next();
         }
@@ -230,44 +249,10 @@ async fn upsert_in(
             Some(verdict) if !verdict.matched => {
                 Err(StoreError::Invalid(strangers(tx, outcome).await?))
             }
-            Some(verdict) => progress(outcome, verdict).map(Some),
+            Some(verdict) => Ok(verdict.progress()),
         });
     }
     Ok(upserted)
-}
-
-/// How a job stands; a refusal where its vectors have another dimension than
-/// the model's.
-fn progress(outcome: &Outcome, verdict: Verdict) -> Result<Progress, StoreError> {
-    let (ours, theirs) = (outcome.dimension(), verdict.dimension);
-    verdict.progress().ok_or_else(|| {
-        StoreError::invalid(
-            "embedded[0].vector",
-            format!(
-                "has {} numbers, but vectors of this model have {}",
-                ours.unwrap_or(0),
-                theirs.unwrap_or(0),
-            ),
-        )
-    })
-}
-
-/// Fixes the dimension of a job's model, unless it is fixed.
-async fn name_dimension(
-    tx: &mut Transaction,
-    job_id: i64,
-    dimension: i32,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "-- store::batches::name_dimension
-         INSERT INTO weir.models (name, dimension)
-         SELECT model, $2 FROM weir.jobs WHERE id = $1 ON CONFLICT (name) DO NOTHING",
-    )
-    .bind(job_id)
-    .bind(dimension)
-    .execute(&mut **tx)
-    .await?;
-    Ok(())
 }
 
 /// Names the chunks of an outcome that its job does not have.

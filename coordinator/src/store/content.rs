@@ -3,6 +3,7 @@
 
 mod create;
 mod items;
+mod late;
 
 use super::{
     Store, StoreError,
@@ -38,6 +39,9 @@ pub struct SourceWrite {
     pub max_chunks_per_job: i32,
     /// W3C trace context of the caller.
     pub traceparent: Option<String>,
+    /// The revision that the source must be at for the write to change it, 0
+    /// where it must not be there; `None`: any.
+    pub expected_revision: Option<i64>,
 }
 
 /// What a write changed.
@@ -120,6 +124,9 @@ pub(super) struct ContentWrite<'a> {
     source: LockedSource,
     /// Whether this write created it: nothing is there to be deleted or ended.
     created: bool,
+    /// The revision that the write expected, where the source is at another: it
+    /// may change nothing, but what it wants may be there already.
+    late: Option<i64>,
     unsettled: Vec<UnsettledJob>,
     change: Change,
     /// Chunks added less chunks gone.
@@ -139,8 +146,10 @@ impl<'a> ContentWrite<'a> {
         create: bool,
     ) -> Result<Self, StoreError> {
         let mut tx = store.pool.begin().await?;
+        let expected = write.expected_revision;
+        let may_create = create && expected.is_none_or(|revision| revision == 0);
         let (source, created) = loop {
-            if create && let Some(source) = create_source(&mut tx, write).await? {
+            if may_create && let Some(source) = create_source(&mut tx, write).await? {
                 let namespace = &write.key.namespace;
                 store.quota.check_sources(&mut tx, namespace).await?;
                 break (source, true);
@@ -148,6 +157,7 @@ impl<'a> ContentWrite<'a> {
             match lock_source(&mut tx, &write.key).await? {
                 Some(source) => break (source, false),
                 None if !create => return Err(write.key.not_found()),
+                None if !may_create => return Err(write.key.not_at(expected, None)),
                 // Deleted by another while this waited for its lock: it is made anew.
                 None => {}
             }
@@ -161,6 +171,7 @@ impl<'a> ContentWrite<'a> {
             tx,
             quota: store.quota,
             write,
+            late: expected.filter(|revision| !created && *revision != source.revision),
             source,
             created,
             unsettled,
@@ -185,16 +196,18 @@ impl<'a> ContentWrite<'a> {
             .clone()
             .unwrap_or_else(|| self.source.model.clone());
         let new_model = model != self.source.model;
-        self.source.model = model;
-        let new_revision = self.source.revision == 0
-            || new_model
-            || self.change.items_added + self.change.items_changed + self.change.items_deleted > 0;
+        let former = std::mem::replace(&mut self.source.model, model);
+        let new_revision = self.created || new_model || self.changes_items();
+        if self.late.is_some() {
+            return self.finish_late(new_revision).await;
+        }
         if new_revision {
             self.source.revision += 1;
             self.update_source().await?;
         }
         if new_model {
             self.dirty = vec![ItemRange::everything()];
+            self.note_former_model(&former).await?;
         }
         // Work under way goes on where it still stands for the content. Where it does not, and
         // where earlier work gave up, this write takes over what is left.
@@ -224,6 +237,24 @@ impl<'a> ContentWrite<'a> {
             changed: new_revision || touched || gave_up,
             state,
         })
+    }
+
+    fn changes_items(&self) -> bool {
+        self.change.items_added + self.change.items_changed + self.change.items_deleted > 0
+    }
+
+    /// Notes that vectors of the model before may be left.
+    async fn note_former_model(&mut self, former: &str) -> Result<(), StoreError> {
+        sqlx::query(
+            "-- store::content::note_former_model
+             INSERT INTO weir.former_models (source_id, model) VALUES ($1, $2)
+             ON CONFLICT (source_id, model) DO UPDATE SET changed_at = now()",
+        )
+        .bind(self.source.id)
+        .bind(former)
+        .execute(&mut *self.tx)
+        .await?;
+        Ok(())
     }
 
     async fn update_source(&mut self) -> Result<(), StoreError> {
@@ -277,8 +308,9 @@ async fn create_source(
 ) -> Result<Option<LockedSource>, StoreError> {
     Ok(sqlx::query_as(
         "-- store::content::create_source
-         INSERT INTO weir.sources (namespace, name, model)
-         SELECT $1, $2, $3
+         INSERT INTO weir.sources (namespace, name, model, revision)
+         SELECT $1, $2, $3, coalesce(
+             (SELECT revision FROM weir.deleted_sources WHERE namespace = $1 AND name = $2), 0)
          WHERE NOT EXISTS (SELECT FROM weir.sources WHERE namespace = $1 AND name = $2)
          ON CONFLICT (namespace, name) DO NOTHING
          RETURNING id, namespace, name, model, revision",

@@ -43,6 +43,9 @@ pub enum StoreError {
     /// The thing is in the wrong state for this.
     #[error("{0}")]
     Precondition(String),
+    /// The model's dimension is not fixed, and the caller may not fix it.
+    #[error("{0}")]
+    NoDimension(String),
     /// What the call built on is gone; it has to begin again.
     #[error("{0}")]
     Aborted(String),

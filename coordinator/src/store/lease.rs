@@ -299,7 +299,8 @@ impl Store {
 
     /// Takes a job back, uncharged, and queues it at once. Returns its source.
     pub async fn release(&self, fence: impl Into<Fence>, reason: &str) -> Result<i64, StoreError> {
-        self.release_as(&fence.into(), reason, false).await
+        self.release_as(&fence.into(), reason, false, Duration::ZERO)
+            .await
     }
 
     /// Takes a job back as [`Self::release`] does, for want of an embedder: a
@@ -309,7 +310,19 @@ impl Store {
         fence: impl Into<Fence>,
         reason: &str,
     ) -> Result<i64, StoreError> {
-        self.release_as(&fence.into(), reason, true).await
+        self.release_as(&fence.into(), reason, true, Duration::ZERO)
+            .await
+    }
+
+    /// The same, for want of an embedder whose results can be taken; it is not
+    /// claimed again before `delay` is over.
+    pub async fn release_refused(
+        &self,
+        fence: impl Into<Fence>,
+        reason: &str,
+        delay: Duration,
+    ) -> Result<i64, StoreError> {
+        self.release_as(&fence.into(), reason, true, delay).await
     }
 
     async fn release_as(
@@ -317,6 +330,7 @@ impl Store {
         fence: &Fence,
         reason: &str,
         embedder_down: bool,
+        delay: Duration,
     ) -> Result<i64, StoreError> {
         let lease = fence.lease;
         let mut tx = self.pool.begin().await?;
@@ -349,13 +363,14 @@ impl Store {
             "-- store::lease::release
              UPDATE weir.jobs
              SET state = 'queued', last_error = $2, embedder_down = $3, failure_id = coalesce($4, failure_id),
-                 run_at = now(), worker_id = NULL, lease_expires_at = NULL, claimed_at = NULL
+                 run_at = now() + $5, worker_id = NULL, lease_expires_at = NULL, claimed_at = NULL
              WHERE id = $1",
         )
         .bind(lease.job_id)
         .bind(reason)
         .bind(embedder_down)
         .bind(failures.get(&lease.job_id))
+        .bind(interval(delay))
         .execute(&mut *tx)
         .await?;
         notify(&mut tx, QUEUE_CHANNEL, source_id).await?;

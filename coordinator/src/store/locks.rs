@@ -1,5 +1,6 @@
 //! The locks under which a source and its unsettled jobs change, always taken
-//! in this order: the source's row, then its unsettled jobs' rows by id. And the
+//! in this order: the source's row, then its unsettled jobs' rows by id; results
+//! go on with the model's row. And the
 //! two ways in which such a job ends at the hands of whoever holds them.
 
 use super::{REVOKE_CHANNEL, StoreError, database::Transaction, rows::SourceKey, sources::notify};

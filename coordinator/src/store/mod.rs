@@ -18,6 +18,7 @@ mod inspect;
 pub mod lease;
 mod locks;
 mod migrate;
+pub mod models;
 pub mod overview;
 pub mod pending;
 mod planning;
@@ -48,7 +49,7 @@ pub use inspect::{Inspection, inspect};
 pub use migrate::{MigrateError, SchemaSteps, migrate};
 pub use scope::Scope;
 
-use self::{database::Pool, quota::Quota};
+use self::{database::Pool, models::Dimensions, quota::Quota};
 use crate::config::DatabaseConfig;
 
 /// Channel that says: a job is queued. Payload: the replica that queued it and
@@ -92,6 +93,7 @@ pub struct Store {
     /// For probes, and to listen.
     aside: Pool,
     quota: Quota,
+    dimensions: Dimensions,
 }
 
 impl Store {
@@ -105,6 +107,7 @@ impl Store {
             aside: pool.clone(),
             pool,
             quota: Quota::default(),
+            dimensions: Dimensions::default(),
         }
     }
 
@@ -126,6 +129,12 @@ impl Store {
     #[must_use]
     pub fn with_quota(self, quota: Quota) -> Self {
         Self { quota, ..self }
+    }
+
+    /// The same, for models whose dimensions the operator has set.
+    #[must_use]
+    pub fn with_dimensions(self, dimensions: Dimensions) -> Self {
+        Self { dimensions, ..self }
     }
 
     /// The pool of all that is not for something else.

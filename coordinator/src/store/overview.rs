@@ -33,6 +33,10 @@ pub struct NamespaceFigures {
     pub jobs_failed: i64,
     /// Cancelled jobs whose chunks are pending.
     pub jobs_cancelled: i64,
+    /// Queued jobs of models that are not served.
+    pub jobs_unserved: i64,
+    /// One of these models.
+    pub unserved_model: Option<String>,
     /// Age of the oldest ready job, in seconds.
     pub oldest_ready_age_seconds: f64,
 }
@@ -46,6 +50,8 @@ impl NamespaceFigures {
             embedder_down: self.jobs_embedder_down,
             failed: self.jobs_failed,
             cancelled: self.jobs_cancelled,
+            unserved: self.jobs_unserved,
+            unserved_model: self.unserved_model.clone(),
         }
     }
 }
@@ -53,8 +59,13 @@ impl NamespaceFigures {
 impl Store {
     /// Returns the figures of all that was asked about together, under an empty
     /// name, and of each namespace by name; where there are more than
-    /// [`MAX_NAMESPACES`], those first that something is wrong with.
-    pub async fn overview(&self, scope: &Scope) -> Result<Vec<NamespaceFigures>, StoreError> {
+    /// [`MAX_NAMESPACES`], those first that something is wrong with. `served` are
+    /// the models that workers can claim jobs of.
+    pub async fn overview(
+        &self,
+        scope: &Scope,
+        served: &[String],
+    ) -> Result<Vec<NamespaceFigures>, StoreError> {
         Ok(sqlx::query_as(concat!(
             "-- store::overview::overview
              WITH sources AS (
@@ -78,21 +89,24 @@ impl Store {
                         count(*) FILTER (WHERE embedder_down AND attempt = 0) AS embedder_down,
                         count(*) FILTER (WHERE state = 'failed') AS failed,
                         count(*) FILTER (WHERE state = 'cancelled') AS cancelled,
+                        count(*) FILTER (WHERE state = 'queued' AND model <> ALL($3)) AS unserved,
+                        min(model) FILTER (WHERE state = 'queued' AND model <> ALL($3)) AS unserved_model,
                         min(run_at) FILTER (WHERE state = 'queued' AND run_at <= now()) AS oldest
                  FROM weir.jobs WHERE NOT settled AND ",
             in_scope!("namespace", "$1"),
             " GROUP BY namespace
              ), figures AS (
                  SELECT namespace, sources, chunks, pending, rejected, ready, delayed, running, retrying,
-                        embedder_down, failed, cancelled, oldest,
+                        embedder_down, failed, cancelled, unserved, unserved_model, oldest,
                         coalesce(failed, 0) + coalesce(retrying, 0) + coalesce(embedder_down, 0)
-                            + coalesce(cancelled, 0) > 0 AS degraded
+                            + coalesce(cancelled, 0) + coalesce(unserved, 0) > 0 AS degraded
                  FROM sources FULL JOIN jobs USING (namespace) LEFT JOIN rejections USING (namespace)
              ), told AS (
                  SELECT * FROM (SELECT * FROM figures ORDER BY degraded DESC, namespace LIMIT $2) first
                  UNION ALL
                  SELECT '', sum(sources), sum(chunks), sum(pending), sum(rejected), sum(ready), sum(delayed),
-                        sum(running), sum(retrying), sum(embedder_down), sum(failed), sum(cancelled), min(oldest), true
+                        sum(running), sum(retrying), sum(embedder_down), sum(failed), sum(cancelled), sum(unserved),
+                        min(unserved_model), min(oldest), true
                  FROM figures
              )
              SELECT namespace, coalesce(sources, 0)::bigint AS sources, coalesce(chunks, 0)::bigint AS chunks,
@@ -101,11 +115,13 @@ impl Store {
                     coalesce(running, 0)::bigint AS jobs_running, coalesce(retrying, 0)::bigint AS jobs_retrying,
                     coalesce(embedder_down, 0)::bigint AS jobs_embedder_down,
                     coalesce(failed, 0)::bigint AS jobs_failed, coalesce(cancelled, 0)::bigint AS jobs_cancelled,
+                    coalesce(unserved, 0)::bigint AS jobs_unserved, unserved_model,
                     coalesce(extract(epoch FROM now() - oldest), 0)::float8 AS oldest_ready_age_seconds
              FROM told ORDER BY namespace"
         ))
         .bind(scope.namespaces())
         .bind(MAX_NAMESPACES)
+        .bind(served)
         .fetch_all(&self.pool)
         .await?)
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     QUEUE_CHANNEL, REVOKE_CHANNEL, Store, StoreError,
     attempts::{Ended, record_attempt},
-    batches::{Locked, Outcome, upsert_one},
+    batches::{Outcome, upsert_rejected},
     database::Transaction,
     failures::count_failures,
     lease::interval,
@@ -300,8 +300,9 @@ async fn reject(tx: &mut Transaction, job: &Expired, attempt: i16) -> Result<(),
         embedded: Vec::new(),
         rejected,
         complete: true,
+        may_be_first: false,
     };
-    let progress = upsert_one(tx, &outcome, Duration::ZERO, Locked::Wait).await?;
+    let progress = upsert_rejected(tx, &outcome, Duration::ZERO).await?;
     let why = "a text was rejected because workers died or fell silent over it";
     if progress.is_some_and(|progress| !progress.finished) {
         return requeue(tx, job, 0, Duration::ZERO, 0, why).await;

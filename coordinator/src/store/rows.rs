@@ -74,8 +74,9 @@ impl TryFrom<Word> for Option<JobState> {
 }
 
 impl Source {
-    /// What its badge is derived from.
-    pub fn standing(&self) -> Standing {
+    /// What its badge is derived from; `served` says whether workers can claim
+    /// jobs of its model.
+    pub fn standing(&self, served: bool) -> Standing {
         Standing {
             embedded: self.chunks_embedded(),
             rejected: self.chunks_rejected,
@@ -86,6 +87,7 @@ impl Source {
                 embedder_down: self.telling_embedder_down.unwrap_or_default(),
             }),
             cancelled: self.cancelled,
+            served,
         }
     }
 

@@ -1,6 +1,6 @@
 //! Search: the chunks nearest to a vector.
 
-use super::{Store, StoreError};
+use super::{Store, StoreError, rows::SourceKey};
 
 /// What to look for, and where.
 #[derive(Debug, Clone)]
@@ -9,8 +9,10 @@ pub struct Search<'a> {
     pub namespace: &'a str,
     /// Only this source of it.
     pub source: Option<&'a str>,
-    /// The model that made the vector.
-    pub model: &'a str,
+    /// The model that made the vector; `None`: that of the source.
+    pub model: Option<&'a str>,
+    /// The model where neither it nor a source is named.
+    pub default_model: &'a str,
     /// The vector.
     pub vector: Vec<f32>,
     /// Most hits.
@@ -38,41 +40,29 @@ impl Store {
     /// Returns the chunks nearest to a vector by cosine distance, in exact
     /// order: every vector of the model in reach is compared.
     pub async fn search(&self, search: &Search<'_>) -> Result<Vec<Hit>, StoreError> {
+        let model = match search.source {
+            Some(source) => self.model_of(search, source).await?,
+            None => search.model.unwrap_or(search.default_model).to_owned(),
+        };
         let dimension: Option<i32> = sqlx::query_scalar(
             "-- store::search::search\nSELECT dimension FROM weir.models WHERE name = $1",
         )
-        .bind(search.model)
+        .bind(&model)
         .fetch_optional(&self.pool)
         .await?;
         let Some(dimension) = dimension else {
             // No vector of this model was ever stored, so none is near.
             return Ok(Vec::new());
         };
-        if dimension as usize != search.vector.len() {
+        let ours = search.vector.len();
+        if dimension as usize != ours {
+            if self.dimensions.of(&model).is_none() && !self.has_vectors(&model).await? {
+                return Ok(Vec::new());
+            }
             return Err(StoreError::invalid(
                 "vector",
-                format!(
-                    "has {} numbers, but vectors of the model {:?} have {dimension}",
-                    search.vector.len(),
-                    search.model
-                ),
+                format!("has {ours} numbers, but vectors of the model {model:?} have {dimension}"),
             ));
-        }
-        if let Some(source) = search.source {
-            let there: bool = sqlx::query_scalar(
-                "-- store::search::search
-                 SELECT EXISTS (SELECT FROM weir.sources WHERE namespace = $1 AND name = $2)",
-            )
-            .bind(search.namespace)
-            .bind(source)
-            .fetch_one(&self.pool)
-            .await?;
-            if !there {
-                return Err(StoreError::NotFound(format!(
-                    "there is no source {source:?} in namespace {:?}",
-                    search.namespace
-                )));
-            }
         }
         Ok(sqlx::query_as(
             "-- store::search::search
@@ -90,10 +80,35 @@ impl Store {
         )
         .bind(search.namespace)
         .bind(search.source)
-        .bind(search.model)
+        .bind(&model)
         .bind(pgvector::Vector::from(search.vector.clone()))
         .bind(search.limit)
         .fetch_all(&self.pool)
         .await?)
+    }
+    /// The model of the source that is searched, which has to be the vector's.
+    async fn model_of(&self, search: &Search<'_>, source: &str) -> Result<String, StoreError> {
+        let model: Option<String> = sqlx::query_scalar(
+            "-- store::search::model_of
+             SELECT model FROM weir.sources WHERE namespace = $1 AND name = $2",
+        )
+        .bind(search.namespace)
+        .bind(source)
+        .fetch_optional(&self.pool)
+        .await?;
+        let key = || SourceKey {
+            namespace: search.namespace.to_owned(),
+            name: source.to_owned(),
+        };
+        let model = model.ok_or_else(|| key().not_found())?;
+        match search.model {
+            Some(named) if named != model => Err(StoreError::invalid(
+                "model",
+                format!(
+                    "is {named:?}, but the source {source:?} has the model {model:?}: search it with a vector of that"
+                ),
+            )),
+            _ => Ok(model),
+        }
     }
 }

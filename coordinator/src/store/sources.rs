@@ -81,6 +81,25 @@ impl SourceKey {
     }
 }
 
+impl SourceKey {
+    /// The error for a source that is not at the revision a write expected.
+    pub(super) fn not_at(&self, expected: Option<i64>, present: Option<i64>) -> StoreError {
+        let expected = match expected.unwrap_or_default() {
+            0 => "that it does not exist yet".to_owned(),
+            revision => format!("revision {revision}"),
+        };
+        let present = match present {
+            None => "there is none".to_owned(),
+            Some(revision) => format!("it is at revision {revision}"),
+        };
+        StoreError::Aborted(format!(
+            "of the source {:?} in namespace {:?} the write expected {expected}, but {present}: it was changed by \
+             another write; nothing was done",
+            self.name, self.namespace
+        ))
+    }
+}
+
 impl Store {
     /// Returns the row of a source.
     pub async fn source_id(&self, key: &SourceKey) -> Result<i64, StoreError> {
@@ -174,12 +193,20 @@ impl Store {
     }
 
     /// Deletes a source with all that belongs to it and cancels its open jobs.
-    pub async fn delete_source(&self, key: &SourceKey) -> Result<Deleted, StoreError> {
+    /// With an `expected` revision, only the source at that.
+    pub async fn delete_source(
+        &self,
+        key: &SourceKey,
+        expected: Option<i64>,
+    ) -> Result<Deleted, StoreError> {
         let mut tx = self.pool.begin().await?;
-        let source_id = lock_source(&mut tx, key)
+        let source = lock_source(&mut tx, key)
             .await?
-            .ok_or_else(|| key.not_found())?
-            .id;
+            .ok_or_else(|| key.not_found())?;
+        if expected.is_some_and(|revision| revision != source.revision) {
+            return Err(key.not_at(expected, Some(source.revision)));
+        }
+        let source_id = source.id;
         let unsettled = lock_unsettled_jobs(&mut tx, source_id).await?;
         settle(&mut tx, unsettled.iter().filter(|job| !job.open)).await?;
         let jobs = cancel_open_jobs(
@@ -195,7 +222,14 @@ impl Store {
                   chunks AS (DELETE FROM weir.chunks WHERE source_id = $1),
                   embeddings AS (DELETE FROM weir.embeddings WHERE source_id = $1 RETURNING 1),
                   rejections AS (DELETE FROM weir.rejections WHERE source_id = $1),
-                  source AS (DELETE FROM weir.sources WHERE id = $1)
+                  former AS (DELETE FROM weir.former_models WHERE source_id = $1),
+                  source AS (DELETE FROM weir.sources WHERE id = $1 RETURNING namespace, name, revision),
+                  -- One that is put again goes on from there.
+                  deleted AS (
+                      INSERT INTO weir.deleted_sources (namespace, name, revision)
+                      SELECT namespace, name, revision FROM source
+                      ON CONFLICT (namespace, name) DO UPDATE
+                      SET revision = EXCLUDED.revision, deleted_at = EXCLUDED.deleted_at)
              SELECT (SELECT count(*) FROM items), (SELECT count(*) FROM embeddings)",
         )
         .bind(source_id)

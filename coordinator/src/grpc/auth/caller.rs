@@ -92,6 +92,11 @@ impl Caller {
         }
     }
 
+    /// Whether all namespaces are its own: what it does may concern them all.
+    pub(crate) fn is_of_all(&self) -> bool {
+        self.namespaces().is_none()
+    }
+
     /// Whether a namespace is one of its own.
     pub(crate) fn may(&self, namespace: &str) -> bool {
         let grant = self.grant.as_deref();
@@ -112,7 +117,7 @@ impl Caller {
 
     /// `PERMISSION_DENIED` unless all namespaces are its own.
     pub(crate) fn check_all(&self) -> Result<(), Status> {
-        if self.namespaces().is_none() {
+        if self.is_of_all() {
             return Ok(());
         }
         Err(Status::permission_denied(

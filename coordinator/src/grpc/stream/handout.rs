@@ -52,6 +52,8 @@ pub(super) struct Handout {
     pub(super) source_id: i64,
     /// What the spans of this attempt hang on.
     trace: Option<TraceContext>,
+    /// Whether its vectors may be the first of their model.
+    may_be_first: bool,
     window: usize,
     batch_size: i32,
     /// How many of the next chunks may hold a text that kills its worker.
@@ -112,6 +114,7 @@ impl Handout {
         let mut handout = Self {
             fence,
             trace: trace.or_else(|| spans::trace_of(&job)),
+            may_be_first: caller.is_of_all(),
             window: open.window as usize,
             batch_size,
             suspects: job.suspects,
@@ -253,8 +256,15 @@ impl Handout {
             embedded,
             rejected,
             complete: true,
+            may_be_first: self.may_be_first,
         };
-        let progress = self.persist(services, result.seq, outcome).await?;
+        let progress = match self.persist(services, result.seq, outcome).await {
+            Ok(progress) => progress,
+            Err(error) => {
+                services.give_back(&self.fence, &error).await;
+                return Err(error.into());
+            }
+        };
         services.wakeup.report_change(progress.source_id);
         services.metrics.renewals.result.increment(1);
         self.outstanding.remove(&result.seq);

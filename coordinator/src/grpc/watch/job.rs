@@ -12,13 +12,13 @@ use super::{
     serve,
 };
 use crate::{
-    grpc::{Services, convert::wire_job},
+    grpc::Services,
     store::{Scope, rows::Job},
 };
 
 async fn look(services: Services, scope: Scope, job_id: i64) -> State<v1::Job> {
     let job = services.store.job(&scope, job_id).await?;
-    Ok(Arc::new(wire_job(job, services.policy.max_attempts)))
+    Ok(Arc::new(services.wire_job(job)))
 }
 
 fn is_over(job: &v1::Job) -> bool {

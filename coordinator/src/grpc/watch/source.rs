@@ -12,10 +12,7 @@ use super::{
     hub::{Follow, State},
     serve,
 };
-use crate::{
-    grpc::{Services, convert::wire_job},
-    store::rows::SourceKey,
-};
+use crate::{grpc::Services, store::rows::SourceKey};
 
 /// What is seen of a source.
 #[derive(Debug)]
@@ -52,10 +49,8 @@ async fn look(
         return Err(key.not_found().into());
     }
     let jobs = state.jobs.into_iter();
-    let jobs: Vec<v1::Job> = jobs
-        .map(|job| wire_job(job, services.policy.max_attempts))
-        .collect();
-    let source = v1::Source::from(state.source);
+    let jobs: Vec<v1::Job> = jobs.map(|job| services.wire_job(job)).collect();
+    let source = services.wire_source(state.source);
     let whole = v1::WatchSourceResponse {
         source: Some(source.clone()),
         jobs,
@@ -97,10 +92,7 @@ async fn ended(
         return Ok(Vec::new());
     }
     let jobs = services.store.jobs_by_id(source_id, &missing).await?;
-    Ok(jobs
-        .into_iter()
-        .map(|job| wire_job(job, services.policy.max_attempts))
-        .collect())
+    Ok(jobs.into_iter().map(|job| services.wire_job(job)).collect())
 }
 
 /// Streams a source that is there, from `cursor` on.

@@ -28,8 +28,8 @@ pub(super) struct Verdict {
     n: i64,
     /// Whether all chunks of it are the job's, with their present texts.
     pub(super) matched: bool,
-    /// The dimension of the model's vectors, once it has some.
-    pub(super) dimension: Option<i32>,
+    /// Whether its vectors have the dimension of its model.
+    pub(super) fits: bool,
     source_id: Option<i64>,
     done: Option<i32>,
     truncated: Option<i32>,
@@ -40,9 +40,10 @@ pub(super) struct Verdict {
 }
 
 impl Verdict {
-    /// Whether nothing was written for want of a dimension to compare with.
-    pub(super) fn is_first_of_its_model(&self) -> bool {
-        self.matched && self.dimension.is_none() && self.source_id.is_none()
+    /// Whether nothing was written because the model's dimension is another, or
+    /// not fixed.
+    pub(super) fn is_unfit(&self) -> bool {
+        self.matched && !self.fits
     }
 
     /// How the job stands; `None` when nothing was written.
@@ -99,14 +100,18 @@ macro_rules! outcomes_sql {
          JOIN weir.chunks c ON c.source_id = l.source_id AND c.item_id = r.item_id
              AND c.chunk_index = r.chunk_index AND c.text_hash = r.text_hash
          WHERE r.item_id BETWEEN l.first_item_id AND l.last_item_id
+     ), fitting AS MATERIALIZED (
+         -- The lock is shared, and keeps the dimension what it is.
+         SELECT l.n FROM lease l JOIN weir.models m ON m.name = l.model AND m.dimension = l.given
+         FOR KEY SHARE OF m", $lock, "
      ), verdict AS MATERIALIZED (
-         SELECT l.n, m.dimension,
+         SELECT l.n,
                 coalesce(e.chunks, 0) = l.embedded AND coalesce(r.chunks, 0) = l.refused AS matched,
-                l.given IS NULL OR coalesce(m.dimension = l.given, false) AS fits
+                l.given IS NULL OR f.n IS NOT NULL AS fits
          FROM lease l
          LEFT JOIN (SELECT n, count(*) AS chunks FROM embedded GROUP BY n) e ON e.n = l.n
          LEFT JOIN (SELECT n, count(*) AS chunks FROM rejected GROUP BY n) r ON r.n = l.n
-         LEFT JOIN weir.models m ON m.name = l.model
+         LEFT JOIN fitting f ON f.n = l.n
      ), sound AS MATERIALIZED (
          SELECT n FROM verdict WHERE matched AND fits
      ), written AS (
@@ -184,7 +189,7 @@ macro_rules! outcomes_sql {
          RETURNING j.id, j.source_id, j.chunks_done AS done, j.chunks_truncated AS truncated,
                    j.chunks_rejected AS rejected, j.chunks_total AS total, j.suspects, j.lease_expires_at
      )
-     SELECT v.n, v.matched, v.dimension, u.source_id, u.done, u.truncated, u.rejected, u.total, u.suspects,
+     SELECT v.n, v.matched, v.fits, u.source_id, u.done, u.truncated, u.rejected, u.total, u.suspects,
             u.lease_expires_at
      FROM verdict v JOIN lease l USING (n) LEFT JOIN updated u ON u.id = l.id"
         )

@@ -28,7 +28,8 @@ impl Store {
         items: &[PlannedItem],
     ) -> Result<Option<Written>, StoreError> {
         // What is counted against a quota is counted between the steps.
-        if self.quota.is_any() || !is_small(items) {
+        let may_create = write.expected_revision.is_none_or(|it| it == 0);
+        if self.quota.is_any() || !may_create || !is_small(items) {
             return Ok(None);
         }
         let mut cutter = JobCutter::new(write.max_chunks_per_job, Vec::new());
@@ -52,10 +53,11 @@ impl Store {
             "-- store::content::create_small
              WITH source AS (
                  INSERT INTO weir.sources (namespace, name, model, revision, items_total, chunks_total)
-                 SELECT $1, $2, $3, 1, $4, $5
+                 SELECT $1, $2, $3, 1 + coalesce(
+                     (SELECT revision FROM weir.deleted_sources WHERE namespace = $1 AND name = $2), 0), $4, $5
                  WHERE NOT EXISTS (SELECT FROM weir.sources WHERE namespace = $1 AND name = $2)
                  ON CONFLICT (namespace, name) DO NOTHING
-                 RETURNING id
+                 RETURNING id, revision
              ), items AS (
                  INSERT INTO weir.items (source_id, item_id, metadata)
                  SELECT s.id, n.item_id, n.metadata::jsonb
@@ -68,7 +70,7 @@ impl Store {
              )
              INSERT INTO weir.jobs AS j (source_id, namespace, source, model, revision, trigger, priority, traceparent,
                                          first_item_id, last_item_id, chunks_total)
-             SELECT s.id, $1, $2, $3, 1, $12, $13, $14, n.first, n.last, n.chunks
+             SELECT s.id, $1, $2, $3, s.revision, $12, $13, $14, n.first, n.last, n.chunks
              FROM source s CROSS JOIN unnest($15::text[], $16::text[], $17::int[]) AS n(first, last, chunks)
              RETURNING ",
             job_columns!()

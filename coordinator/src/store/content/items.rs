@@ -51,7 +51,7 @@ impl ContentWrite<'_> {
         .fetch_one(&mut *self.tx)
         .await?;
         self.count_deleted(gone);
-        Ok(())
+        self.check_late()
     }
 
     /// Deletes these items, where the source has them.
@@ -68,7 +68,7 @@ impl ContentWrite<'_> {
         .fetch_one(&mut *self.tx)
         .await?;
         self.count_deleted(gone);
-        Ok(())
+        self.check_late()
     }
 
     fn count_deleted(&mut self, (items, chunks): (i64, i64)) {
@@ -134,6 +134,7 @@ impl ContentWrite<'_> {
         self.change.items_added += added.len() as i64;
         self.change.items_changed += (touched.len() - added.len()) as i64;
         self.change.items_unchanged += (items.len() - touched.len()) as i64;
+        self.check_late()?;
         self.dirty.extend(changed_ranges(&ids, &pending, dense));
         self.write_chunks(&rows).await
     }
