@@ -167,6 +167,7 @@ impl Ours {
             ("failure_id", vec![Value::I64(self.failure)]),
             ("epoch", vec![Value::I64(self.epoch)]),
             ("seq", vec![Value::I64(1)]),
+            ("expected_revision", vec![Value::I64(1)]),
             ("max_chunks", vec![Value::I64(1)]),
         ]);
         for (name, number) in [
