@@ -176,10 +176,7 @@ async fn a_late_resend_takes_nothing_over() {
     let weir = Weir::new().await;
     put(&weir, 0, &[("a", "one")]).await.unwrap();
     let job = weir.claim().await;
-    weir.store
-        .cancel_job(&Scope::All, job.id)
-        .await
-        .unwrap();
+    weir.store.cancel_job(&Scope::All, job.id).await.unwrap();
     let before = everything(&weir).await;
     let late = put(&weir, 0, &[("a", "one")]).await.unwrap();
     assert!(!late.changed, "{late:?}");
