@@ -69,10 +69,15 @@ async fn a_batch_that_the_store_refuses_is_charged_and_tried_again() {
     let world = World::start(&[QUICK]).await;
     let pool = world.database.pool();
     // Somebody else's vectors made the model another one.
-    sqlx::raw_sql("INSERT INTO weir.models (name, dimension) VALUES ('fake', 3)")
-        .execute(pool)
-        .await
-        .unwrap();
+    sqlx::raw_sql(
+        "INSERT INTO weir.models (name, dimension) VALUES ('fake', 3);
+         INSERT INTO weir.sources (namespace, name, model, revision) VALUES ('default', 'theirs', 'fake', 1);
+         INSERT INTO weir.embeddings (source_id, item_id, chunk_index, model, text_hash, embedding)
+         SELECT id, 'a', 0, 'fake', sha256('a'), '[1,2,3]' FROM weir.sources",
+    )
+    .execute(pool)
+    .await
+    .unwrap();
     let put = world.put_items("source", items(6)).await;
     let job_id = put.jobs[0].job_id;
     let _worker = worker(&world, &[("WEIR_BATCH_SIZE", "2")]);
@@ -82,9 +87,10 @@ async fn a_batch_that_the_store_refuses_is_charged_and_tried_again() {
         job.last_error.contains("16") && job.last_error.contains('3'),
         "{job:?}"
     );
-    assert_eq!(world.rows("embeddings").await, 0);
+    assert_eq!(world.rows("embeddings").await, 1);
 
-    sqlx::raw_sql("UPDATE weir.models SET dimension = 16")
+    // It is forgotten with them.
+    sqlx::raw_sql("DELETE FROM weir.embeddings")
         .execute(pool)
         .await
         .unwrap();

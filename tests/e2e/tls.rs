@@ -244,7 +244,13 @@ async fn coordinator_and_worker_work_with_certificates_and_tokens() {
     let tokens = Tokens::new();
     let worker_token = tokens.add("gpu", "worker", &["shop"]);
     let client_token = tokens.add("shop", "client", &["shop"]);
-    let scene = Scene::start(true, &[("WEIR_TOKENS_FILE", text_of(&tokens.path()))]).await;
+    let file = tokens.path();
+    let settings = [
+        ("WEIR_TOKENS_FILE", text_of(&file)),
+        // A worker of one namespace does not say so for all.
+        ("WEIR_MODELS", "fake=16"),
+    ];
+    let scene = Scene::start(true, &settings).await;
     let authority = &scene.authority;
     let (client, worker) = (authority.issue("client"), authority.issue("worker"));
     let (embedder, ca) = (FakeEmbedder::start().await, authority.ca());
