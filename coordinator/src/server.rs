@@ -36,7 +36,7 @@ use crate::{
     config::{Config, ServeConfig},
     grpc::{
         self, Hubs, Inner, Jobs, Scaler, Searches, Services, Sources, SpanLayer, Workers,
-        measured::Measure, origin::OriginLayer,
+        admission::Admission, measured::Measure, memory::Memory, origin::OriginLayer,
     },
     http::{self, Scrape},
     job::chunk::Chunker,
@@ -243,6 +243,7 @@ impl Server {
                     writer_tasks,
                 ),
                 tracer: self.tracer.clone(),
+                memory: Memory::default(),
                 metrics: metrics.clone(),
                 store: self.store.clone(),
                 wakeup: wakeup.clone(),
@@ -415,6 +416,8 @@ fn routes(
 ) -> anyhow::Result<Routes> {
     let web = GrpcWebLayer::new();
     let measure = Measure::new(&services.metrics)?;
+    let memory = services.memory.clone();
+    let admission = Admission::new(memory.clone())?;
     let sources = SourceServiceServer::new(Sources(services.clone()))
         .max_decoding_message_size(MAX_CLIENT_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_CLIENT_MESSAGE_BYTES);
@@ -437,12 +440,12 @@ fn routes(
         .into_axum_router()
         .layer(MapResponseLayer::new(grpc::limits::relabel))
         .layer(spans.clone());
-    let pages = pages.merge(grpc::json::router(in_process)?);
+    let pages = pages.merge(grpc::json::router(in_process, memory)?);
     let routes = Routes::from(pages)
-        .add_service(web.named_layer(sources))
-        .add_service(web.named_layer(jobs))
-        .add_service(web.named_layer(searches))
-        .add_service(workers)
+        .add_service(web.named_layer(admission.named_layer(sources)))
+        .add_service(web.named_layer(admission.named_layer(jobs)))
+        .add_service(web.named_layer(admission.named_layer(searches)))
+        .add_service(admission.named_layer(workers))
         .add_service(scaler)
         .add_service(health);
     if !reflection {

@@ -4,6 +4,7 @@
 use std::marker::PhantomData;
 
 use prost::{Message, Name, bytes::Buf as _};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tonic::{
     Status,
     codec::{BufferSettings, Codec, DecodeBuf, Decoder},
@@ -11,9 +12,13 @@ use tonic::{
 use tonic_prost::{ProstDecoder, ProstEncoder};
 
 use crate::{
+    gathered,
     limits::MAX_MESSAGE_PARTS,
     parts::{self, Fault},
 };
+
+/// Bytes of a message from which on its decoding is noticed by others.
+const LONG: usize = 64 << 10;
 
 /// Encodes `T`, and decodes `U` where it has no more than
 /// [`MAX_MESSAGE_PARTS`]; a message with more is `RESOURCE_EXHAUSTED`.
@@ -54,6 +59,14 @@ impl<U: Message + Name + Default> Decoder for BoundedDecoder<U> {
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
+        if let Some(message) = gathered::take(buffer.chunk()) {
+            buffer.advance(buffer.remaining());
+            // Whoever left it there has looked at it.
+            let decoded = beside_others(message.bytes.len(), || U::decode(message.bytes.clone()));
+            return decoded
+                .map(Some)
+                .map_err(|error| Status::invalid_argument(error.to_string()));
+        }
         // The transport gathers a message before it is decoded: one chunk has all of it.
         match parts::check(&U::full_name(), buffer.chunk(), MAX_MESSAGE_PARTS) {
             Ok(()) => self.0.decode(buffer),
@@ -64,10 +77,22 @@ impl<U: Message + Name + Default> Decoder for BoundedDecoder<U> {
                 "failed to decode Protobuf message: these bytes are no {}",
                 U::NAME
             ))),
+            Err(Fault::Metadata { field, message }) => {
+                Err(Status::invalid_argument(format!("{field}: {message}")))
+            }
         }
     }
 
     fn buffer_settings(&self) -> BufferSettings {
         self.0.buffer_settings()
+    }
+}
+
+/// Decodes a long message where the thread's other tasks do not wait for it.
+fn beside_others<T>(bytes: usize, decode: impl FnOnce() -> T) -> T {
+    let runtime = Handle::try_current().map(|runtime| runtime.runtime_flavor());
+    match runtime {
+        Ok(RuntimeFlavor::MultiThread) if bytes > LONG => tokio::task::block_in_place(decode),
+        _ => decode(),
     }
 }

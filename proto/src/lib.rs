@@ -3,6 +3,7 @@
 //! which secrets are kept, the trace context that calls carry, and KEDA's contract of scalers.
 
 pub mod codec;
+pub mod gathered;
 pub mod limits;
 pub mod parts;
 pub mod secret;

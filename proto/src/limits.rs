@@ -29,6 +29,35 @@ pub const MAX_ITEM_ID_BYTES: usize = 512;
 /// Largest metadata of an item, in bytes of JSON.
 pub const MAX_METADATA_BYTES: usize = 16 << 10;
 
+/// Largest metadata of an item as it is encoded in a request. A number takes
+/// more there than in JSON.
+pub const MAX_METADATA_WIRE_BYTES: usize = 4 * MAX_METADATA_BYTES;
+
+/// Most values in the metadata of an item, those of lists and objects on all
+/// levels, each with whatever it holds.
+pub const MAX_METADATA_VALUES: usize = 1_000;
+
+/// Deepest nesting of the metadata of an item: its own fields are on level 1.
+pub const MAX_METADATA_DEPTH: usize = 16;
+
+/// Most items that one document is read into.
+pub const MAX_DOCUMENT_ITEMS: usize = 1_000_000;
+
+/// What is said of a metadata that is too long.
+pub fn metadata_too_long(bytes: usize, most: usize) -> String {
+    format!("is {bytes} bytes long; at most {most} are allowed")
+}
+
+/// What is said of a metadata that has too many values.
+pub fn metadata_too_many() -> String {
+    format!("has more than {MAX_METADATA_VALUES} values; keep in it what a search hit has to show")
+}
+
+/// What is said of a metadata that is nested too deep.
+pub fn metadata_too_deep() -> String {
+    format!("is nested more than {MAX_METADATA_DEPTH} levels deep; flatten it")
+}
+
 /// Longest text of an item, in bytes.
 pub const MAX_ITEM_TEXT_BYTES: usize = 32 << 20;
 

@@ -24,6 +24,7 @@ mod heartbeat;
 mod json;
 mod lease;
 mod looks;
+mod memory;
 mod metrics;
 mod model;
 mod models;

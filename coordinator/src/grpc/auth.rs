@@ -296,7 +296,7 @@ pub(super) fn http_headers(status: &Status) -> Option<(http::HeaderName, HeaderV
             let how = HeaderValue::from_static("Bearer");
             Some((header::WWW_AUTHENTICATE, how))
         }
-        Code::ResourceExhausted => Some((
+        Code::ResourceExhausted | Code::Unavailable => Some((
             header::RETRY_AFTER,
             HeaderValue::from(rate::seconds(status)?),
         )),

@@ -1,7 +1,8 @@
 //! Content on its way in: documents and items, checked and split into chunks.
 
+use prost::Name as _;
 use tonic::Status;
-use weir_proto::v1;
+use weir_proto::{parts, v1};
 
 use super::{
     Inner,
@@ -17,6 +18,10 @@ use crate::{
     },
     store::imports::ImportItem,
 };
+
+/// Numbers of the fields that lead to a document's bytes.
+const PUT_DOCUMENT: u64 = 4;
+const DOCUMENT_CONTENT: u64 = 2;
 
 /// Content ready to be written.
 #[derive(Debug, Default)]
@@ -43,7 +48,7 @@ pub(crate) fn format(field: &str, format: i32) -> Result<Format, Status> {
 
 impl Inner {
     /// Reads a document into items and splits them. `item_id` names the item of
-    /// a document that is one.
+    /// a document that is one. The memory for it is the caller's.
     pub(crate) async fn read_document(
         &self,
         format: Format,
@@ -52,22 +57,19 @@ impl Inner {
     ) -> Result<Content, Status> {
         let chunker = self.chunker.clone();
         in_background(move || {
-            let ingested = ingest::read(format, &content, &item_id)
-                .map_err(|error| unreadable("document.content", &error))?;
-            let mut items = ingested
-                .items
-                .into_iter()
-                .map(|item| PlannedItem {
+            let mut items = Vec::new();
+            let read = ingest::read_each(format, &content, &item_id, &mut |item| {
+                items.push(PlannedItem {
                     chunks: chunker.chunk_under(&item.heading, &item.text, item.kind),
                     metadata: item
                         .metadata
                         .map(|map| serde_json::Value::Object(map).to_string()),
                     item_id: item.item_id,
-                })
-                .collect::<Vec<_>>();
+                });
+            });
+            let warnings = read.map_err(|error| unreadable("document.content", &error))?;
             sort_items(&mut items).map_err(|item_id| twice("document.content", &item_id))?;
-            let warnings = ingested
-                .warnings
+            let warnings = warnings
                 .into_iter()
                 .map(|warning| v1::ContentWarning {
                     item_id: warning.item_id,
@@ -86,10 +88,9 @@ impl Inner {
         field: &'static str,
         items: Vec<v1::Item>,
     ) -> Result<Vec<PlannedItem>, Status> {
-        let items = check_items(field, items)?;
         let chunker = self.chunker.clone();
         in_background(move || {
-            let mut items: Vec<PlannedItem> = items
+            let mut items: Vec<PlannedItem> = check_items(field, items)?
                 .into_iter()
                 .map(|item| PlannedItem {
                     chunks: chunker.chunk(&item.text, TextKind::Plain),
@@ -102,6 +103,24 @@ impl Inner {
         })
         .await
     }
+}
+
+/// How much memory the documents of an encoded request take at most while they
+/// are read, beside their bytes. Looks for them where `PutSourceRequest` has
+/// them; what comes twice there counts twice.
+pub(super) fn needed_for_documents(input: &str, message: &[u8]) -> usize {
+    if input != v1::PutSourceRequest::full_name() {
+        return 0;
+    }
+    parts::fields(message, PUT_DOCUMENT)
+        .flat_map(|document| parts::fields(document, DOCUMENT_CONTENT))
+        .map(|content| {
+            let formats = [Format::OpenApi, Format::JsonLines];
+            // Which it is may be said before or after it.
+            formats.map(|format| ingest::needed(format, content))
+        })
+        .map(|[one, other]| one.max(other))
+        .sum()
 }
 
 /// Checks items that a client made itself.
@@ -140,7 +159,7 @@ fn twice(field: &str, item_id: &str) -> Status {
 }
 
 /// Runs what takes the processor for a while, where it holds up no other call.
-async fn in_background<T: Send + 'static>(
+pub(super) async fn in_background<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Status> + Send + 'static,
 ) -> Result<T, Status> {
     tokio::task::spawn_blocking(work).await.map_err(|error| {

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use prost_types::{Struct, Timestamp, Value, value::Kind};
-use weir_proto::v1;
+use weir_proto::{
+    limits::{MAX_METADATA_DEPTH, metadata_too_deep},
+    v1,
+};
 
 use super::Inner;
 use crate::{
@@ -22,9 +25,6 @@ use crate::{
         rows::{ChunkText, Job, Source},
     },
 };
-
-/// Deepest nesting of an item's metadata.
-const MAX_METADATA_DEPTH: usize = 64;
 
 /// A duration of the wire; `None` when it is negative or absurd.
 pub(crate) fn duration(duration: prost_types::Duration) -> Option<Duration> {
@@ -63,9 +63,7 @@ fn object(
 
 fn json(value: Value, depth: usize) -> Result<serde_json::Value, String> {
     if depth > MAX_METADATA_DEPTH {
-        return Err(format!(
-            "is nested more than {MAX_METADATA_DEPTH} levels deep"
-        ));
+        return Err(metadata_too_deep());
     }
     Ok(match value.kind {
         None | Some(Kind::NullValue(_)) => serde_json::Value::Null,

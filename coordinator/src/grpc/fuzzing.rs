@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use prost::{Message, Name};
-use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor};
+use prost_reflect::{DescriptorPool, MethodDescriptor};
 use weir_proto::{
     limits::MAX_MESSAGE_PARTS,
     parts,
@@ -29,7 +29,7 @@ use crate::store::{
 
 /// As the codec does.
 fn decode<M: Message + Name + Default>(bytes: &[u8]) -> Option<M> {
-    parts::check(&M::full_name(), bytes, MAX_MESSAGE_PARTS).ok()?;
+    parts::measure(&M::full_name(), bytes, MAX_MESSAGE_PARTS).ok()?;
     M::decode(bytes).ok()
 }
 
@@ -148,8 +148,8 @@ pub fn request(input: &[u8]) {
         _ => {
             if let Some((which, bytes)) = bytes.split_first() {
                 let method = &METHODS[usize::from(*which) % METHODS.len()];
-                let message: Result<DynamicMessage, _> = json::parse(method, bytes);
-                drop(message.and_then(|message| json::json(&message)));
+                let message = json::encode(method, bytes);
+                drop(message.and_then(|message| json::json(&method.input(), &message)));
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The gRPC services: the only room that knows generated types. One call is one
 //! store method is one transaction.
 
+pub(crate) mod admission;
 pub(crate) mod auth;
 mod content;
 mod convert;
@@ -14,6 +15,7 @@ pub(crate) mod json;
 pub(crate) mod limits;
 mod mask;
 pub(crate) mod measured;
+pub(crate) mod memory;
 pub(crate) mod origin;
 mod overview;
 mod page;
@@ -30,6 +32,7 @@ use std::{sync::Arc, time::Duration};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use weir_telemetry::Tracer;
 
+use self::memory::Memory;
 use crate::{
     claimer::Claimer,
     job::{chunk::Chunker, retry::RetryPolicy},
@@ -68,6 +71,7 @@ pub(crate) struct Inner {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) wakeup: Wakeup,
     pub(crate) tracer: Tracer,
+    pub(crate) memory: Memory,
     pub(crate) chunker: Arc<Chunker>,
     pub(crate) models: Vec<String>,
     /// Where a trace can be looked at.

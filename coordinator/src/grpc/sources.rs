@@ -20,7 +20,7 @@ use super::{
     spans::{self, trace_id},
 };
 use crate::{
-    ingest::check_item_id,
+    ingest::{self, Format, check_item_id},
     job::plan::PlannedItem,
     store::{
         StoreError,
@@ -204,10 +204,17 @@ impl SourceService for Sources {
             self.import_items(&write, first, &mut stream).await?
         } else {
             let format = content::format("open.format", open.format)?;
-            let document = Self::import_document(&mut stream).await?;
-            let content = self.0.read_document(format, document, item_id).await?;
-            warnings = content.warnings;
-            self.put(&write, &content.items).await?
+            if format == Format::JsonLines {
+                self.import_lines(&write, &mut stream).await?
+            } else {
+                let (document, received) = self.import_document(&mut stream).await?;
+                let needed = 3 * document.len() + ingest::needed(format, &document);
+                let _held = self.0.memory.to_work(needed).await?;
+                let content = self.0.read_document(format, document, item_id).await?;
+                drop(received);
+                warnings = content.warnings;
+                self.put(&write, &content.items).await?
+            }
         };
         let (source, change, jobs) = self.answer(&write, written);
         warnings.truncate(MAX_WARNINGS);

@@ -7,9 +7,13 @@ mod text;
 mod tree;
 
 use serde_json::{Map, Value};
-use weir_proto::limits::{MAX_ITEM_ID_BYTES, MAX_ITEM_TEXT_BYTES, MAX_METADATA_BYTES};
+use weir_proto::limits::{
+    MAX_ITEM_ID_BYTES, MAX_ITEM_TEXT_BYTES, MAX_METADATA_BYTES, MAX_METADATA_DEPTH,
+    MAX_METADATA_VALUES, metadata_too_deep, metadata_too_many,
+};
 
 pub use crate::job::chunk::TextKind;
+pub(crate) use text::Lines;
 
 /// Most warnings that one document gives; the last one then counts the rest.
 pub const MAX_WARNINGS: usize = 1_000;
@@ -142,12 +146,35 @@ pub struct ItemFault {
 /// Reads a document into items. `item_id` is the id of the one item of a
 /// Markdown or plain text document; the other formats ignore it.
 pub fn read(format: Format, content: &[u8], item_id: &str) -> Result<Ingested, IngestError> {
+    let mut items = Vec::new();
+    let warnings = read_each(format, content, item_id, &mut |item| items.push(item))?;
+    Ok(Ingested { items, warnings })
+}
+
+/// As [`read`], with each item handed over as it is read; what comes before an
+/// error is handed over as well.
+pub fn read_each(
+    format: Format,
+    content: &[u8],
+    item_id: &str,
+    take: &mut dyn FnMut(Item),
+) -> Result<Vec<Warning>, IngestError> {
     let text = decode(content)?;
     match format {
-        Format::OpenApi => openapi::read(text),
-        Format::Markdown => text::one_item(text, TextKind::Markdown, item_id),
-        Format::Text => text::one_item(text, TextKind::Plain, item_id),
-        Format::JsonLines => text::json_lines(text),
+        Format::OpenApi => openapi::read(text, take),
+        Format::Markdown => text::one_item(text, TextKind::Markdown, item_id, take),
+        Format::Text => text::one_item(text, TextKind::Plain, item_id, take),
+        Format::JsonLines => text::json_lines(text, take),
+    }
+}
+
+/// How much memory reading a document takes at most, beside its bytes and the
+/// texts of its items.
+pub(crate) fn needed(format: Format, content: &[u8]) -> usize {
+    match format {
+        Format::OpenApi => openapi::needed(content),
+        Format::JsonLines => text::needed(content),
+        Format::Markdown | Format::Text => 0,
     }
 }
 
@@ -212,6 +239,12 @@ fn check_metadata(metadata: &Map<String, Value>) -> Result<(), ItemFault> {
             message,
         })
     };
+    let mut values = 0;
+    for value in metadata.values() {
+        if let Err(message) = count(value, 1, &mut values) {
+            return fault(message);
+        }
+    }
     if metadata.iter().any(|(key, value)| holds_nul(key, value)) {
         return fault("has a NUL character in a key or string; remove it".to_owned());
     }
@@ -222,6 +255,60 @@ fn check_metadata(metadata: &Map<String, Value>) -> Result<(), ItemFault> {
         return fault(format!(
             "is {bytes} bytes of JSON; at most {MAX_METADATA_BYTES} are allowed"
         ));
+    }
+    Ok(())
+}
+
+/// Counts the values of a metadata, this one on level `depth`.
+fn count(value: &Value, depth: usize, values: &mut usize) -> Result<(), String> {
+    *values += 1;
+    if *values > MAX_METADATA_VALUES {
+        return Err(metadata_too_many());
+    }
+    if depth > MAX_METADATA_DEPTH {
+        return Err(metadata_too_deep());
+    }
+    match value {
+        Value::Array(inner) => inner
+            .iter()
+            .try_for_each(|value| count(value, depth + 1, values)),
+        Value::Object(inner) => inner
+            .values()
+            .try_for_each(|value| count(value, depth + 1, values)),
+        _ => Ok(()),
+    }
+}
+
+/// Checks a metadata, an object in JSON, before it is parsed: parsed it may take
+/// many times the memory. Fails with what is wrong, to be read after the name of
+/// the field.
+pub(crate) fn check_raw_metadata(json: &str) -> Result<(), String> {
+    if json.len() > MAX_METADATA_BYTES {
+        return Err(format!(
+            "is {} bytes of JSON; at most {MAX_METADATA_BYTES} are allowed",
+            json.len()
+        ));
+    }
+    let (mut values, mut depth, mut in_string, mut escaped) = (0, 0_usize, false, false);
+    for byte in json.bytes() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = in_string,
+            b'"' => in_string = !in_string,
+            _ if in_string => {}
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            b',' => values += 1,
+            _ => {}
+        }
+        // A comma stands before each value but the first of each list or object.
+        if values >= MAX_METADATA_VALUES {
+            return Err(metadata_too_many());
+        }
+        // The object itself is around its first level.
+        if depth > MAX_METADATA_DEPTH + 1 {
+            return Err(metadata_too_deep());
+        }
     }
     Ok(())
 }

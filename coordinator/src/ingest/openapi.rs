@@ -5,15 +5,14 @@
 
 use std::collections::HashSet;
 
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 use weir_proto::limits::MAX_ITEM_ID_BYTES;
 
 use super::{
-    IngestError, Ingested, Item, TextKind, Warnings, check_item, cut,
+    IngestError, Item, TextKind, Warning, Warnings, check_item, cut,
     operation::{Operation, describe, metadata},
     schema::Refs,
-    tree,
+    tree::{self, Object, Value},
 };
 
 /// The methods of OpenAPI, in the order of its specification.
@@ -21,30 +20,46 @@ const METHODS: [&str; 8] = [
     "get", "put", "post", "delete", "options", "head", "patch", "trace",
 ];
 
-/// Most text that the operations of one document make. An honest document makes
-/// less than its own size; references can multiply it.
-const MAX_TEXT_BYTES: usize = 256 << 20;
+/// Most text that the operations of one document make, of any and for each of its
+/// bytes, and of the largest. An honest document makes less than its own size;
+/// references can multiply it.
+const TEXT_BYTES: (usize, usize) = (1 << 20, 4);
+const MAX_TEXT_BYTES: usize = 64 << 20;
 
 /// Most operations of one document, several times what the largest public API
 /// descriptions have.
 const MAX_OPERATIONS: usize = 100_000;
 
+/// Most text that the operations of a document of so many bytes may make.
+fn text_allowance(bytes: usize) -> usize {
+    let allowance = TEXT_BYTES
+        .0
+        .saturating_add(bytes.saturating_mul(TEXT_BYTES.1));
+    allowance.min(MAX_TEXT_BYTES)
+}
+
+/// How much memory reading a document takes at most, beside the document.
+pub(super) fn needed(content: &[u8]) -> usize {
+    // Of each text there may be a second one, in chunks that overlap.
+    tree::allowance(content) + 2 * text_allowance(content.len())
+}
+
 /// Reads a document, JSON or YAML.
-pub(super) fn read(text: &str) -> Result<Ingested, IngestError> {
+pub(super) fn read(text: &str, take: &mut dyn FnMut(Item)) -> Result<Vec<Warning>, IngestError> {
     let root = tree::parse(text)?;
     check_version(&root)?;
-    let mut refs = Refs::new(&root);
+    let mut refs = Refs::new(&root, text.len());
+    let allowance = text_allowance(text.len());
     let operations = find_operations(&root, &mut refs)?;
     if operations.is_empty() {
         return Err(IngestError::NoOperations);
     }
     let ids = item_ids(&operations, &mut refs.warnings);
-    let mut items = Vec::with_capacity(operations.len());
     let mut text_bytes = 0;
     for (operation, item_id) in operations.iter().zip(ids) {
         let text = describe(operation, &mut refs, &item_id);
         text_bytes += text.len();
-        if text_bytes > MAX_TEXT_BYTES || !refs.charge(0) {
+        if text_bytes > allowance || !refs.charge(0) {
             return Err(too_much(operation));
         }
         let metadata = metadata(operation);
@@ -52,7 +67,7 @@ pub(super) fn read(text: &str) -> Result<Ingested, IngestError> {
             place: cut(&operation.name(), 200),
             fault,
         })?;
-        items.push(Item {
+        take(Item {
             item_id,
             text,
             kind: TextKind::Plain,
@@ -60,14 +75,11 @@ pub(super) fn read(text: &str) -> Result<Ingested, IngestError> {
             metadata: Some(metadata),
         });
     }
-    Ok(Ingested {
-        items,
-        warnings: refs.warnings.finish(),
-    })
+    Ok(refs.warnings.finish())
 }
 
 fn check_version(root: &Value) -> Result<(), IngestError> {
-    if !root.is_object() {
+    if root.as_object().is_none() {
         return Err(IngestError::NotOpenApi("it is not an object"));
     }
     let Some(version) = root.get("openapi").or_else(|| root.get("swagger")) else {
@@ -78,7 +90,8 @@ fn check_version(root: &Value) -> Result<(), IngestError> {
     // `swagger: 2.0` without quotes is a number in YAML.
     let version = match version {
         Value::String(text) => text.trim().to_owned(),
-        other => other.to_string(),
+        Value::Number(number) => number.to_string(),
+        _ => "of no known kind".to_owned(),
     };
     let supported = ["2.0", "3.0", "3.1"].iter().any(|known| {
         version
@@ -100,14 +113,14 @@ fn find_operations<'a>(
 ) -> Result<Vec<Operation<'a>>, IngestError> {
     let mut operations = Vec::new();
     let paths = root.get("paths").and_then(Value::as_object);
-    for (path, entry) in paths.into_iter().flatten() {
-        if path.starts_with("x-") || entry.is_null() {
+    for (path, entry) in paths.into_iter().flat_map(Object::iter) {
+        if path.starts_with("x-") || *entry == Value::Null {
             continue;
         }
         let Some(path_item) = refs.resolve(entry, "") else {
             continue;
         };
-        if !path_item.is_object() {
+        if path_item.as_object().is_none() {
             let message = format!("path {:?} is not an object; it was skipped", cut(path, 200));
             refs.warnings.push("", message);
             continue;

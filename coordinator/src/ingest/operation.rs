@@ -5,11 +5,12 @@
 
 use std::collections::HashSet;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 
 use super::{
     cut,
     schema::{Fields, Refs, line, one_line},
+    tree::{Object, Value},
 };
 
 /// Longest path, summary and tag in the metadata, in characters, and most tags:
@@ -30,7 +31,7 @@ pub(super) struct Operation<'a> {
     pub(super) method: &'static str,
     pub(super) path: &'a str,
     pub(super) path_item: &'a Value,
-    pub(super) object: &'a Map<String, Value>,
+    pub(super) object: &'a Object,
 }
 
 impl Operation<'_> {
@@ -49,7 +50,7 @@ impl Operation<'_> {
 }
 
 /// What comes back with a search hit.
-pub(super) fn metadata(operation: &Operation<'_>) -> Map<String, Value> {
+pub(super) fn metadata(operation: &Operation<'_>) -> Map<String, serde_json::Value> {
     let mut map = Map::new();
     map.insert("method".to_owned(), operation.method.to_uppercase().into());
     map.insert("path".to_owned(), cut(operation.path, MAX_META_PATH).into());
@@ -202,9 +203,9 @@ fn describe_responses<'a>(
     let mut fields = Fields::new();
     let mut descriptions = Vec::new();
     let has_success = responses
-        .keys()
+        .iter()
         .take(MAX_PARAMETERS)
-        .any(|code| code.starts_with('2'));
+        .any(|(code, _)| code.starts_with('2'));
     for (code, entry) in responses.iter().take(MAX_PARAMETERS) {
         if !code.starts_with('2') && (code != "default" || has_success) {
             continue;
@@ -241,7 +242,8 @@ fn add_content<'a>(body: &'a Value, fields: &mut Fields<'a>, refs: &mut Refs<'a>
     let content = body.get("content").and_then(Value::as_object);
     for media in content
         .into_iter()
-        .flat_map(Map::values)
+        .flat_map(Object::iter)
+        .map(|(_, media)| media)
         .take(MAX_MEDIA_TYPES)
     {
         if let Some(schema) = media.get("schema") {
@@ -264,7 +266,7 @@ fn tags(operation: &Operation<'_>) -> Vec<String> {
 }
 
 /// A text of an object, trimmed; nothing when it is blank.
-fn text_of<'a>(object: &'a Map<String, Value>, key: &str) -> Option<&'a str> {
+fn text_of<'a>(object: &'a Object, key: &str) -> Option<&'a str> {
     object
         .get(key)
         .and_then(Value::as_str)

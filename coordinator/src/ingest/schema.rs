@@ -6,9 +6,11 @@ use std::{
 };
 
 use percent_encoding::percent_decode_str;
-use serde_json::{Map, Value};
 
-use super::{Warnings, cut};
+use super::{
+    Warnings, cut,
+    tree::{Object, Value},
+};
 
 /// Deepest field that is described: `a.b.c`. What lies deeper says little
 /// about the operation.
@@ -35,10 +37,17 @@ const MAX_REF_HOPS: usize = 32;
 /// Longest reference that is followed, in bytes.
 const MAX_REF_BYTES: usize = 1_000;
 
-/// Most work that one document makes: schemas and fields looked at, however
-/// many operations share them. The largest public API descriptions make a
-/// tenth of it.
+/// Most work that one document makes: schemas, fields and references looked at,
+/// however many operations share them. The largest public API descriptions make
+/// a tenth of it.
 const MAX_WORK: usize = 20_000_000;
+
+/// The work that any document may make, and for each of its bytes. Honest ones
+/// make less than one for each.
+const WORK: (usize, usize) = (1_000_000, 16);
+
+/// Bytes of a reference whose reading counts as one more look.
+const REF_BYTES_A_LOOK: usize = 64;
 
 /// Resolves the references of one document and bounds the work they make.
 pub(super) struct Refs<'a> {
@@ -50,11 +59,15 @@ pub(super) struct Refs<'a> {
 }
 
 impl<'a> Refs<'a> {
-    pub(super) fn new(root: &'a Value) -> Self {
+    /// Those of a document of so many bytes.
+    pub(super) fn new(root: &'a Value, bytes: usize) -> Self {
         Self {
             root,
             warned: HashSet::new(),
-            work_left: MAX_WORK,
+            work_left: WORK
+                .0
+                .saturating_add(bytes.saturating_mul(WORK.1))
+                .min(MAX_WORK),
             warnings: Warnings::default(),
         }
     }
@@ -74,6 +87,10 @@ impl<'a> Refs<'a> {
             let Some(reference) = value.get("$ref").and_then(Value::as_str) else {
                 return Some(value);
             };
+            // The document is refused once there is no more work to be had.
+            if !self.charge(1 + reference.len() / REF_BYTES_A_LOOK) {
+                return None;
+            }
             match self.target(reference) {
                 Ok(target) => value = target,
                 Err(why) => {
@@ -177,7 +194,10 @@ impl<'a> Fields<'a> {
             }
         }
         for keyword in ["items", "additionalProperties"] {
-            if let Some(part) = schema.get(keyword).filter(|part| part.is_object()) {
+            if let Some(part) = schema
+                .get(keyword)
+                .filter(|part| part.as_object().is_some())
+            {
                 self.enqueue(part, place.name.clone(), place.depth);
             }
         }
@@ -185,7 +205,7 @@ impl<'a> Fields<'a> {
             return;
         }
         let properties = schema.get("properties").and_then(Value::as_object);
-        for (key, field) in properties.into_iter().flatten() {
+        for (key, field) in properties.into_iter().flat_map(Object::iter) {
             if self.lines.len() >= MAX_FIELDS || !refs.charge(1) {
                 return;
             }
@@ -245,7 +265,7 @@ fn describe<'a>(schema: &'a Value, refs: &mut Refs<'a>, item_id: &str) -> Option
         return Some(text);
     }
     ["allOf", "oneOf", "anyOf"].into_iter().find_map(|keyword| {
-        let first = target.get(keyword)?.get(0)?;
+        let first = target.get(keyword)?.as_array()?.first()?;
         own_description(refs.resolve(first, item_id)?)
     })
 }
@@ -264,7 +284,7 @@ pub(super) fn one_line(text: &str) -> Option<String> {
     (!words.is_empty()).then(|| cut(&words.join(" "), MAX_DESCRIPTION_CHARS))
 }
 
-fn enum_values(schema: &Map<String, Value>) -> String {
+fn enum_values(schema: &Object) -> String {
     let values: Vec<String> = schema
         .get("enum")
         .or_else(|| schema.get("items").and_then(|items| items.get("enum")))

@@ -1,18 +1,43 @@
 //! JSON or YAML → one tree of values, in bounded memory.
 
+mod value;
+
 use std::{cell::Cell, fmt, panic::resume_unwind, thread};
 
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Number, Value};
+use serde_json::Number;
 
+use self::value::Entries;
+pub(super) use self::value::{Object, Value};
 use super::{IngestError, cut};
 
-/// Most values a document may hold, aliases written out: some 200 MB of memory
-/// at worst. The largest public API descriptions stay under half of it.
+/// Most values a document may hold, aliases written out. The largest public API
+/// descriptions stay under half of it.
 const MAX_NODES: usize = 2_000_000;
 
-/// Most text all strings and keys of a document may hold, aliases written out.
-const MAX_STRING_BYTES: usize = 128 << 20;
+/// Most memory that the values of a document may take, aliases written out.
+const MAX_BYTES: usize = 160 << 20;
+
+/// What a document may take in any case, however short it is.
+const MIN_BYTES: usize = 1 << 20;
+
+/// What the values of a document take at most for each byte that begins or ends
+/// one: the most in `- k: v` of YAML, which has two.
+const NODE_BYTES: usize = 112;
+
+/// What the parts of a value take: its place in a list that grows, a key, a
+/// text of its own, an object.
+const PLACE_BYTES: usize = 32;
+const KEY_BYTES: usize = 48;
+const TEXT_BYTES: usize = 24;
+const OBJECT_BYTES: usize = 64;
+
+/// How many times its own values a document with aliases may write out.
+const ALIAS_FACTOR: usize = 4;
+
+/// What the parser of YAML keeps for each event of a part that an alias may
+/// repeat.
+const EVENT_BYTES: usize = 200;
 
 /// Deepest nesting; what `serde_json` allows by itself.
 const MAX_DEPTH: usize = 128;
@@ -20,14 +45,36 @@ const MAX_DEPTH: usize = 128;
 /// Stack for the parsers at [`MAX_DEPTH`], with room to spare.
 const STACK_BYTES: usize = 16 << 20;
 
+/// How much memory the values of a document may take: what its bytes can make,
+/// and some more where it has aliases.
+pub(super) fn allowance(content: &[u8]) -> usize {
+    let bytes = estimate(content);
+    let is_json = content.trim_ascii_start().starts_with(b"{");
+    let bytes = if !is_json && content.contains(&b'*') && content.contains(&b'&') {
+        bytes.saturating_mul(ALIAS_FACTOR)
+    } else {
+        bytes
+    };
+    bytes.clamp(MIN_BYTES, MAX_BYTES)
+}
+
+/// How much memory the values of a document take at most that has no aliases.
+pub(super) fn estimate(content: &[u8]) -> usize {
+    let parts = |byte: &u8| matches!(byte, b',' | b':' | b'{' | b'[' | b'\n');
+    let values = content.iter().filter(|byte| parts(byte)).count() + 1;
+    values * NODE_BYTES + content.len()
+}
+
 /// Parses JSON when the text begins as a JSON object does, else YAML.
 pub(super) fn parse(text: &str) -> Result<Value, IngestError> {
     if text.trim().is_empty() {
         return Err(IngestError::Blank);
     }
+    let allowance = allowance(text.as_bytes());
     let bounds = Bounds {
         nodes: Cell::new(MAX_NODES),
-        string_bytes: Cell::new(MAX_STRING_BYTES),
+        allowance,
+        bytes: Cell::new(allowance),
     };
     let parse = move || {
         if text.trim_start().starts_with('{') {
@@ -72,7 +119,9 @@ fn parse_yaml(text: &str, bounds: &Bounds) -> Result<Value, IngestError> {
             enforce_alias_anchor_ratio: false,
             max_nodes: MAX_NODES,
             max_events: 3 * MAX_NODES,
-            max_total_scalar_bytes: MAX_STRING_BYTES,
+            max_total_scalar_bytes: bounds.allowance,
+            max_recorded_anchor_events: bounds.allowance / EVENT_BYTES,
+            max_recorded_anchor_bytes: bounds.allowance,
             max_documents: 1,
         },
         // YAML 1.2: `on`, `no` and `y` are strings.
@@ -88,6 +137,22 @@ fn parse_yaml(text: &str, bounds: &Bounds) -> Result<Value, IngestError> {
         language: "YAML",
         message: yaml_message(&error),
     })
+}
+
+/// How much memory the values of a document were taken to need.
+#[cfg(test)]
+pub(super) fn taken(text: &str) -> usize {
+    let bounds = Bounds {
+        nodes: Cell::new(MAX_NODES),
+        allowance: MAX_BYTES,
+        bytes: Cell::new(MAX_BYTES),
+    };
+    let parsed = if text.starts_with('{') {
+        parse_json(text, &bounds)
+    } else {
+        parse_yaml(text, &bounds)
+    };
+    parsed.map_or(usize::MAX, |_| MAX_BYTES - bounds.bytes.get())
 }
 
 /// What `serde_json` found wrong, without the place, for that is told in the
@@ -133,19 +198,23 @@ fn excerpt(message: &str) -> String {
 /// What may still be built.
 struct Bounds {
     nodes: Cell<usize>,
-    string_bytes: Cell<usize>,
+    /// What it began with.
+    allowance: usize,
+    bytes: Cell<usize>,
 }
 
 impl Bounds {
     fn take_node<E: Error>(&self) -> Result<(), E> {
         take(&self.nodes, 1)
-            .ok_or_else(|| E::custom(format!("the document holds more than {MAX_NODES} values")))
+            .ok_or_else(|| E::custom(format!("the document holds more than {MAX_NODES} values")))?;
+        self.take_bytes(PLACE_BYTES)
     }
 
-    fn take_string<E: Error>(&self, text: &str) -> Result<(), E> {
-        take(&self.string_bytes, text.len()).ok_or_else(|| {
+    fn take_bytes<E: Error>(&self, bytes: usize) -> Result<(), E> {
+        take(&self.bytes, bytes).ok_or_else(|| {
             E::custom(format!(
-                "the document holds more than {MAX_STRING_BYTES} bytes of text"
+                "the document unfolds to more than {} bytes of memory; split it, or write fewer aliases",
+                self.allowance
             ))
         })
     }
@@ -193,8 +262,8 @@ impl<'de> Visitor<'de> for Node<'_> {
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<Value, E> {
-        self.0.take_string(value)?;
-        Ok(Value::String(value.to_owned()))
+        self.0.take_bytes(TEXT_BYTES + value.len())?;
+        Ok(Value::String(value.into()))
     }
 
     fn visit_unit<E>(self) -> Result<Value, E> {
@@ -214,22 +283,23 @@ impl<'de> Visitor<'de> for Node<'_> {
         while let Some(value) = seq.next_element_seed(self)? {
             values.push(value);
         }
-        Ok(Value::Array(values))
+        Ok(Value::Array(values.into()))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
-        let mut map = Map::new();
+        self.0.take_bytes(OBJECT_BYTES)?;
+        let mut entries = Entries::default();
         while let Some(key) = access.next_key::<String>()? {
-            self.0.take_string(&key)?;
-            if map.contains_key(&key) {
+            self.0.take_bytes(KEY_BYTES + key.len())?;
+            if entries.has(&key) {
                 // Which of the two was meant is not ours to guess.
                 return Err(A::Error::custom(format!(
                     "the key {:?} occurs twice in one object",
                     cut(&key, 80)
                 )));
             }
-            map.insert(key, access.next_value_seed(self)?);
+            entries.push(key.into(), access.next_value_seed(self)?);
         }
-        Ok(Value::Object(map))
+        Ok(entries.finish())
     }
 }

@@ -24,6 +24,10 @@ use crate::job::{
 /// Items that are compared and written by one set of statements.
 pub(super) const PAGE_ITEMS: usize = 1_000;
 
+/// Text that is compared and written by one set of statements, in bytes; one
+/// item that alone has more is alone.
+const PAGE_BYTES: usize = 8 << 20;
+
 /// What a write is about, besides its content.
 #[derive(Debug, Clone)]
 pub struct SourceWrite {
@@ -87,7 +91,7 @@ impl Store {
             content.delete_between(None, None, &[]).await?;
         }
         let mut after: Option<&str> = None;
-        let mut pages = items.chunks(PAGE_ITEMS).peekable();
+        let mut pages = pages(items).peekable();
         while let Some(page) = pages.next() {
             // The last page is followed by the end of the source.
             let last = page.last().filter(|_| pages.peek().is_some());
@@ -109,11 +113,26 @@ impl Store {
     ) -> Result<Written, StoreError> {
         let mut content = ContentWrite::begin(self, write, false).await?;
         content.delete_items(delete).await?;
-        for page in upsert.chunks(PAGE_ITEMS) {
+        for page in pages(upsert) {
             content.write_items(page, false).await?;
         }
         content.finish().await
     }
+}
+
+/// Cuts items into pages.
+fn pages(mut items: &[PlannedItem]) -> impl Iterator<Item = &[PlannedItem]> {
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = |item: &&PlannedItem| {
+            bytes += item.chunks.iter().map(|it| it.text.len()).sum::<usize>();
+            bytes <= PAGE_BYTES
+        };
+        let len = items.iter().take(PAGE_ITEMS).take_while(fits).count();
+        let (page, rest) = items.split_at(len.max(1).min(items.len()));
+        items = rest;
+        (!page.is_empty()).then_some(page)
+    })
 }
 
 /// One write of a source's content, from the locks it takes to its commit.

@@ -13,8 +13,9 @@ use crate::job::{
     plan::{PlannedItem, sort_items},
 };
 
-/// Text that is read back and written at a time, in bytes.
-const PAGE_BYTES: i64 = 8 << 20;
+/// Text that is read back and written at a time, in bytes, and the text that
+/// takes it over that.
+pub const PAGE_BYTES: i64 = 2 << 20;
 
 /// An item of an import on its way in, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]

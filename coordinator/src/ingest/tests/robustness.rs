@@ -168,6 +168,66 @@ fn more_operations_than_allowed_are_refused() {
     assert!(error.contains("(at GET /100000)"), "{error}");
 }
 
+/// So many operations that each look at so many schemas.
+fn sharing(operations: usize, schemas: usize) -> Value {
+    let paths: Map<String, Value> = (0..operations)
+        .map(|n| {
+            let schema = json!({"$ref": "#/components/schemas/S"});
+            let body = json!({"content": {"a/b": {"schema": schema}}});
+            (format!("/{n}"), json!({"post": {"requestBody": body}}))
+        })
+        .collect();
+    let all: Vec<Value> = (0..schemas)
+        .map(|n| json!({"title": n.to_string()}))
+        .collect();
+    json!({"openapi": "3.1.0", "paths": paths, "components": {"schemas": {"S": {"allOf": all}}}})
+}
+
+#[test]
+fn the_work_is_in_proportion_to_the_document() {
+    let read = |operations| {
+        let document = sharing(operations, 900).to_string();
+        read(Format::OpenApi, document.as_bytes(), "")
+    };
+    assert_eq!(read(500).unwrap().items.len(), 500);
+    // Twenty times the operations are ten times the document, and much more work than that.
+    let refused = read(10_000).unwrap_err().to_string();
+    assert!(refused.contains("share too much"), "{refused}");
+}
+
+#[test]
+fn aliases_write_out_to_no_more_than_the_document_allows() {
+    // Without aliases it would be twice as long as it is.
+    let list = vec!["word"; 200].join(", ");
+    let few = format!("openapi: 3.1.0\na: &a [{list}]\nb: *a\npaths: {{/a: {{get: {{}}}}}}\n");
+    assert!(read(Format::OpenApi, few.as_bytes(), "").is_ok());
+    let many = ["*a"; 400].join(", ");
+    let many = format!("openapi: 3.1.0\na: &a [{list}]\nb: [{many}]\n");
+    let refused = refusal(Format::OpenApi, many);
+    assert!(refused.contains("aliases"), "{refused}");
+}
+
+#[test]
+fn many_small_objects_take_no_more_than_they_may() {
+    let objects = vec![r#"{"a":{}}"#; 900_000].join(",");
+    let refused = refusal(Format::OpenApi, format!("{{\"a\":[{objects}]}}"));
+    assert!(refused.contains("bytes of memory"), "{refused}");
+}
+
+#[test]
+fn json_lines_have_so_many_items_and_no_more() {
+    let mut lines = Lines::default();
+    let line = r#"{"item_id": "a", "text": "b"}"#;
+    assert!(lines.read(line).unwrap().is_some());
+    lines.items = weir_proto::limits::MAX_DOCUMENT_ITEMS;
+    assert_eq!(lines.read(" ").unwrap(), None);
+    let refused = lines.read(line).unwrap_err().to_string();
+    assert!(
+        refused.starts_with("line 3: ") && refused.contains("1000000 items"),
+        "{refused}"
+    );
+}
+
 /// Small valid documents with some bytes replaced, removed or repeated.
 fn mutated(document: &'static str) -> impl Strategy<Value = Vec<u8>> {
     let edit = (
@@ -226,7 +286,34 @@ fn check_lawful(result: &Result<Ingested, IngestError>) -> Result<(), TestCaseEr
     Ok(())
 }
 
+/// Values of all kinds, in each other.
+fn values() -> impl Strategy<Value = Value> {
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        "[a-z]{0,3}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(6, 200, 20, |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..20).prop_map(Value::from),
+            proptest::collection::btree_map("[a-z]{0,2}", inner, 0..20)
+                .prop_map(|map| Value::from(Map::from_iter(map))),
+        ]
+    })
+}
+
 proptest! {
+    #[test]
+    fn a_document_without_aliases_may_take_what_it_takes(value in values()) {
+        let value = json!({"a": value});
+        let yaml = serde_saphyr::to_string(&value).unwrap();
+        for text in [value.to_string(), yaml] {
+            let taken = tree::taken(&text);
+            prop_assert!(taken <= tree::estimate(text.as_bytes()), "{taken} bytes of {text}");
+        }
+    }
+
     #[test]
     fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         for format in [Format::OpenApi, Format::Markdown, Format::Text, Format::JsonLines] {
