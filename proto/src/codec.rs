@@ -17,7 +17,7 @@ use crate::{
     parts::{self, Fault},
 };
 
-/// Bytes of a message from which on its decoding is noticed by others.
+/// Bytes of a message from which on others notice the work on it.
 const LONG: usize = 64 << 10;
 
 /// Encodes `T`, and decodes `U` where it has no more than
@@ -88,11 +88,12 @@ impl<U: Message + Name + Default> Decoder for BoundedDecoder<U> {
     }
 }
 
-/// Decodes a long message where the thread's other tasks do not wait for it.
-fn beside_others<T>(bytes: usize, decode: impl FnOnce() -> T) -> T {
+/// Works on a message of so many bytes; where they are many, so that the
+/// thread's other tasks do not wait for it.
+pub fn beside_others<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
     let runtime = Handle::try_current().map(|runtime| runtime.runtime_flavor());
     match runtime {
-        Ok(RuntimeFlavor::MultiThread) if bytes > LONG => tokio::task::block_in_place(decode),
-        _ => decode(),
+        Ok(RuntimeFlavor::MultiThread) if bytes > LONG => tokio::task::block_in_place(work),
+        _ => work(),
     }
 }

@@ -29,6 +29,7 @@ use tonic::{
 };
 use tower::Layer;
 use weir_proto::{
+    codec::beside_others,
     gathered::{self, Token},
     limits::{MAX_CLIENT_MESSAGE_BYTES, MAX_MESSAGE_PARTS, MAX_WORKER_MESSAGE_BYTES},
     parts::{self, Fault},
@@ -49,9 +50,6 @@ const MAX_DECODED_BYTES: usize = 128 << 20;
 /// What stands before a message on the wire.
 /// <https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md>
 const PREFIX_BYTES: usize = 5;
-
-/// Bytes of a message from which on looking through it is noticed by others.
-const LONG: usize = 64 << 10;
 
 /// Wraps services so that their messages are admitted.
 #[derive(Debug, Clone)]
@@ -283,16 +281,4 @@ pub(super) fn needed(input: &str, message: &[u8]) -> Result<usize, Status> {
         )));
     }
     Ok(3 * decoded + content::needed_for_documents(input, message))
-}
-
-/// Does what takes the processor for a while where the thread's other tasks do
-/// not wait for it.
-pub(super) fn beside_others<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
-    use tokio::runtime::{Handle, RuntimeFlavor};
-
-    let flavor = Handle::try_current().map(|runtime| runtime.runtime_flavor());
-    match flavor {
-        Ok(RuntimeFlavor::MultiThread) if bytes > LONG => tokio::task::block_in_place(work),
-        _ => work(),
-    }
 }

@@ -19,7 +19,7 @@ const ITEM_BYTES: usize = 320;
 
 /// How much memory the items of JSON Lines take at most, beside their bytes.
 pub(super) fn needed(content: &[u8]) -> usize {
-    let lines = content.iter().filter(|byte| **byte == b'\n').count() + 1;
+    let lines = content.split(|byte| *byte == b'\n').count();
     lines.min(MAX_DOCUMENT_ITEMS) * ITEM_BYTES
 }
 

@@ -7,7 +7,7 @@ use std::{cell::Cell, fmt, panic::resume_unwind, thread};
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::Number;
 
-use self::value::Entries;
+use self::value::ObjectBuilder;
 pub(super) use self::value::{Object, Value};
 use super::{IngestError, cut};
 
@@ -288,7 +288,7 @@ impl<'de> Visitor<'de> for Node<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
         self.0.take_bytes(OBJECT_BYTES)?;
-        let mut entries = Entries::default();
+        let mut entries = ObjectBuilder::default();
         while let Some(key) = access.next_key::<String>()? {
             self.0.take_bytes(KEY_BYTES + key.len())?;
             if entries.has(&key) {

@@ -93,14 +93,14 @@ impl Object {
 
 /// Gathers the entries of an object.
 #[derive(Default)]
-pub(super) struct Entries {
+pub(super) struct ObjectBuilder {
     entries: Vec<(Box<str>, Value)>,
     /// Of the keys, where they are many.
     hashes: HashSet<u64>,
     hasher: RandomState,
 }
 
-impl Entries {
+impl ObjectBuilder {
     /// Whether the object has this key. It is about to be pushed otherwise.
     pub(super) fn has(&mut self, key: &str) -> bool {
         let found = |entries: &[(Box<str>, Value)]| entries.iter().any(|(it, _)| **it == *key);
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn entries_are_found_in_small_and_in_large_objects() {
         for size in [1, FEW, FEW + 1, 1_000] {
-            let mut entries = Entries::default();
+            let mut entries = ObjectBuilder::default();
             for number in 0..size {
                 let key = format!("k{number}");
                 assert!(!entries.has(&key));
@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn pointers_lead_through_lists_and_escaped_keys() {
-        let mut inner = Entries::default();
+        let mut inner = ObjectBuilder::default();
         inner.push(
             "a/b~".into(),
             Value::Array(vec![Value::Null, Value::Bool(true)].into()),
