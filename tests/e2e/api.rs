@@ -316,6 +316,27 @@ async fn imports_come_in_several_messages() {
             .await
             .unwrap();
     assert!(text.contains("Überschrift"), "{text:?}");
+
+    // Lines are read as they come; the last may end without an end.
+    let lines = "\u{feff}{\"item_id\":\"ä\",\"text\":\"ö\",\"metadata\":{\"k\":[1]}}\n\n\
+        {\"item_id\":\"b\",\"text\":\"two\"}";
+    for (size, name) in [(1, "by bytes"), (5, "by fives"), (1_000, "at once")] {
+        let name = name.replace(' ', "-");
+        let mut parts = vec![open(&name, DocumentFormat::JsonLines)];
+        let cut = lines.as_bytes().chunks(size);
+        parts.extend(cut.map(|part| Part::DocumentPart(part.into())));
+        let answer = import(parts).await;
+        assert_eq!(answer.source.unwrap().items, 2, "{name}");
+        let metadata: Vec<Option<String>> = sqlx::query_scalar(
+            "SELECT metadata::text FROM weir.items i JOIN weir.sources s ON s.id = i.source_id
+             WHERE s.name = $1 ORDER BY item_id",
+        )
+        .bind(&name)
+        .fetch_all(weir.database.pool())
+        .await
+        .unwrap();
+        assert_eq!(metadata, [None, Some(r#"{"k": [1]}"#.to_owned())]);
+    }
     assert_eq!(weir.rows("import_items").await, 0);
 }
 

@@ -378,7 +378,7 @@ async fn page_tokens_of_other_queries_are_refused() {
 #[tokio::test]
 async fn messages_over_the_limit_are_refused() {
     let weir = Weir::start().await;
-    let what = "message length too large";
+    let what = "are allowed: send its content in several";
     let big = "x".repeat(64 << 20);
     let status = weir.sources().put_source(put_texts("bad", &[&big])).await;
     assert_status(&status.unwrap_err(), Code::ResourceExhausted, what);
@@ -453,6 +453,8 @@ async fn malformed_imports_leave_nothing() {
         }))
     };
     let bytes = || part(Part::DocumentPart(b"text".to_vec()));
+    let lines = |lines: &str| part(Part::DocumentPart(lines.into()));
+    let line = || lines("{\"item_id\":\"a\",\"text\":\"b\"}\n");
     let nothing = v1::ImportSourceRequest { message: None };
     let cases = [
         (vec![], "open", "first message"),
@@ -478,6 +480,21 @@ async fn malformed_imports_leave_nothing() {
             vec![document(DocumentFormat::Openapi), bytes()],
             "document.content",
             "not an OpenAPI",
+        ),
+        (
+            vec![document(DocumentFormat::JsonLines), lines("\n"), bytes()],
+            "document.content",
+            "line 2",
+        ),
+        (
+            vec![document(DocumentFormat::JsonLines), lines(" \n")],
+            "document.content",
+            "blank",
+        ),
+        (
+            vec![document(DocumentFormat::JsonLines), line(), line()],
+            "items",
+            "twice",
         ),
     ];
     for (parts, field, what) in cases {
