@@ -116,6 +116,8 @@ impl Ours {
             ("WEIR_TOKENS_FILE", text_of(&tokens.path())),
             ("WEIR_MAX_ATTEMPTS", "1"),
             ("WEIR_ORPHAN_GRACE", "1h"),
+            // Which no worker of one namespace may decide on.
+            ("WEIR_MODELS", "fake=4"),
         ])
         .await;
         let (jobs, failure, epoch) = seed(&weir, &client, &worker, &stranger).await;

@@ -203,7 +203,10 @@ async fn what_both_pages_show_is_documented_and_the_other_way_round() {
             .collect();
         assert!(undescribed.is_empty(), "{undescribed:?}");
     }
-    assert_eq!(shown(&coordinator), documented("Coordinator"));
+    let mut documented_here = documented("Coordinator");
+    // Shown where files decide who is let in: `a_token_is_taken_back_by_an_empty_table_and_beside_a_broken_one`.
+    documented_here.retain(|(name, ..)| name != "weir_files_in_force");
+    assert_eq!(shown(&coordinator), documented_here);
     let mut shown = shown(&worker);
     // In the coordinator's table.
     shown.retain(|(name, ..)| name != "weir_build_info");

@@ -15,7 +15,7 @@ use crate::{
 
 /// What a request names, before it is known whether its caller may use it: only
 /// the [`Caller`] gives it out.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Asked<T>(T);
 
 impl<T> Asked<T> {
