@@ -15,8 +15,14 @@ use weir_coordinator::{
     server, store, telemetry,
 };
 
+fn main() -> anyhow::Result<()> {
+    // Before there are threads, each of which would be given a heap of its own.
+    give_memory_back();
+    run()
+}
+
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
+async fn run() -> anyhow::Result<()> {
     let mut config = Config::parse();
     telemetry::init(&config.log)?;
     match config.command.take().unwrap_or(Command::Serve) {
@@ -59,6 +65,23 @@ async fn main() -> anyhow::Result<()> {
                 stop.cancel();
             });
             server.run(shutdown).await
+        }
+    }
+}
+
+/// Has the allocator of glibc give freed memory back. By default it keeps a heap
+/// for every thread, with holes as large as the largest messages were.
+fn give_memory_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    for (setting, value) in [
+        (libc::M_ARENA_MAX, 2),
+        (libc::M_MMAP_THRESHOLD, 128 << 10),
+        (libc::M_TRIM_THRESHOLD, 128 << 10),
+    ] {
+        // SAFETY: sets a number of the allocator, which takes its own lock.
+        #[expect(unsafe_code, reason = "no safe interface tunes the allocator")]
+        unsafe {
+            libc::mallopt(setting, value);
         }
     }
 }
