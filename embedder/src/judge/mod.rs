@@ -1,0 +1,539 @@
+//! Decides which texts are sent to an embedder next, and what its answers prove.
+//!
+//! Pure: no clock, no network, no runtime. Calls and their answers go in, the
+//! next experiment or a verdict comes out. What a server says with a failure,
+//! its status and its words, is a [`Hint`]: it decides which experiment comes
+//! first and never what is concluded. The conclusions are these:
+//!
+//! - **The embedder is down** when it fails a probe. Nobody is to blame.
+//! - **A call was too large** when it failed and all of its parts passed. The
+//!   limit is learned, and tried upward again, ever more rarely.
+//! - **A text is too long** when it fails alone and its beginning passes. It is
+//!   shortened until it passes.
+//! - **A text is rejected** when it and then its beginning failed alone, while
+//!   other texts passed after each of these failures, and as often as the
+//!   embedder's own unreliability asks for.
+//!
+//! A failure of several texts is searched by halves. While the first half
+//! passes, what is wrong is in the other; once it fails, nothing speaks against
+//! the other half, which travels with the rest.
+
+mod doubt;
+mod memory;
+mod search;
+mod size;
+mod trust;
+
+use std::collections::{HashMap, VecDeque};
+
+pub use self::size::{CallSize, estimate_tokens};
+use self::{
+    doubt::Doubt,
+    memory::Memory,
+    search::{TROUBLE, Task, Text},
+    size::SizeLimit,
+    trust::{Advice, Trust},
+};
+
+/// Failures in a row after which an embedder is probed, whatever it says.
+const FAILURES_BEFORE_PROBE: u32 = 3;
+/// Failures in a row after which other texts are sent before a search goes on,
+/// so that what passes shows that the embedder works.
+const FAILURES_BEFORE_OTHERS: u32 = 2;
+/// Times that the failure of a call is put down to the embedder's condition,
+/// because it says so: once before a probe, once after one that passed.
+const MOST_EXCUSES: u8 = 2;
+/// Times that it is, because the embedder often fails for nothing.
+const FLAKY_EXCUSES: u8 = 4;
+/// Times that the failure of a text that is sent alone is, because the embedder
+/// says so.
+const ALONE_EXCUSES: u8 = 8;
+/// Failed probes of full length after which it is believed that the embedder
+/// takes shorter texts than it did.
+const LONG_PROBES: u32 = 600;
+
+/// Names a text that is to be embedded. Unique among those of a [`Judge`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TextId(pub u64);
+
+/// Names a call. Rises with each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct CallId(pub u64);
+
+/// What a judge never goes beyond.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Most that one call carries.
+    pub ceiling: CallSize,
+    /// Texts are not shortened to less than this, in bytes; more than 0.
+    pub shortest: usize,
+}
+
+/// What to send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Call {
+    /// These texts, of each its first so many bytes.
+    Embed(CallId, Vec<(TextId, usize)>),
+    /// A text that is known to be good, of about so many bytes. 0 for the
+    /// shortest.
+    Probe(CallId, usize),
+}
+
+impl Call {
+    /// Returns the name of the call.
+    pub fn id(&self) -> CallId {
+        match self {
+            Self::Embed(id, _) | Self::Probe(id, _) => *id,
+        }
+    }
+}
+
+/// How a call ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// There is a vector for each text; for some it may be one that cannot be
+    /// used, and why.
+    Vectors(Vec<Option<String>>),
+    /// There are none.
+    Failed {
+        /// What the failure most likely means.
+        hint: Hint,
+        /// What happened, for a person.
+        reason: String,
+    },
+}
+
+/// What a failure most likely means, by what was said with it. May be wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hint {
+    /// Nothing is known.
+    Unknown,
+    /// The text at this place cannot be embedded.
+    Text(usize),
+    /// A text is too long, where known the one at this place.
+    TooLong(Option<usize>),
+    /// The call carries too much.
+    TooMuch,
+    /// The embedder has too much to do, or a quota is used up.
+    Busy,
+    /// The embedder cannot embed anything for now.
+    Down,
+    /// The connection broke, or there was no answer in time: the embedder may
+    /// have died, perhaps of a text.
+    Broken,
+}
+
+/// What an answer proves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The vector at this place of the answer is that of the first `bytes` of
+    /// the text.
+    Embedded {
+        /// Which text.
+        text: TextId,
+        /// The place of its vector in the answer.
+        place: usize,
+        /// Less than all of it where it was too long.
+        bytes: usize,
+    },
+    /// The text can never be embedded.
+    Rejected {
+        /// Which text.
+        text: TextId,
+        /// What the embedder said, for a person.
+        reason: String,
+    },
+    /// The embedder embeds nothing. Whatever waits is best handed back.
+    Down {
+        /// What it said, for a person.
+        reason: String,
+    },
+    /// The embedder embeds again.
+    Fit,
+    /// The embedder is to be left alone for a while: longer each time until
+    /// something passes.
+    Rest,
+}
+
+/// What is known of the embedder's condition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Health {
+    /// It embeds.
+    Fit,
+    /// It failed, and is to be probed.
+    Doubtful,
+    /// It failed a probe.
+    Down,
+}
+
+/// A call whose answer is awaited.
+#[derive(Debug)]
+struct UnderWay {
+    what: Sent,
+    /// The moment at which it began.
+    began: u64,
+}
+
+#[derive(Debug)]
+enum Sent {
+    Task(Task, CallSize),
+    Probe(usize),
+}
+
+/// Judges one embedder. See the module.
+#[derive(Debug)]
+pub struct Judge {
+    settings: Settings,
+    texts: HashMap<TextId, Text>,
+    /// Texts that nothing is known against, in the order they are to be sent.
+    fresh: VecDeque<TextId>,
+    /// Searches, each of which is a call of its own.
+    tasks: VecDeque<Task>,
+    /// Texts that failed alone, until something else passes.
+    unproven: Vec<TextId>,
+    /// Texts whose beginning passed, although others as long passed whole: a
+    /// probe of their length decides whether it is them.
+    controls: Vec<TextId>,
+    under_way: HashMap<CallId, UnderWay>,
+    size: SizeLimit,
+    /// Bytes of the shortest text that was too long, and of the longest text
+    /// that passed whole.
+    too_long: usize,
+    passed_bytes: usize,
+    doubt: Doubt,
+    trust: Trust,
+    memory: Memory,
+    health: Health,
+    /// Failures since something passed.
+    failures: u32,
+    /// Probes that failed since one passed.
+    failed_probes: u32,
+    /// Bytes of the probe that an embedder must pass that is down.
+    probe_bytes: usize,
+    long_probes: u32,
+    /// Moments are numbered: each beginning and end of a call is one.
+    moment: u64,
+    /// When the latest call began that passed.
+    proof: u64,
+    /// Calls that have ended, and whether the last was a probe that passed.
+    ended: u64,
+    just_probed: bool,
+    /// Whether it is doubted because of what it said.
+    was_advised: bool,
+    /// How many calls have ended when the embedder is out of trouble.
+    trouble_until: u64,
+    last_call: u64,
+}
+
+impl Judge {
+    /// Makes a judge of an embedder that was not tried yet: it probes first.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            texts: HashMap::new(),
+            fresh: VecDeque::new(),
+            tasks: VecDeque::new(),
+            unproven: Vec::new(),
+            controls: Vec::new(),
+            under_way: HashMap::new(),
+            size: SizeLimit::new(settings.ceiling),
+            too_long: usize::MAX,
+            passed_bytes: 0,
+            doubt: Doubt::default(),
+            trust: Trust::default(),
+            memory: Memory::default(),
+            health: Health::Down,
+            failures: 0,
+            failed_probes: 0,
+            probe_bytes: 0,
+            long_probes: 0,
+            moment: 0,
+            proof: 0,
+            ended: 0,
+            just_probed: false,
+            was_advised: false,
+            trouble_until: 0,
+            last_call: 0,
+        }
+    }
+
+    /// Takes in a text of so many bytes. The fingerprint is that of its
+    /// content: a text that comes again is known by it.
+    pub fn add(&mut self, id: TextId, bytes: usize, fingerprint: u64) {
+        let mut text = Text::new(bytes, fingerprint);
+        match self.memory.take(fingerprint) {
+            None => {
+                self.texts.insert(id, text);
+                if bytes >= self.too_long {
+                    self.tasks.push_back(Task::alone(id));
+                } else {
+                    self.fresh.push_back(id);
+                }
+            }
+            Some(suspicion) => {
+                text.resume(suspicion, self.settings.shortest);
+                text.failed_at = self.moment;
+                let is_proven = text.is_proven();
+                self.texts.insert(id, text);
+                if is_proven {
+                    self.unproven.push(id);
+                } else {
+                    self.suspect_again(id, suspicion.among);
+                }
+            }
+        }
+    }
+
+    /// Has a text that was suspected before travel with few others of its kind.
+    fn suspect_again(&mut self, id: TextId, among: usize) {
+        if self.texts.get(&id).is_some_and(|text| text.is_remembered) {
+            self.tasks.push_back(Task {
+                exclusive: true,
+                ..Task::alone(id)
+            });
+            return;
+        }
+        let most = (among / 2).max(1);
+        let joins = |task: &&mut Task| task.again == Some(most) && task.texts.len() < most;
+        match self.tasks.iter_mut().find(joins) {
+            Some(task) => task.texts.push(id),
+            None => self.tasks.push_back(Task {
+                again: Some(most),
+                ..Task::of(vec![id])
+            }),
+        }
+    }
+
+    /// Forgets a text that nobody waits for any more. What is known against it
+    /// is remembered.
+    pub fn remove(&mut self, id: TextId) {
+        let Some(text) = self.texts.remove(&id) else {
+            return;
+        };
+        if let Some(suspicion) = text.suspicion() {
+            self.memory.keep(text.fingerprint, suspicion);
+        }
+        self.fresh.retain(|other| *other != id);
+        self.unproven.retain(|other| *other != id);
+        self.controls.retain(|other| *other != id);
+        for mut task in std::mem::take(&mut self.tasks) {
+            task.texts.retain(|other| *other != id);
+            task.rest.retain(|other| *other != id);
+            if task.texts.is_empty() {
+                self.put_back(task.rest);
+            } else {
+                self.tasks.push_back(task);
+            }
+        }
+    }
+
+    /// Returns how many texts wait or are at the embedder.
+    pub fn len(&self) -> usize {
+        self.texts.len()
+    }
+
+    /// Returns whether there are no texts.
+    pub fn is_empty(&self) -> bool {
+        self.texts.is_empty()
+    }
+
+    /// Returns whether the next call would be no fuller if more texts came.
+    pub fn is_full(&self) -> bool {
+        let fits = self.fitting();
+        !self.tasks.is_empty() || fits < self.fresh.len() || fits >= self.size.get().texts
+    }
+
+    /// Lowers the ceiling of a call to what the embedder says of itself.
+    pub fn keep_within(&mut self, ceiling: CallSize) {
+        self.size.keep_within(CallSize {
+            texts: ceiling.texts.min(self.settings.ceiling.texts),
+            tokens: ceiling.tokens.min(self.settings.ceiling.tokens),
+        });
+    }
+
+    /// Returns the size of the next call, as far as it is learned.
+    pub fn size(&self) -> CallSize {
+        self.size.get()
+    }
+
+    /// Holds the embedder for one that embeds nothing, whatever it says.
+    pub fn give_up(&mut self) {
+        self.health = Health::Down;
+    }
+
+    /// Returns what to send next, or nothing until an answer or a text comes.
+    /// While the embedder is down, that is one probe at a time: the caller
+    /// decides how often.
+    pub fn next(&mut self) -> Option<Call> {
+        if self.health != Health::Fit {
+            return self.probe(self.probe_bytes);
+        }
+        let controls = self.controls.iter().filter_map(|id| self.texts.get(id));
+        if let Some(bytes) = controls.map(|text| text.bytes).max()
+            && let Some(probe) = self.probe(bytes)
+        {
+            return Some(probe);
+        }
+        let apart = |call: &UnderWay| matches!(&call.what, Sent::Task(task, _) if task.is_apart());
+        if self.under_way.values().any(apart) {
+            return None;
+        }
+        if self.tasks.front().is_some_and(Task::is_apart) {
+            // Nothing else may be what the embedder is too busy with, or dies of.
+            let task = self.tasks.pop_front_if(|_| self.under_way.is_empty())?;
+            if task.exclusive && !self.just_probed {
+                self.tasks.push_front(task);
+                return self.probe(0);
+            }
+            return Some(self.begin(task));
+        }
+        let others_first = self.failures == FAILURES_BEFORE_OTHERS && !self.fresh.is_empty();
+        if !others_first && let Some(task) = self.tasks.pop_front() {
+            return Some(self.begin(task));
+        }
+        let fits = self.fitting();
+        if fits > 0 {
+            let texts = self.fresh.drain(..fits).collect();
+            return Some(self.begin(Task::of(texts)));
+        }
+        // Nothing else can show that the embedder works.
+        (!self.unproven.is_empty()).then(|| self.probe(0)).flatten()
+    }
+
+    /// Probes the embedder unless that is under way.
+    fn probe(&mut self, bytes: usize) -> Option<Call> {
+        let mut calls = self.under_way.values();
+        if calls.any(|call| matches!(call.what, Sent::Probe(_))) {
+            return None;
+        }
+        let id = self.start(Sent::Probe(bytes));
+        Some(Call::Probe(id, bytes))
+    }
+
+    fn begin(&mut self, task: Task) -> Call {
+        let sent: Vec<(TextId, usize)> = task
+            .texts
+            .iter()
+            .filter_map(|id| Some((*id, self.texts.get(id)?.sent(self.settings.shortest))))
+            .collect();
+        let size = CallSize {
+            texts: sent.len(),
+            tokens: sent.iter().map(|(_, bytes)| estimate_tokens(*bytes)).sum(),
+        };
+        let id = self.start(Sent::Task(task, size));
+        Call::Embed(id, sent)
+    }
+
+    fn start(&mut self, what: Sent) -> CallId {
+        self.last_call += 1;
+        self.moment += 1;
+        let id = CallId(self.last_call);
+        let began = self.moment;
+        self.under_way.insert(id, UnderWay { what, began });
+        id
+    }
+
+    /// How many of the first fresh texts fit a call, one at least.
+    fn fitting(&self) -> usize {
+        let size = self.size.get();
+        let mut tokens = 0;
+        let bytes = self.fresh.iter().filter_map(|id| self.texts.get(id));
+        bytes
+            .take(size.texts)
+            .enumerate()
+            .take_while(|(place, text)| {
+                tokens += estimate_tokens(text.bytes);
+                *place == 0 || tokens <= size.tokens
+            })
+            .count()
+    }
+
+    /// Takes in how a call ended and returns what that proves.
+    pub fn answered(&mut self, id: CallId, answer: Answer) -> Vec<Verdict> {
+        let Some(UnderWay { what, began }) = self.under_way.remove(&id) else {
+            return Vec::new();
+        };
+        self.moment += 1;
+        self.ended += 1;
+        self.just_probed = false;
+        let mut verdicts = Vec::new();
+        match (what, answer) {
+            (Sent::Probe(bytes), Answer::Vectors(flaws)) => {
+                match flaws.into_iter().flatten().next() {
+                    None => self.probe_passed(bytes, began, &mut verdicts),
+                    Some(reason) => self.probe_failed(bytes, reason, &mut verdicts),
+                }
+            }
+            (Sent::Probe(bytes), Answer::Failed { reason, .. }) => {
+                self.probe_failed(bytes, reason, &mut verdicts);
+            }
+            (Sent::Task(task, size), Answer::Vectors(flaws)) => {
+                let failed = flaws.iter().all(Option::is_some);
+                self.doubt.called();
+                if failed {
+                    let reason = flaws.into_iter().flatten().next().unwrap_or_default();
+                    self.failed(task, size, Hint::Unknown, &reason, &mut verdicts);
+                } else {
+                    self.passed(task, size, began, &flaws, &mut verdicts);
+                }
+            }
+            (Sent::Task(task, size), Answer::Failed { hint, reason }) => {
+                self.doubt.called();
+                self.failed(task, size, hint, &reason, &mut verdicts);
+            }
+        }
+        self.weigh();
+        verdicts.append(&mut self.rejected());
+        verdicts
+    }
+
+    fn probe_passed(&mut self, bytes: usize, began: u64, verdicts: &mut Vec<Verdict>) {
+        if bytes < self.probe_bytes {
+            return;
+        }
+        self.just_probed = true;
+        if std::mem::take(&mut self.failed_probes) == 1 {
+            self.contradicted();
+        }
+        self.proof = self.proof.max(began);
+        self.failures = 0;
+        self.long_probes = 0;
+        self.probe_bytes = 0;
+        self.settle_controls(bytes);
+        match self.health {
+            Health::Down => verdicts.push(Verdict::Fit),
+            Health::Doubtful if self.was_advised => self.trust.followed(Advice::Probe, false),
+            _ => {}
+        }
+        self.health = Health::Fit;
+    }
+
+    /// Goes on with texts whose beginning passed: one as long as they passes.
+    fn settle_controls(&mut self, bytes: usize) {
+        for id in std::mem::take(&mut self.controls) {
+            match self.texts.get(&id) {
+                Some(text) if text.bytes > bytes => self.controls.push(id),
+                _ => self.shorten(id),
+            }
+        }
+    }
+
+    fn probe_failed(&mut self, bytes: usize, reason: String, verdicts: &mut Vec<Verdict>) {
+        if bytes > 0 {
+            self.probe_bytes = bytes;
+            self.long_probes += 1;
+            if self.long_probes >= LONG_PROBES {
+                (self.probe_bytes, self.long_probes, self.passed_bytes) = (0, 0, 0);
+            }
+        }
+        self.failed_probes += 1;
+        self.controls.clear();
+        if self.health == Health::Doubtful {
+            self.trust.followed(Advice::Probe, true);
+        }
+        self.trouble_until = self.ended + TROUBLE;
+        // Said each time: what it says may change.
+        self.health = Health::Down;
+        verdicts.push(Verdict::Down { reason });
+    }
+}
