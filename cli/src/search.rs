@@ -56,6 +56,8 @@ pub(crate) async fn search(session: &Session, args: SearchArgs) -> Result<(), Fa
         .embed(&[&text])
         .await
         .map_err(|error| anyhow::anyhow!("cannot embed the text: {error}"))?;
+    let vectors: Result<Vec<_>, _> = vectors.into_iter().collect();
+    let vectors = vectors.map_err(|flaw| anyhow::anyhow!("cannot embed the text: {flaw}"))?;
     let request = v1::SearchRequest {
         namespace: session.namespace.clone(),
         source: args.source.unwrap_or_default(),

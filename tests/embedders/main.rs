@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, Error, bail, ensure};
 use clap::Parser;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{
@@ -213,7 +213,7 @@ async fn ready(
 ) -> anyhow::Result<Server> {
     let answers = timeout(PATIENCE, async {
         loop {
-            let Err(error) = embedder.probe().await else {
+            let Err(error) = embedder.probe(0).await else {
                 return Ok(());
             };
             if let Some(status) = process.0.try_wait()? {
@@ -235,20 +235,29 @@ fn cosine(one: &[f32], other: &[f32]) -> f32 {
     dot(one, other) / (dot(one, one) * dot(other, other)).sqrt()
 }
 
+/// Returns the vectors of these texts, all of which can be used.
+async fn embed(embedder: &dyn Embedder, texts: &[&str]) -> anyhow::Result<Vec<Vec<f32>>> {
+    let vectors = embedder.embed(texts).await?;
+    vectors
+        .into_iter()
+        .map(|it| it.map_err(Error::msg))
+        .collect()
+}
+
 /// Returns what was found out.
 async fn check(server: &Server, local: &dyn Embedder) -> anyhow::Result<String> {
     let embedder = &*server.embedder;
-    let probe = embedder.probe().await?;
-    let vectors = embedder.embed(&TEXTS).await?;
+    let probe = embedder.probe(0).await?;
+    let vectors = embed(embedder, &TEXTS).await?;
     ensure!(vectors.len() == TEXTS.len(), "{} vectors", vectors.len());
     for vector in &vectors {
         ensure!(vector.len() == probe.dimension, "{} numbers", vector.len());
     }
 
-    let again = embedder.embed(&TEXTS).await?;
+    let again = embed(embedder, &TEXTS).await?;
     let mut least = f32::INFINITY;
     for (index, text) in TEXTS.iter().enumerate() {
-        let alone = embedder.embed(&[text]).await?.concat();
+        let alone = embed(embedder, &[text]).await?.concat();
         least = least.min(cosine(&vectors[index], &again[index]));
         least = least.min(cosine(&vectors[index], &alone));
     }
@@ -268,7 +277,7 @@ async fn check(server: &Server, local: &dyn Embedder) -> anyhow::Result<String> 
 
     let many: Vec<String> = (0..40).map(|index| format!("parcel {index}")).collect();
     let many: Vec<&str> = many.iter().map(String::as_str).collect();
-    ensure!(embedder.embed(&many).await?.len() == many.len());
+    ensure!(embed(embedder, &many).await?.len() == many.len());
 
     let long = "parcel ".repeat(2_000);
     let long = match embedder.embed(&["short", &long]).await {
@@ -282,7 +291,7 @@ async fn check(server: &Server, local: &dyn Embedder) -> anyhow::Result<String> 
         probe.dimension
     );
     if server.is_local_model {
-        let local = local.embed(&TEXTS).await?;
+        let local = embed(local, &TEXTS).await?;
         let cosines = vectors
             .iter()
             .zip(&local)

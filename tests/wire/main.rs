@@ -12,7 +12,7 @@ use std::{
 
 use clap::Parser;
 use weir_tests::embedder::{DIMENSION, FakeEmbedder, Limits, RetryAfter, Rude, expected_vector};
-use weir_worker::embedder::{self, EmbedError, Embedder, EmbedderConfig};
+use weir_worker::embedder::{self, EmbedError, Embedder, EmbedderConfig, Embedding};
 
 #[derive(Parser)]
 struct Flags {
@@ -61,6 +61,7 @@ fn told(error: &EmbedError) -> (&'static str, String) {
         EmbedError::Overloaded { .. } => "overloaded",
         EmbedError::Embedder { .. } => "embedder",
         EmbedError::Timeout { .. } => "timeout",
+        EmbedError::Broken { .. } => "broken",
         EmbedError::Transient { .. } => "transient",
     };
     (kind, error.to_string())
@@ -70,10 +71,10 @@ async fn fails(embedder: &dyn Embedder, texts: &[&str]) -> (&'static str, String
     told(&embedder.embed(texts).await.unwrap_err())
 }
 
-fn assert_near(vectors: &[Vec<f32>], texts: &[&str]) {
+fn assert_near(vectors: &[Embedding], texts: &[&str]) {
     assert_eq!(vectors.len(), texts.len());
     for (vector, text) in vectors.iter().zip(texts) {
-        let apart = vector.iter().zip(expected_vector(text));
+        let apart = vector.as_ref().unwrap().iter().zip(expected_vector(text));
         assert!(apart.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) < 1e-6);
     }
 }
@@ -83,7 +84,7 @@ async fn every_dialect_gives_the_vectors_in_order() {
     const TEXTS: [&str; 3] = ["one", "two", "\"three\"\n"];
     for dialect in DIALECTS {
         let (fake, embedder) = start(dialect).await;
-        let probe = embedder.probe().await.unwrap();
+        let probe = embedder.probe(0).await.unwrap();
         assert_eq!(probe.dimension, DIMENSION);
         assert_near(&embedder.embed(&TEXTS).await.unwrap(), &TEXTS);
         let calls = if dialect == OldOllama { 4 } else { 2 };
@@ -100,7 +101,7 @@ async fn the_way_to_an_old_ollama_is_forgotten_at_the_next_probe() {
     // Still one by one.
     embedder.embed(&["a", "b"]).await.unwrap();
     assert_eq!(fake.calls().len(), 3);
-    embedder.probe().await.unwrap();
+    embedder.probe(0).await.unwrap();
     embedder.embed(&["a", "b"]).await.unwrap();
     assert_eq!(fake.calls().len(), 5);
 }
@@ -124,7 +125,7 @@ async fn tei_tells_its_limits() {
         chars_per_text: Some(256),
         chars_per_call: Some(1024),
     });
-    let limits = embedder.probe().await.unwrap().limits;
+    let limits = embedder.probe(0).await.unwrap().limits;
     assert_eq!(limits.batch_size, Some(8));
     assert_eq!(limits.text_tokens, Some(256));
     assert_eq!(limits.batch_tokens, Some(1024));
@@ -185,7 +186,7 @@ async fn broken_answers_are_sorted_in_every_dialect() {
     let mark = || "bad".to_owned();
     let rude = [
         (Rude::WrongCount, "transient", "vectors"),
-        (Rude::CutOff, "transient", "broke the connection"),
+        (Rude::CutOff, "broken", "broke the connection"),
         (Rude::Stall, "timeout", "sent nothing for 600ms"),
         (
             Rude::Drip(Duration::from_millis(100)),
@@ -195,9 +196,9 @@ async fn broken_answers_are_sorted_in_every_dialect() {
         (Rude::Hang, "timeout", "longer than 6s"),
         (Rude::Page, "embedder", "a web page"),
         (Rude::Redirect("/elsewhere".into()), "embedder", "redirects"),
-        (Rude::Zero(mark()), "input", "all zero"),
-        (Rude::Null(mark()), "input", "NaN"),
-        (Rude::Nan(mark()), "input", "NaN"),
+        (Rude::Zero(mark()), "flawed", "all zero"),
+        (Rude::Null(mark()), "flawed", "NaN"),
+        (Rude::Nan(mark()), "flawed", "NaN"),
     ];
     let all = DIALECTS
         .into_iter()
@@ -218,7 +219,14 @@ async fn broken_answers_are_sorted_in_every_dialect() {
             assert!(matches!(rude, Rude::Drip(_)));
             return;
         }
-        let found = told(&found.unwrap_err());
+        let found = match found {
+            Ok(vectors) => {
+                // It is the first text's; the others have theirs.
+                assert_near(&vectors[1..], &texts[1..]);
+                ("flawed", vectors[0].clone().unwrap_err())
+            }
+            Err(error) => told(&error),
+        };
         assert_eq!(found.0, *kind, "{dialect:?}, {rude:?}: {}", found.1);
         assert!(
             found.1.contains(words),
@@ -243,7 +251,7 @@ async fn a_slow_drip_that_comes_in_time_is_an_answer() {
 async fn a_model_of_another_dimension_is_not_used() {
     for dialect in DIALECTS {
         let (fake, embedder) = start(dialect).await;
-        embedder.probe().await.unwrap();
+        embedder.probe(0).await.unwrap();
         let body = match dialect {
             Ollama => r#"{"embeddings": [[1, 2]]}"#,
             OldOllama => r#"{"embedding": [1, 2]}"#,
@@ -254,10 +262,12 @@ async fn a_model_of_another_dimension_is_not_used() {
         let (kind, words) = fails(&*embedder, &["a"]).await;
         assert_eq!(kind, "embedder");
         assert!(words.contains("of 2 numbers, and of 16"), "{words}");
-        // The next probe finds out what it is now.
+        // Nor does a probe make it the model.
         fake.next(Rude::Body(body.into()));
-        assert_eq!(embedder.probe().await.unwrap().dimension, 2);
-        assert_eq!(fails(&*embedder, &["a"]).await.0, "embedder");
+        let (kind, words) = told(&embedder.probe(0).await.unwrap_err());
+        assert_eq!(kind, "embedder");
+        assert!(words.contains("restart the worker"), "{words}");
+        assert_eq!(embedder.probe(0).await.unwrap().dimension, DIMENSION);
     }
 }
 
@@ -278,7 +288,7 @@ async fn openai_vectors_need_no_numbers_but_all_or_none() {
         r#"{"data": [{"embedding": [1]}, {"embedding": [2]}]}"#.into(),
     ));
     let vectors = embedder.embed(&["a", "b"]).await.unwrap();
-    assert_eq!(vectors, [[1.0], [2.0]]);
+    assert_eq!(vectors, [Ok(vec![1.0]), Ok(vec![2.0])]);
     fake.next(Rude::Body(
         r#"{"data": [{"embedding": [1]}, {"index": 1, "embedding": [2]}]}"#.into(),
     ));
@@ -288,9 +298,9 @@ async fn openai_vectors_need_no_numbers_but_all_or_none() {
 #[tokio::test]
 async fn a_dimension_that_was_asked_for_must_come() {
     let (_fake, embedder) = start_with(OpenAi, &["--dimensions", "16"]).await;
-    embedder.probe().await.unwrap();
+    embedder.probe(0).await.unwrap();
     let (_fake, embedder) = start_with(OpenAi, &["--dimensions", "8"]).await;
-    let (kind, words) = told(&embedder.probe().await.unwrap_err());
+    let (kind, words) = told(&embedder.probe(0).await.unwrap_err());
     assert_eq!(kind, "embedder");
     assert!(words.contains("WEIR_DIMENSIONS"), "{words}");
 }

@@ -58,7 +58,7 @@ impl Claimer {
     async fn run(&mut self) {
         let endpoint = Arc::clone(&self.context.endpoint);
         while let Some(mut permits) = self.free_permits().await {
-            let dimension = endpoint.governor.fit().await.dimension;
+            let dimension = endpoint.health.fit().await.dimension;
             // No more than the embedder can be given: what it cannot is for other workers.
             let room = endpoint.room().await;
             permits.truncate(room);

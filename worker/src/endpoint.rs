@@ -1,21 +1,21 @@
 //! One embedder, shared by all sessions of a worker: their texts travel
-//! together, as many at a time as the embedder can take, and whatever goes
-//! wrong is sorted by whose fault it is.
+//! together, as many at a time as the embedder can take. What is sent next and
+//! what follows from its answers is decided by the [`Judge`].
 
-mod blame;
 mod call;
 mod demand;
-pub(crate) mod limits;
-mod queue;
+mod limits;
 mod rates;
 mod request;
 mod settle;
 mod spans;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     convert::Infallible,
+    hash::{BuildHasher as _, RandomState},
     num::NonZeroU32,
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -25,22 +25,18 @@ use tokio::{
     task::{AbortHandle, JoinSet},
     time::{Instant, sleep_until, timeout_at},
 };
+use weir_embedder::judge::{self, Call, CallId, Judge, TextId};
 use weir_telemetry::TraceContext;
 
+use self::{call::Work, limits::Limits, rates::Rates, request::Requests, settle::Rests};
 pub(crate) use self::{
     demand::{Demand, Share},
-    request::{Failure, Outcome},
+    request::Outcome,
     spans::CallSpans,
 };
-use self::{
-    limits::{CallSize, Limits},
-    queue::{Call, Queue, Text},
-    rates::Rates,
-    request::Requests,
-};
 use crate::{
-    embedder::{EmbedError, Embedder},
-    governor::Governor,
+    embedder::{Embedder, Probe},
+    health::Health,
     metrics::Metrics,
     plan::Batch,
 };
@@ -48,28 +44,16 @@ use crate::{
 /// How long a call that is not full waits for texts that sessions are about to
 /// bring. Far less than any call takes.
 const MERGE_WAIT: Duration = Duration::from_millis(2);
-/// An embedder that asks for more patience than this is down: the jobs go back
-/// to the queue meanwhile. Less than a lease, and long enough for a quota that
-/// is counted by the minute.
-const LONGEST_REST: Duration = Duration::from_secs(90);
-/// The rest after the first time that an embedder says it is overloaded and
-/// not for how long; doubles with each time after it.
-const FIRST_REST: Duration = Duration::from_millis(500);
-/// How often a text may be in a call that took too long before its job is
-/// charged.
-const MOST_TIMEOUTS: u8 = 3;
 
 /// How an endpoint is used.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Settings {
-    /// Most that one call carries.
-    pub(crate) call: CallSize,
+    /// What the judge never goes beyond.
+    pub(crate) judge: judge::Settings,
     /// Most calls under way.
     pub(crate) calls: usize,
     /// How long a call may take.
     pub(crate) timeout: Duration,
-    /// Texts are not shortened to less than this, in bytes.
-    pub(crate) shortest: usize,
     /// Quotas of the embedder.
     pub(crate) requests_per_minute: Option<NonZeroU32>,
     pub(crate) tokens_per_minute: Option<NonZeroU32>,
@@ -79,55 +63,37 @@ pub(crate) struct Settings {
 pub(crate) struct Endpoint {
     embedder: Arc<dyn Embedder>,
     settings: Settings,
-    pub(crate) governor: Governor,
+    pub(crate) health: Health,
     pub(crate) metrics: Metrics,
     rates: Rates,
     spans: CallSpans,
     began: Instant,
+    /// Makes the fingerprints of texts. Its keys are random, so that nobody can
+    /// make a text that is taken for another's.
+    fingerprints: RandomState,
     state: Mutex<State>,
     /// Texts have come.
     work: Notify,
-    /// Until when nothing is sent, because the embedder asked for it.
-    rest: watch::Sender<Option<Instant>>,
     /// How many texts the sessions want to have here.
     demand: watch::Sender<Demand>,
 }
 
 struct State {
-    queue: Queue,
+    judge: Judge,
     requests: Requests,
     limits: Limits,
+    /// What the embedder said of itself at the last probe that passed.
+    said: Option<Probe>,
     /// When the texts that wait are sent, if a call of them would not be full.
     merge_until: Option<Instant>,
-    under_way: HashMap<u64, UnderWay>,
-    last_call: u64,
-    /// Bytes of the shortest text that was too long by itself, as far as is
-    /// known. No proof that another of that length is.
-    too_long: usize,
-    /// Times in a row that the embedder was overloaded.
-    overloads: u32,
-    /// Why the embedder is down, while batches wait for calls made before.
-    outage: Option<String>,
-    /// Batches that fail, and why, once what the embedder still has of them is
-    /// answered.
-    failing: HashMap<u64, String>,
+    under_way: HashMap<CallId, UnderWay>,
+    rests: Rests,
 }
 
 /// A call whose answer is awaited.
 struct UnderWay {
-    call: Call,
+    texts: Vec<TextId>,
     task: AbortHandle,
-}
-
-/// How a call ended.
-struct Ended {
-    id: u64,
-    call: Call,
-    answer: Result<Vec<Vec<f32>>, EmbedError>,
-    /// Why it did not answer a probe after that.
-    down: Option<String>,
-    /// As many calls as allowed were under way when it began.
-    saturated: bool,
 }
 
 /// Withdraws a batch that nobody waits for any more.
@@ -139,11 +105,12 @@ struct Withdraw<'a> {
 impl Drop for Withdraw<'_> {
     fn drop(&mut self) {
         let mut state = self.endpoint.state();
-        if state.requests.forget(self.request) {
-            state.queue.withdraw(self.request);
-            state.failing.remove(&self.request);
-            state.give_up();
+        for text in state.requests.forget(self.request) {
+            state.judge.remove(text);
         }
+        state.end_unawaited();
+        drop(state);
+        self.endpoint.work.notify_one();
     }
 }
 
@@ -152,25 +119,22 @@ impl Endpoint {
         Self {
             embedder,
             settings,
-            governor: Governor::new(),
+            health: Health::new(),
             metrics,
             rates: Rates::new(settings.requests_per_minute, settings.tokens_per_minute),
             spans: CallSpans::default(),
             began: Instant::now(),
+            fingerprints: RandomState::new(),
             state: Mutex::new(State {
-                queue: Queue::default(),
+                judge: Judge::new(settings.judge),
                 requests: Requests::default(),
-                limits: Limits::new(settings.call, settings.calls),
+                limits: Limits::new(settings.calls),
+                said: None,
                 merge_until: None,
                 under_way: HashMap::new(),
-                last_call: 0,
-                too_long: usize::MAX,
-                overloads: 0,
-                outage: None,
-                failing: HashMap::new(),
+                rests: Rests::default(),
             }),
             work: Notify::new(),
-            rest: watch::Sender::new(None),
             demand: watch::Sender::new(Demand::default()),
         }
     }
@@ -184,12 +148,16 @@ impl Endpoint {
     /// dropped. `trace` is that of its job.
     pub(crate) async fn embed(&self, batch: Batch, trace: Option<TraceContext>) -> Outcome {
         let began = Instant::now();
-        let batch = Arc::new(batch);
+        let seq = batch.seq;
         let (reply, answer) = oneshot::channel();
         let request = {
             let mut state = self.state();
+            let batch = Arc::new(batch);
             let request = state.requests.admit(Arc::clone(&batch), trace, reply);
-            state.queue.push(request, &batch);
+            for (text, chunk) in (request..).map(TextId).zip(&batch.chunks) {
+                let fingerprint = self.fingerprints.hash_one(&chunk.text);
+                state.judge.add(text, chunk.text.len(), fingerprint);
+            }
             request
         };
         let _withdraw = Withdraw {
@@ -199,12 +167,10 @@ impl Endpoint {
         self.work.notify_one();
         let outcome = answer.await.unwrap_or_else(|_| Outcome {
             result: crate::plan::BatchResult {
-                seq: batch.seq,
+                seq,
                 ..Default::default()
             },
-            failure: Some(Failure::Job {
-                reason: "the worker stopped embedding".to_owned(),
-            }),
+            failure: Some("the worker stopped embedding".to_owned()),
         });
         let seconds = began.elapsed().as_secs_f64();
         self.metrics.batch_embed.record(seconds);
@@ -213,15 +179,6 @@ impl Endpoint {
 
     /// Sends calls, and probes the embedder when it fails. Never returns.
     pub(crate) async fn run(self: &Arc<Self>) -> Infallible {
-        let (embedder, limit) = (&*self.embedder, self.settings.timeout);
-        tokio::select! {
-            never = self.governor.run(embedder, limit) => never,
-            never = self.dispatch() => never,
-        }
-    }
-
-    /// Sends calls. Never returns.
-    pub(crate) async fn dispatch(self: &Arc<Self>) -> Infallible {
         let mut calls = JoinSet::new();
         loop {
             let most = self.state().limits.calls();
@@ -235,62 +192,40 @@ impl Endpoint {
                 call = self.next_call(), if calls.len() < most => {
                     let saturated = calls.len() + 1 >= most;
                     let mut state = self.state();
-                    state.last_call += 1;
-                    let id = state.last_call;
-                    let traces = state.requests.traces(&call);
-                    let retries = state.retries(&call);
-                    let running = Arc::clone(self).call(id, call.clone(), saturated, (traces, retries));
-                    let task = calls.spawn(running);
-                    state.under_way.insert(id, UnderWay { call, task });
+                    let id = call.id();
+                    let (texts, work) = match call {
+                        Call::Probe(_, bytes) => (Vec::new(), Work::Probe(bytes)),
+                        Call::Embed(_, sent) => {
+                            let texts = sent.iter().map(|(text, _)| *text).collect();
+                            (texts, Work::Embed(state.requests.take(&sent)))
+                        }
+                    };
+                    let task = calls.spawn(Arc::clone(self).call(id, work, saturated));
+                    state.under_way.insert(id, UnderWay { texts, task });
                 }
             }
         }
     }
 
-    /// Waits for texts and takes those of the next call. Loses nothing when it
-    /// is dropped.
+    /// Waits until something is to be sent. Loses nothing when it is dropped.
     async fn next_call(&self) -> Call {
         loop {
-            let work = self.work.notified();
-            let said = self.governor.fit().await;
-            self.rested().await;
-            let until = {
-                let mut state = self.state();
-                state.limits.keep_within(&said.limits);
-                state.outage = None;
-                let wanted = self.demand.borrow().unanswered();
-                let is_all = wanted <= state.texts() && !state.queue.is_empty();
-                if (is_all || state.queue.fills(state.limits.size()))
-                    && let Some(call) = state.next_call()
-                {
-                    return call;
-                }
-                state.merge_until()
-            };
-            let Some(until) = until else {
-                work.await;
-                continue;
-            };
-            if timeout_at(until, work).await.is_err()
-                && let Some(call) = self.state().next_call()
+            let mut work = pin!(self.work.notified());
+            let rest = self.state().rests.until();
+            if let Some(until) = rest {
+                sleep_until(until).await;
+            }
+            let wanted = self.demand.borrow().unanswered();
+            let merge_until = self.state().merge_until(wanted);
+            if let Some(until) = merge_until
+                && timeout_at(until, &mut work).await.is_ok()
             {
+                continue;
+            }
+            if let Some(call) = self.state().next_call() {
                 return call;
             }
-        }
-    }
-
-    /// Waits while the embedder wants to be left alone.
-    async fn rested(&self) {
-        let mut rest = self.rest.subscribe();
-        loop {
-            let until = *rest.borrow_and_update();
-            match until {
-                Some(until) if until > Instant::now() => tokio::select! {
-                    () = sleep_until(until) => {}
-                    _ = rest.changed() => {}
-                },
-                _ => return,
-            }
+            work.await;
         }
     }
 
@@ -301,29 +236,19 @@ impl Endpoint {
 }
 
 impl State {
-    /// How often the embedder failed these texts, or whatever was sent it last,
-    /// for no fault of theirs.
-    fn retries(&self, call: &Call) -> u32 {
-        let timeouts = call.texts.iter().map(|text| u32::from(text.timeouts)).max();
-        timeouts.unwrap_or(0) + self.overloads
-    }
-
-    /// How many texts are here, waiting or at the embedder.
-    fn texts(&self) -> usize {
-        let under_way = self.under_way.values();
-        let under_way = under_way.map(|under_way| under_way.call.texts.len());
-        self.queue.texts() + under_way.sum::<usize>()
-    }
-
     fn next_call(&mut self) -> Option<Call> {
         self.merge_until = None;
-        self.queue.next(self.limits.size())
+        self.judge.next()
     }
 
-    /// When the texts that wait are sent, however few there are; `None` when
-    /// none wait. Those that still come do not make it later.
-    fn merge_until(&mut self) -> Option<Instant> {
-        if self.queue.is_empty() {
+    /// When the texts that wait are sent, if more may come to travel with them.
+    /// Those that still come do not make it later. `wanted`: how many texts the
+    /// sessions are to bring, or have brought.
+    fn merge_until(&mut self, wanted: usize) -> Option<Instant> {
+        let under_way = self.under_way.values();
+        let under_way: usize = under_way.map(|call| call.texts.len()).sum();
+        let is_all = wanted <= self.judge.len();
+        if is_all || self.judge.len() <= under_way || self.judge.is_full() {
             self.merge_until = None;
             return None;
         }
@@ -332,17 +257,28 @@ impl State {
     }
 
     /// Ends the calls that nobody waits for any more.
-    fn give_up(&mut self) {
+    fn end_unawaited(&mut self) {
         let requests = &self.requests;
-        let awaited = |text: &Text| requests.contains(text.request);
-        let given_up = self
-            .under_way
-            .extract_if(|_, under_way| !under_way.call.texts.iter().any(awaited));
-        for (_, UnderWay { call, task }) in given_up {
+        let unawaited = self.under_way.extract_if(|_, call| {
+            let mut texts = call.texts.iter();
+            !call.texts.is_empty() && !texts.any(|text| requests.contains(*text))
+        });
+        for (id, UnderWay { task, .. }) in unawaited {
             task.abort();
-            let mut call = call;
-            call.retain(awaited);
-            self.queue.put_back_untried(call);
+            self.judge.cancelled(id);
+        }
+    }
+
+    /// Gives back the batches of which nothing is under way.
+    fn give_back(&mut self, reason: &str) {
+        let texts = self.under_way.values().flat_map(|call| &call.texts);
+        let busy: HashSet<u64> = texts.filter_map(|text| self.requests.of(*text)).collect();
+        for request in self.requests.names() {
+            if !busy.contains(&request) {
+                for text in self.requests.fail(request, reason) {
+                    self.judge.remove(text);
+                }
+            }
         }
     }
 }

@@ -10,7 +10,7 @@ mod backoff;
 mod claimer;
 mod coordinator;
 mod endpoint;
-mod governor;
+mod health;
 mod http;
 mod metrics;
 mod plan;

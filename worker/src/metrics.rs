@@ -2,9 +2,10 @@
 //! `/metrics` of `--http-listen`. `docs/metrics.md` says what question each
 //! answers.
 
+use weir_embedder::judge::CallSize;
 use weir_metrics::{Counter, Gauge, Histogram, Metric, Open, Page};
 
-use crate::embedder::{EmbedError, EmbedderKind};
+use crate::embedder::{EmbedError, EmbedderKind, Embedding};
 
 const BUILD_INFO: Metric = Metric::new(
     "weir_build_info",
@@ -193,19 +194,20 @@ impl Metrics {
         Open::new(&self.leases_open)
     }
 
-    /// A call of so many texts and tokens ended after `seconds`.
-    pub(crate) fn called<T>(
+    /// A call of this size ended after `seconds`.
+    pub(crate) fn called(
         &self,
-        answer: &Result<T, EmbedError>,
-        (texts, tokens): (usize, usize),
+        answer: &Result<Vec<Embedding>, EmbedError>,
+        size: CallSize,
         seconds: f64,
     ) {
         let calls = &self.calls;
         calls.duration.record(seconds);
         let outcome = match answer {
-            Ok(_) => {
-                calls.texts.increment(texts as u64);
-                calls.tokens.increment(tokens as u64);
+            Ok(vectors) => {
+                let usable = vectors.iter().flatten().count();
+                calls.texts.increment(usable as u64);
+                calls.tokens.increment(size.tokens as u64);
                 &calls.ok
             }
             Err(EmbedError::Input { .. }) => &calls.input,
@@ -214,7 +216,8 @@ impl Metrics {
             Err(EmbedError::Overloaded { .. }) => &calls.overloaded,
             Err(EmbedError::Embedder { .. }) => &calls.embedder,
             Err(EmbedError::Timeout { .. }) => &calls.timeout,
-            Err(EmbedError::Transient { .. }) => &calls.transient,
+            // Told apart only for what is tried next.
+            Err(EmbedError::Broken { .. } | EmbedError::Transient { .. }) => &calls.transient,
         };
         outcome.increment(1);
     }

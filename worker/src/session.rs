@@ -19,7 +19,7 @@ use weir_telemetry::{TraceContext, Tracer};
 use crate::{
     config::{Config, Model},
     coordinator::{Coordinator, Event, HandBack, Lease},
-    endpoint::{Endpoint, Failure, Outcome, Share},
+    endpoint::{Endpoint, Outcome, Share},
     metrics::LeasesEnded,
     plan::{self, Held},
 };
@@ -51,7 +51,7 @@ impl Context {
         }
         let refusal = self.refusal.borrow().clone();
         let no_claim = || refusal.map(|reason| format!("cannot claim jobs: {reason}"));
-        self.endpoint.governor.ailment().or_else(no_claim)
+        self.endpoint.health.ailment().or_else(no_claim)
     }
 }
 
@@ -209,7 +209,7 @@ impl<'a> Session<'a> {
             tokio::select! {
                 biased;
                 () = context.shutdown.cancelled(), if may_drain => self.drain(),
-                reason = context.endpoint.governor.down(), if may_pause => {
+                reason = context.endpoint.health.down(), if may_pause => {
                     self.stop(HandBack::EmbedderDown, reason);
                 }
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
@@ -248,7 +248,7 @@ impl<'a> Session<'a> {
 
     /// Takes in what became of the batch in the embedder.
     fn embedded(&mut self, outcome: Outcome) {
-        // What a failing call did embed is not lost.
+        // What was embedded before the embedder failed is not lost.
         if outcome.result.is_empty() {
             self.held.forget(outcome.result.seq);
         } else {
@@ -258,12 +258,8 @@ impl<'a> Session<'a> {
             self.link.send(result);
             self.held.embedded(outcome.result);
         }
-        match outcome.failure {
-            None => {}
-            Some(Failure::Embedder { reason }) => {
-                self.stop(HandBack::EmbedderDown, reason);
-            }
-            Some(Failure::Job { reason }) => self.stop(HandBack::Fail, reason),
+        if let Some(reason) = outcome.failure {
+            self.stop(HandBack::EmbedderDown, reason);
         }
     }
 

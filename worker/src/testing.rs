@@ -19,10 +19,10 @@ use tracing::subscriber::DefaultGuard;
 
 use crate::{
     config::{Config, Model},
-    embedder::{EmbedError, Embedder, Limits, Probe},
+    embedder::{EmbedError, Embedder, Embedding, Limits, Probe},
 };
 
-type Answer = Result<Vec<Vec<f32>>, EmbedError>;
+type Answer = Result<Vec<Embedding>, EmbedError>;
 
 /// Long enough for any machine; reached only by a test that fails.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -91,10 +91,10 @@ impl Embedder for FakeEmbedder {
         answered.await.expect(gone)
     }
 
-    async fn probe(&self) -> Result<Probe, EmbedError> {
+    async fn probe(&self, _: usize) -> Result<Probe, EmbedError> {
         let vectors = self.embed(&["probe"]).await?;
         Ok(Probe {
-            dimension: vectors[0].len(),
+            dimension: vectors[0].as_ref().map_or(0, Vec::len),
             limits: Limits::default(),
         })
     }
@@ -116,11 +116,23 @@ impl EmbedCalls {
         self.0.try_recv().is_err()
     }
 
+    /// Returns the next call, which is a probe.
+    pub(crate) async fn probe(&mut self) -> EmbedCall {
+        let call = self.next().await;
+        assert_eq!(call.texts, ["probe"]);
+        call
+    }
+
     /// Answers every call from now on with the vectors of its texts.
-    pub(crate) fn answer_all(mut self) {
+    pub(crate) fn answer_all(self) {
+        self.answer_with(EmbedCall::succeed);
+    }
+
+    /// Answers every call from now on.
+    pub(crate) fn answer_with(mut self, answer: impl Fn(EmbedCall) + Send + 'static) {
         tokio::spawn(async move {
             while let Some(call) = self.0.recv().await {
-                call.succeed();
+                answer(call);
             }
         });
     }
@@ -128,7 +140,7 @@ impl EmbedCalls {
 
 impl EmbedCall {
     pub(crate) fn succeed(self) {
-        let vectors = self.texts.iter().map(|text| vector(text)).collect();
+        let vectors = self.texts.iter().map(|text| Ok(vector(text))).collect();
         self.answer(Ok(vectors));
     }
 
@@ -146,11 +158,6 @@ impl EmbedCall {
             reason,
             retry_after: None,
         }));
-    }
-
-    pub(crate) fn fail(self, reason: &str) {
-        let reason = reason.to_owned();
-        self.answer(Err(EmbedError::Transient { reason }));
     }
 
     pub(crate) fn answer(self, answer: Answer) {

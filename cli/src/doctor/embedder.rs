@@ -52,18 +52,22 @@ async fn probe(model: &Model) -> anyhow::Result<String> {
     let settings = &model.settings.embedder;
     let embedder = embedder::build(settings, &model.name).await?;
     let before = Instant::now();
-    let probe = embedder.probe().await?;
+    let probe = embedder.probe(0).await?;
     let first = before.elapsed();
     // The first call may load the model; those that follow are what a job sees.
     let before = Instant::now();
-    embedder.embed(&["probe"]).await?;
+    let vectors = embedder.embed(&["probe"]).await?;
+    let took = before.elapsed();
+    for vector in vectors {
+        vector.map_err(anyhow::Error::msg)?;
+    }
     let kind = settings.embedder.to_possible_value();
     Ok(format!(
         "{} makes vectors of {} numbers; first answer in {} ms, the next in {} ms{}",
         kind.as_ref().map_or("it", |kind| kind.get_name()),
         probe.dimension,
         first.as_millis(),
-        before.elapsed().as_millis(),
+        took.as_millis(),
         limits(&probe.limits)
     ))
 }

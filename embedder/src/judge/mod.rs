@@ -448,6 +448,22 @@ impl Judge {
             .count()
     }
 
+    /// Takes in that a call was given up before it ended, because nobody waits
+    /// for its texts any more: it proves nothing.
+    pub fn cancelled(&mut self, id: CallId) {
+        let Some(UnderWay { what, .. }) = self.under_way.remove(&id) else {
+            return;
+        };
+        if let Sent::Task(mut task, _) = what {
+            task.texts = self.known(task.texts);
+            if task.texts.is_empty() {
+                self.put_back(task.rest);
+            } else {
+                self.tasks.push_front(task);
+            }
+        }
+    }
+
     /// Takes in how a call ended and returns what that proves.
     pub fn answered(&mut self, id: CallId, answer: Answer) -> Vec<Verdict> {
         let Some(UnderWay { what, began }) = self.under_way.remove(&id) else {

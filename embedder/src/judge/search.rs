@@ -546,7 +546,7 @@ impl Judge {
     }
 
     /// Keeps the texts that somebody still waits for.
-    fn known(&self, mut texts: Vec<TextId>) -> Vec<TextId> {
+    pub(super) fn known(&self, mut texts: Vec<TextId>) -> Vec<TextId> {
         texts.retain(|id| self.texts.contains_key(id));
         texts
     }

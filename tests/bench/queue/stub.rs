@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use weir_tests::cluster::MODEL;
 use weir_worker::{
     Config, Served,
-    embedder::{EmbedError, Embedder, Limits, Probe},
+    embedder::{EmbedError, Embedder, Embedding, Limits, Probe},
     telemetry,
 };
 
@@ -38,7 +38,7 @@ struct Stub {
 
 #[async_trait]
 impl Embedder for Stub {
-    async fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
+    async fn embed(&self, texts: &[&str]) -> Result<Vec<Embedding>, EmbedError> {
         if !self.delay.is_zero() {
             // The runtime's own clock is late by up to a millisecond, which were measured as the worker's.
             let delay = self.delay;
@@ -47,12 +47,12 @@ impl Embedder for Stub {
         }
         let vector = |text: &&str| {
             let place = text.bytes().map(usize::from).sum::<usize>();
-            self.vectors[place % VECTORS].clone()
+            Ok(self.vectors[place % VECTORS].clone())
         };
         Ok(texts.iter().map(vector).collect())
     }
 
-    async fn probe(&self) -> Result<Probe, EmbedError> {
+    async fn probe(&self, _: usize) -> Result<Probe, EmbedError> {
         Ok(Probe {
             dimension: self.vectors[0].len(),
             limits: Limits::default(),

@@ -4,13 +4,11 @@ use std::{ffi::OsString, fs, num::NonZeroU32, path::Path};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, CommandFactory as _, FromArgMatches as _};
+use weir_embedder::judge::{self, CallSize};
 use weir_proto::limits;
 
 use super::Config;
-use crate::{
-    embedder::EmbedderConfig,
-    endpoint::{Settings, limits::CallSize},
-};
+use crate::{embedder::EmbedderConfig, endpoint::Settings};
 
 /// How texts are embedded with a model.
 #[derive(Debug, Clone, Args)]
@@ -61,13 +59,15 @@ impl ModelSettings {
     /// How the embedder is used.
     pub(crate) fn endpoint(&self) -> Settings {
         Settings {
-            call: CallSize {
-                texts: self.batch_size as usize,
-                tokens: self.batch_tokens as usize,
+            judge: judge::Settings {
+                ceiling: CallSize {
+                    texts: self.batch_size as usize,
+                    tokens: self.batch_tokens as usize,
+                },
+                shortest: SHORTEST_TEXT,
             },
             calls: self.embedder_concurrency as usize,
             timeout: self.embedder.embed_timeout,
-            shortest: SHORTEST_TEXT,
             requests_per_minute: self.requests_per_minute,
             tokens_per_minute: self.tokens_per_minute,
         }

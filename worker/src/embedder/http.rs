@@ -158,18 +158,7 @@ impl Server {
         let body = self.read(response, limit.min(MAX_ANSWER_BYTES)).await;
         let body = body.map_err(Failure::Other)?;
         // The parser's own words may quote the answer; its place is enough.
-        vector::parse(&body).map_err(|error| {
-            Failure::Other(self.transient(format_args!(
-                "sent an answer that is not what the API promises (line {}, column {}: {})",
-                error.line(),
-                error.column(),
-                match error.classify() {
-                    serde_json::error::Category::Eof => "it ends early",
-                    serde_json::error::Category::Data => "a field is missing or of another type",
-                    _ => "it is not JSON",
-                }
-            )))
-        })
+        vector::parse(&body).map_err(|error| Failure::Other(self.unreadable(&error)))
     }
 
     /// Returns an answer that is a success. A key that is refused is read

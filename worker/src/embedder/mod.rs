@@ -22,6 +22,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use async_trait::async_trait;
+use weir_embedder::judge::Hint;
 
 use self::checked::Checked;
 pub use self::config::{EmbedderConfig, EmbedderKind};
@@ -29,16 +30,19 @@ pub use self::config::{EmbedderConfig, EmbedderKind};
 /// Turns texts into vectors with one model.
 #[async_trait]
 pub trait Embedder: Send + Sync + 'static {
-    /// Returns one vector for each text, in the order of the texts, all of the
-    /// dimension that the last probe found, every number finite and not all of
-    /// them zero.
-    async fn embed(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError>;
+    /// Returns one vector for each text, in the order of the texts, of the
+    /// dimension that the first probe found.
+    async fn embed(&self, texts: &[&str]) -> Result<Vec<Embedding>, EmbedError>;
 
-    /// Embeds one short text, and asks the server for its limits where it can
-    /// tell them: shows at start that the embedder works, and after an outage
-    /// that it works again.
-    async fn probe(&self) -> Result<Probe, EmbedError>;
+    /// Embeds one harmless text of about so many bytes, the shortest for 0, and
+    /// asks the server for its limits where it can tell them: shows at start
+    /// that the embedder works, and after an outage that it works again.
+    async fn probe(&self, bytes: usize) -> Result<Probe, EmbedError>;
 }
+
+/// The vector of a text, every number finite and not all of them zero; or why
+/// that which the embedder returned cannot be used.
+pub type Embedding = Result<Vec<f32>, String>;
 
 /// What a probe found out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,12 +66,11 @@ pub struct Limits {
     pub concurrent_calls: Option<usize>,
 }
 
-/// Why a call failed, sorted by who is to blame, for that decides what happens
-/// next.
+/// Why a call failed, by what the embedder says. That is a hint and no proof:
+/// what follows from it is judged by what the embedder does with other texts.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum EmbedError {
-    /// A text is longer than the model takes; shortened it may pass. Where
-    /// several were sent, the others may be fine.
+    /// A text is longer than the model takes.
     #[error("{reason}")]
     TooLong {
         /// What the embedder said, for a person.
@@ -75,15 +78,13 @@ pub enum EmbedError {
         /// The place of that text among those sent, where it was named.
         culprit: Option<usize>,
     },
-    /// The texts together are more than the server takes in one call; fewer may
-    /// pass.
+    /// The texts together are more than the server takes in one call.
     #[error("{reason}")]
     TooMany {
         /// What the embedder said, for a person.
         reason: String,
     },
-    /// A text can never be embedded, however short. The same call will fail
-    /// again; some of its texts may be fine alone.
+    /// Something is wrong with the call, perhaps with one of its texts.
     #[error("{reason}")]
     Input {
         /// What the embedder said, for a person.
@@ -91,8 +92,7 @@ pub enum EmbedError {
         /// The place of that text among those sent, where it was named.
         culprit: Option<usize>,
     },
-    /// The embedder works and has too much to do, or a quota is used up: the
-    /// same call may pass later.
+    /// The embedder works and has too much to do, or a quota is used up.
     #[error("{reason}")]
     Overloaded {
         /// What the embedder said, for a person.
@@ -100,8 +100,8 @@ pub enum EmbedError {
         /// How long it asked to be left alone, where it said so.
         retry_after: Option<Duration>,
     },
-    /// The embedder is at fault: unreachable, unauthorised, without the model.
-    /// No job is to blame.
+    /// The embedder can embed nothing: unreachable, unauthorised, without the
+    /// model.
     #[error("{reason}")]
     Embedder {
         /// What the embedder said, for a person.
@@ -109,14 +109,20 @@ pub enum EmbedError {
         /// How long it asked to be left alone, where it said so.
         retry_after: Option<Duration>,
     },
-    /// The call took longer than allowed; fewer texts may take less.
+    /// The call took longer than allowed.
     #[error("{reason}")]
     Timeout {
         /// What happened, for a person.
         reason: String,
     },
-    /// Anything else: a broken answer. Trying again may help; the job is
-    /// charged.
+    /// The connection broke, or the answer did: the embedder may have died,
+    /// perhaps of a text.
+    #[error("{reason}")]
+    Broken {
+        /// What happened, for a person.
+        reason: String,
+    },
+    /// Anything else.
     #[error("{reason}")]
     Transient {
         /// What happened, for a person.
@@ -125,13 +131,35 @@ pub enum EmbedError {
 }
 
 impl EmbedError {
-    /// The place of the text that is to blame among those sent, where the
-    /// embedder named it. A hint: it may be wrong.
-    pub fn culprit(&self) -> Option<usize> {
+    /// Returns what the failure most likely means.
+    pub fn hint(&self) -> Hint {
         match self {
-            Self::TooLong { culprit, .. } | Self::Input { culprit, .. } => *culprit,
+            Self::TooLong { culprit, .. } => Hint::TooLong(*culprit),
+            Self::TooMany { .. } => Hint::TooMuch,
+            Self::Input { culprit, .. } => culprit.map_or(Hint::Unknown, Hint::Text),
+            Self::Overloaded { .. } => Hint::Busy,
+            Self::Embedder { .. } => Hint::Down,
+            Self::Timeout { .. } | Self::Broken { .. } => Hint::Broken,
+            Self::Transient { .. } => Hint::Unknown,
+        }
+    }
+
+    /// Returns how long the embedder asked to be left alone, where it did.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Overloaded { retry_after, .. } | Self::Embedder { retry_after, .. } => {
+                *retry_after
+            }
             _ => None,
         }
+    }
+
+    /// Returns whether fewer calls at a time may help. An embedder that says
+    /// for how long it wants to be left alone counts calls by the minute.
+    pub(crate) fn asks_for_less(&self) -> bool {
+        let is_overloaded =
+            matches!(self, Self::Overloaded { retry_after, .. } if retry_after.is_none());
+        is_overloaded || matches!(self, Self::Timeout { .. })
     }
 }
 

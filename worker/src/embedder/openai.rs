@@ -108,7 +108,7 @@ impl Provider for OpenAi {
         if let Some(dimensions) = self.dimensions
             && let Some(other) = vectors
                 .iter()
-                .find(|vector| vector.len() != dimensions as usize)
+                .find(|vector| !vector.is_empty() && vector.len() != dimensions as usize)
         {
             return Err(EmbedError::Embedder {
                 reason: format!(

@@ -35,6 +35,11 @@ impl<'de> Visitor<'de> for VectorVisitor {
         Ok(Vector(vector))
     }
 
+    /// No vector at all: whoever checks it finds that it holds nothing.
+    fn visit_unit<E: Error>(self) -> Result<Vector, E> {
+        Ok(Vector(Vec::new()))
+    }
+
     fn visit_str<E: Error>(self, text: &str) -> Result<Vector, E> {
         let bytes = BASE64_STANDARD
             .decode(text)

@@ -1,89 +1,124 @@
 //! One call to the embedder, which ends in time and without a panic.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc};
 
 use futures::FutureExt as _;
-use tokio::time::{Instant, timeout};
-use weir_telemetry::TraceContext;
+use tokio::time::{Duration, Instant, timeout};
+use weir_embedder::judge::{CallId, CallSize, estimate_tokens};
 
 use super::{
-    Ended, Endpoint,
-    queue::{Call, Text, size_of},
+    Endpoint,
+    request::{Sent, Text},
     spans,
 };
-use crate::embedder::EmbedError;
+use crate::embedder::{EmbedError, Embedding, Probe};
 
 /// How much longer than it may an embedder is waited for that does not itself
 /// say that it took too long: it knows better what to do about it.
 const BACKSTOP: Duration = Duration::from_millis(50);
 
+/// What a call is for.
+pub(super) enum Work {
+    /// To embed these texts.
+    Embed(Sent),
+    /// To see whether the embedder embeds a text of about so many bytes.
+    Probe(usize),
+}
+
+/// How a call ended.
+pub(super) struct Ended {
+    pub(super) id: CallId,
+    pub(super) size: CallSize,
+    /// As many calls as allowed were under way when it began.
+    pub(super) saturated: bool,
+    pub(super) answer: Result<Answered, EmbedError>,
+}
+
+/// What an embedder answers.
+pub(super) enum Answered {
+    /// A vector for each text, where there is one that can be used.
+    Vectors(Vec<Embedding>),
+    /// What it said of itself.
+    Probe(Probe),
+}
+
 impl Endpoint {
     /// Sends a call when the quotas allow it. `saturated`: as many calls as
-    /// allowed are under way with it. It is recorded in these traces, as what
-    /// was tried so many times before.
-    pub(super) async fn call(
-        self: Arc<Self>,
-        id: u64,
-        call: Call,
-        saturated: bool,
-        (traces, retries): (Vec<TraceContext>, u32),
-    ) -> Ended {
-        let size = size_of(&call.texts);
-        self.rates.wait(size).await;
-        let span = self.spans.begin(traces, &call, retries);
-        let began = Instant::now();
-        let answer = {
-            let texts: Vec<&str> = call.texts.iter().map(Text::as_str).collect();
-            let limit = self.settings.timeout;
-            let answer = AssertUnwindSafe(span.around(self.embedder.embed(&texts))).catch_unwind();
-            let answer = match timeout(limit + BACKSTOP, answer).await {
-                Ok(Ok(answer)) => answer,
-                Ok(Err(_)) => Err(EmbedError::Transient {
-                    reason: "the embedder panicked; its worker's log has the message".to_owned(),
-                }),
-                Err(_) => {
-                    let limit = humantime::format_duration(limit);
-                    Err(EmbedError::Timeout {
-                        reason: format!("the embedder took longer than embed_timeout ({limit})"),
-                    })
-                }
-            };
-            // A vector must never meet another's chunk, whatever an embedder does.
-            answer.and_then(|vectors| match vectors.len() {
-                got if got == texts.len() => Ok(vectors),
-                got => Err(EmbedError::Transient {
-                    reason: format!(
-                        "the embedder answered {got} vectors for {} texts",
-                        texts.len()
-                    ),
-                }),
-            })
+    /// allowed are under way with it.
+    pub(super) async fn call(self: Arc<Self>, id: CallId, work: Work, saturated: bool) -> Ended {
+        let size = match &work {
+            Work::Embed(sent) => size_of(&sent.texts),
+            Work::Probe(bytes) => CallSize {
+                texts: 1,
+                tokens: estimate_tokens(*bytes),
+            },
         };
-        spans::answered(&span, &answer);
-        let seconds = began.elapsed().as_secs_f64();
-        let carried = (size.texts, size.tokens);
-        self.metrics.called(&answer, carried, seconds);
-        let down = match &answer {
-            Err(EmbedError::Transient { .. }) => self.fails_a_probe().await,
-            _ => None,
+        self.rates.wait(size).await;
+        let answer = match work {
+            Work::Probe(bytes) => {
+                let probe = self.bounded(self.embedder.probe(bytes)).await;
+                probe.map(Answered::Probe)
+            }
+            Work::Embed(sent) => self.embed_texts(sent, size).await.map(Answered::Vectors),
         };
         Ended {
             id,
-            call,
-            answer,
-            down,
+            size,
             saturated,
+            answer,
         }
     }
 
-    /// Why the embedder does not answer a probe, if it does not. Asked after a
-    /// call that broke: one embedder dies of a text and is there again, another
-    /// is gone, and breaks every connection that is made to it.
-    async fn fails_a_probe(&self) -> Option<String> {
-        match timeout(self.settings.timeout, self.embedder.probe()).await {
-            Ok(Ok(_)) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(_) => Some("the embedder does not answer a probe in time".to_owned()),
+    async fn embed_texts(&self, sent: Sent, size: CallSize) -> Result<Vec<Embedding>, EmbedError> {
+        let span = self.spans.begin(sent.traces, size, sent.retries);
+        let began = Instant::now();
+        let texts: Vec<&str> = sent.texts.iter().map(Text::as_str).collect();
+        let answer = span.around(self.bounded(self.embedder.embed(&texts))).await;
+        // A vector must never meet another's chunk, whatever an embedder does.
+        let answer = answer.and_then(|vectors| match vectors.len() {
+            got if got == texts.len() => Ok(vectors),
+            got => Err(EmbedError::Transient {
+                reason: format!(
+                    "the embedder answered {got} vectors for {} texts",
+                    texts.len()
+                ),
+            }),
+        });
+        spans::answered(&span, &answer);
+        let seconds = began.elapsed().as_secs_f64();
+        self.metrics.called(&answer, size, seconds);
+        answer
+    }
+
+    /// Has a call end in time, and without a panic.
+    async fn bounded<T>(
+        &self,
+        call: impl Future<Output = Result<T, EmbedError>>,
+    ) -> Result<T, EmbedError> {
+        let limit = self.settings.timeout;
+        let call = AssertUnwindSafe(call).catch_unwind();
+        match timeout(limit + BACKSTOP, call).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(EmbedError::Transient {
+                reason: "the embedder panicked; its worker's log has the message".to_owned(),
+            }),
+            Err(_) => {
+                let limit = humantime::format_duration(limit);
+                Err(EmbedError::Timeout {
+                    reason: format!("the embedder took longer than embed_timeout ({limit})"),
+                })
+            }
         }
+    }
+}
+
+/// The size of a call with these texts.
+fn size_of(texts: &[Text]) -> CallSize {
+    let tokens = texts
+        .iter()
+        .map(|text| estimate_tokens(text.as_str().len()));
+    CallSize {
+        texts: texts.len(),
+        tokens: tokens.sum(),
     }
 }

@@ -1,7 +1,7 @@
 //! How much the sessions want of an endpoint, so that no more is claimed than it
 //! can be given, and how it stands.
 
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::watch;
 
 use super::Endpoint;
 
@@ -61,16 +61,14 @@ impl Endpoint {
     /// Shows how the embedder is now.
     pub(crate) fn show(&self) {
         let shown = &self.metrics.embedder;
-        shown.up.set(f64::from(self.governor.ailment().is_none()));
-        let resting = self
-            .rest
-            .borrow()
-            .is_some_and(|until| until > Instant::now());
-        shown.resting.set(f64::from(resting));
+        let ailment = self.health.ailment();
+        shown.up.set(f64::from(ailment.is_none()));
         let state = self.state();
+        let resting = ailment.is_none() && state.rests.until().is_some();
+        shown.resting.set(f64::from(resting));
         shown.under_way.set(state.under_way.len() as f64);
         shown.allowed.set(state.limits.calls() as f64);
-        shown.texts_allowed.set(state.limits.size().texts as f64);
+        shown.texts_allowed.set(state.judge.size().texts as f64);
     }
 
     /// Waits until the sessions want less than the embedder can be given, and
@@ -79,9 +77,9 @@ impl Endpoint {
         let mut demand = self.demand.subscribe();
         loop {
             let most = {
-                let limits = &self.state().limits;
+                let state = self.state();
                 // The calls under way, and as much again that is ready to follow.
-                2 * limits.calls() * limits.size().texts
+                2 * state.limits.calls() * state.judge.size().texts
             };
             let wanted = demand.borrow_and_update().texts;
             if wanted < most {

@@ -4,8 +4,7 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use leaky_bucket::RateLimiter;
-
-use super::limits::CallSize;
+use weir_embedder::judge::CallSize;
 
 /// Parts of a minute that are given out at once.
 const PARTS: u32 = 60;

@@ -1,36 +1,57 @@
 //! What the sessions ask of an endpoint, and how far it is.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use tokio::sync::oneshot;
+use weir_embedder::judge::TextId;
 use weir_telemetry::TraceContext;
 
-use super::queue::{Call, Text};
 use crate::plan::{Batch, BatchResult, Embedded, MAX_REJECTION_BYTES};
 
-/// What became of a batch. The result covers all of it, unless a failure kept
-/// some of its chunks from an outcome.
+/// What became of a batch.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) result: BatchResult,
-    pub(crate) failure: Option<Failure>,
+    /// Why some of its chunks got no outcome. No job is to blame for that.
+    pub(crate) failure: Option<String>,
 }
 
-/// Why the rest of a batch got no outcome.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Failure {
-    /// The embedder is at fault; no job is to blame.
-    Embedder { reason: String },
-    /// The job is charged.
-    Job { reason: String },
+/// A text that is sent.
+#[derive(Debug)]
+pub(super) struct Text {
+    batch: Arc<Batch>,
+    place: usize,
+    bytes: usize,
 }
 
-/// The batches that are being embedded.
+impl Text {
+    pub(super) fn as_str(&self) -> &str {
+        beginning(&self.batch.chunks[self.place].text, self.bytes)
+    }
+}
+
+/// The first so many bytes of a text, or a little less.
+fn beginning(text: &str, bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes)]
+}
+
+/// What is sent in one call.
+#[derive(Debug)]
+pub(super) struct Sent {
+    pub(super) texts: Vec<Text>,
+    /// The sampled traces of their jobs, each once.
+    pub(super) traces: Vec<TraceContext>,
+    /// In how many calls before this one the oldest of them was.
+    pub(super) retries: u32,
+}
+
+/// The batches that are being embedded, each by the name of its first text; the
+/// others are named by the numbers that follow.
 #[derive(Debug, Default)]
-pub(crate) struct Requests {
-    open: HashMap<u64, Request>,
-    last: u64,
+pub(super) struct Requests {
+    open: BTreeMap<u64, Request>,
+    next: u64,
 }
 
 #[derive(Debug)]
@@ -38,6 +59,8 @@ struct Request {
     batch: Arc<Batch>,
     trace: Option<TraceContext>,
     settled: Vec<Option<Settled>>,
+    /// In how many calls each text was.
+    calls: Vec<u32>,
     left: usize,
     reply: oneshot::Sender<Outcome>,
 }
@@ -50,116 +73,156 @@ enum Settled {
 }
 
 impl Requests {
-    /// Takes a batch in and names it.
-    pub(crate) fn admit(
+    /// Takes a batch in, which is not empty, and names it.
+    pub(super) fn admit(
         &mut self,
         batch: Arc<Batch>,
         trace: Option<TraceContext>,
         reply: oneshot::Sender<Outcome>,
     ) -> u64 {
-        self.last += 1;
+        let name = self.next;
         let left = batch.chunks.len();
-        let settled = batch.chunks.iter().map(|_| None).collect();
+        self.next += left as u64;
         let request = Request {
+            settled: batch.chunks.iter().map(|_| None).collect(),
+            calls: vec![0; left],
             batch,
             trace,
-            settled,
             left,
             reply,
         };
-        self.open.insert(self.last, request);
-        self.last
+        self.open.insert(name, request);
+        name
     }
 
-    /// The sampled traces of the jobs whose texts travel together, each once.
-    pub(crate) fn traces(&self, call: &Call) -> Vec<TraceContext> {
-        let mut traces = Vec::new();
-        for texts in call.texts.chunk_by(|a, b| a.request == b.request) {
-            let request = texts.first().and_then(|text| self.open.get(&text.request));
-            if let Some(trace) = request.and_then(|request| request.trace)
+    /// Returns what is sent of these texts.
+    pub(super) fn take(&mut self, sent: &[(TextId, usize)]) -> Sent {
+        let mut call = Sent {
+            texts: Vec::with_capacity(sent.len()),
+            traces: Vec::new(),
+            retries: 0,
+        };
+        for (text, bytes) in sent {
+            // The judge is told when a batch goes.
+            let Some((request, place)) = self.find(*text) else {
+                debug_assert!(false, "the judge sends a text that was removed");
+                continue;
+            };
+            call.texts.push(Text {
+                batch: Arc::clone(&request.batch),
+                place,
+                bytes: *bytes,
+            });
+            call.retries = call.retries.max(request.calls[place]);
+            request.calls[place] += 1;
+            if let Some(trace) = request.trace
                 && trace.sampled
-                && !traces.contains(&trace)
+                && !call.traces.contains(&trace)
             {
-                traces.push(trace);
+                call.traces.push(trace);
             }
         }
-        traces
+        call
     }
 
-    pub(crate) fn contains(&self, request: u64) -> bool {
-        self.open.contains_key(&request)
+    /// Returns the batch of a text, if it is still waited for.
+    pub(super) fn of(&self, text: TextId) -> Option<u64> {
+        let (name, request) = self.open.range(..=text.0).next_back()?;
+        (text.0 - name < request.settled.len() as u64).then_some(*name)
     }
 
-    /// Lets go of a batch that nobody waits for; `false` when it was answered.
-    pub(crate) fn forget(&mut self, request: u64) -> bool {
-        self.open.remove(&request).is_some()
+    /// Returns whether a text is still waited for.
+    pub(super) fn contains(&self, text: TextId) -> bool {
+        self.of(text).is_some()
     }
 
-    /// A text has its vector.
-    pub(crate) fn embedded(&mut self, text: &Text, vector: &[f32]) {
-        let chars = text
-            .is_short()
-            .then(|| text.as_str().chars().count() as u32);
+    fn find(&mut self, text: TextId) -> Option<(&mut Request, usize)> {
+        let name = self.of(text)?;
+        let place = (text.0 - name) as usize;
+        Some((self.open.get_mut(&name)?, place))
+    }
+
+    /// Lets go of a batch that nobody waits for, and returns its texts; none
+    /// when it was answered.
+    pub(super) fn forget(&mut self, name: u64) -> impl Iterator<Item = TextId> + use<> {
+        let request = self.open.remove(&name);
+        texts(name, request.as_ref())
+    }
+
+    /// The first so many bytes of a text have their vector.
+    pub(super) fn embedded(&mut self, text: TextId, bytes: usize, vector: &[f32]) {
+        let Some((request, place)) = self.find(text) else {
+            return;
+        };
+        let whole = &request.batch.chunks[place].text;
+        let sent = beginning(whole, bytes);
+        let chars = (sent.len() < whole.len()).then(|| sent.chars().count() as u32);
         self.settle(text, Settled::Embedded(pack(vector), chars));
     }
 
     /// A text can never be embedded.
-    pub(crate) fn rejected(&mut self, text: &Text, reason: &str) {
+    pub(super) fn rejected(&mut self, text: TextId, reason: &str) {
         self.settle(text, Settled::Rejected(rejection(reason)));
     }
 
-    fn settle(&mut self, text: &Text, settled: Settled) {
+    fn settle(&mut self, text: TextId, settled: Settled) {
         // A batch that nobody waits for any more has been forgotten.
-        let Some(request) = self.open.get_mut(&text.request) else {
+        let Some((request, place)) = self.find(text) else {
             return;
         };
-        if request.settled[text.place].replace(settled).is_none() {
+        if request.settled[place].replace(settled).is_none() {
             request.left -= 1;
         }
-        if request.left == 0 {
-            self.answer(text.request, None);
+        if request.left == 0
+            && let Some(name) = self.of(text)
+            && let Some(request) = self.open.remove(&name)
+        {
+            request.answer(None);
         }
     }
 
-    /// A batch cannot be embedded any further.
-    pub(crate) fn fail(&mut self, request: u64, failure: Failure) {
-        self.answer(request, Some(failure));
+    /// A batch cannot be embedded any further. Returns its texts.
+    pub(super) fn fail(&mut self, name: u64, reason: &str) -> impl Iterator<Item = TextId> + use<> {
+        let request = self.open.remove(&name);
+        let texts = texts(name, request.as_ref());
+        if let Some(request) = request {
+            request.answer(Some(reason.to_owned()));
+        }
+        texts
     }
 
     /// The batches that are not embedded yet.
-    pub(crate) fn ids(&self) -> Vec<u64> {
+    pub(super) fn names(&self) -> Vec<u64> {
         self.open.keys().copied().collect()
     }
+}
 
-    fn answer(&mut self, request: u64, failure: Option<Failure>) {
-        let Some(Request {
-            batch,
-            settled,
-            reply,
-            ..
-        }) = self.open.remove(&request)
-        else {
-            return;
-        };
+fn texts(name: u64, request: Option<&Request>) -> impl Iterator<Item = TextId> + use<> {
+    let count = request.map_or(0, |request| request.settled.len()) as u64;
+    let numbers: Range<u64> = name..name + count;
+    numbers.map(TextId)
+}
+
+impl Request {
+    fn answer(self, failure: Option<String>) {
         let mut result = BatchResult {
-            seq: batch.seq,
+            seq: self.batch.seq,
             ..BatchResult::default()
         };
-        for (chunk, settled) in batch.chunks.iter().zip(settled) {
+        for (chunk, settled) in self.batch.chunks.iter().zip(self.settled) {
+            let key = || chunk.key.clone();
             match settled {
                 Some(Settled::Embedded(vector, chars)) => result.embedded.push(Embedded {
-                    key: chunk.key.clone(),
+                    key: key(),
                     vector,
                     chars,
                 }),
-                Some(Settled::Rejected(reason)) => {
-                    result.rejected.push((chunk.key.clone(), reason));
-                }
+                Some(Settled::Rejected(reason)) => result.rejected.push((key(), reason)),
                 None => {}
             }
         }
         // Nobody waits any more: the lease is gone.
-        let _ = reply.send(Outcome { result, failure });
+        let _ = self.reply.send(Outcome { result, failure });
     }
 }
 

@@ -1,29 +1,68 @@
 //! What follows from how a call ended.
 
-use std::{collections::HashSet, time::Duration};
+use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::info;
+use tracing::{debug, info};
+use weir_embedder::judge::{Answer, CallSize, Verdict};
 
 use super::{
-    Ended, Endpoint, FIRST_REST, LONGEST_REST, MOST_TIMEOUTS, State,
-    blame::Fault,
-    limits::CallSize,
-    queue::{Accused, Call, Text, size_of},
-    request::Failure,
+    Endpoint, State,
+    call::{Answered, Ended},
 };
-use crate::embedder::EmbedError;
+use crate::embedder::{EmbedError, Embedding};
 
-/// A call that got no vectors.
-struct Failed {
-    /// What is still wanted of it.
-    call: Call,
-    /// All that was sent.
-    size: CallSize,
-    /// Several requests were in it.
-    shared: bool,
-    /// The text that the embedder blames.
-    named: Option<Text>,
+/// An embedder that needs more patience than this before anything passes is
+/// down: the jobs go back to the queue meanwhile. Less than a lease, and long
+/// enough for a quota that is counted by the minute.
+const LONGEST_REST: Duration = Duration::from_secs(90);
+/// The rest after the first time that an embedder wants one and does not say
+/// for how long; doubles with each time after it.
+const FIRST_REST: Duration = Duration::from_millis(500);
+/// How long after a probe that failed the next one follows.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// However long an embedder that is down asks to be left alone, it is probed
+/// by then.
+const LONGEST_PROBE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// How long the embedder is left alone.
+#[derive(Debug, Default)]
+pub(super) struct Rests {
+    until: Option<Instant>,
+    /// Rests since something passed, and how long they were together.
+    count: u32,
+    total: Duration,
+}
+
+impl Rests {
+    /// Until when nothing is sent, if it is still to come.
+    pub(super) fn until(&self) -> Option<Instant> {
+        self.until.filter(|until| *until > Instant::now())
+    }
+
+    /// Forgets how many there were: something passed.
+    fn passed(&mut self) {
+        (self.count, self.total) = (0, Duration::ZERO);
+    }
+
+    /// Lengthens the rest to what the embedder asked for, or doubles it.
+    /// Returns the new one, if it is longer.
+    fn rest(&mut self, asked: Option<Duration>) -> Option<Duration> {
+        let now = Instant::now();
+        let from = self.until();
+        let rest = match (asked, from) {
+            (Some(asked), _) => asked,
+            // It was sent before the rest that has begun.
+            (None, Some(_)) => return None,
+            (None, None) => FIRST_REST * 2_u32.saturating_pow(self.count.min(16)),
+        };
+        let (from, until) = (from.unwrap_or(now), now + rest);
+        let longer = until.checked_duration_since(from)?;
+        self.count += 1;
+        self.total += longer;
+        self.until = Some(until);
+        Some(rest)
+    }
 }
 
 impl Endpoint {
@@ -33,217 +72,113 @@ impl Endpoint {
             // It was given up a moment before it ended.
             return;
         }
-        match ended.answer {
-            Ok(ref vectors) => {
-                self.governor.worked();
-                state.embedded(&ended, vectors, self.began.elapsed());
-            }
-            Err(error) => {
-                let named = error.culprit().and_then(|at| ended.call.texts.get(at));
-                let failed = Failed {
-                    size: size_of(&ended.call.texts),
-                    shared: ended.call.is_shared(),
-                    named: named.cloned(),
-                    // What was withdrawn meanwhile is not sent again.
-                    call: state.wanted_of(ended.call),
-                };
-                self.failed(&mut state, failed, error);
-                if let Some(reason) = ended.down {
-                    // Only what broke is charged, and only once.
-                    self.down(&mut state, &reason, None);
+        let retry_after = ended
+            .answer
+            .as_ref()
+            .err()
+            .and_then(EmbedError::retry_after);
+        let (answer, vectors) = self.learn(&mut state, ended.answer, ended.size, ended.saturated);
+        let failure = match &answer {
+            Answer::Failed { reason, .. } => reason.clone(),
+            Answer::Vectors(_) => String::new(),
+        };
+        for verdict in state.judge.answered(ended.id, answer) {
+            match verdict {
+                Verdict::Embedded { text, place, bytes } => {
+                    if let Some(Ok(vector)) = vectors.get(place) {
+                        state.requests.embedded(text, bytes, vector);
+                    }
                 }
+                Verdict::Rejected { text, reason } => state.requests.rejected(text, &reason),
+                Verdict::Fit => self.fit(&mut state),
+                Verdict::Down { reason } => self.down(&mut state, &reason, retry_after),
+                Verdict::Rest => self.rest(&mut state, &failure, retry_after),
             }
         }
-        state.fail_idle();
+        if let Some(reason) = self.health.ailment() {
+            state.give_back(&reason);
+        }
         drop(state);
         self.work.notify_one();
     }
 
-    fn failed(&self, state: &mut State, failed: Failed, error: EmbedError) {
-        let Failed {
-            mut call,
-            size,
-            shared,
-            named,
-        } = failed;
-        let alone = size.texts == 1;
-        let first_try = call.rest.is_empty() && call.accused.is_none();
-        state.queue.put_back(std::mem::take(&mut call.rest));
-        let too_long = |reason| Fault {
-            reason,
-            floor: Some(self.settings.shortest),
-            alone,
-        };
-        match error {
-            EmbedError::Input { reason, .. } => {
-                let fault = Fault {
-                    reason,
-                    floor: None,
-                    alone,
-                };
-                state.blame(call, named, &fault);
+    /// Takes what it can from an answer, and puts it for the judge.
+    fn learn(
+        &self,
+        state: &mut State,
+        answer: Result<Answered, EmbedError>,
+        size: CallSize,
+        saturated: bool,
+    ) -> (Answer, Vec<Embedding>) {
+        match answer {
+            Ok(Answered::Probe(probe)) => {
+                state.said = Some(probe);
+                state.rests.passed();
+                (Answer::Vectors(vec![None]), Vec::new())
             }
-            EmbedError::TooLong { reason, .. } => {
-                let named = named.or_else(|| call.longest(first_try));
-                state.blame(call, named, &too_long(reason));
-            }
-            EmbedError::TooMany { reason } => {
-                state.limits.too_many(size);
-                if alone {
-                    state.blame(call, None, &too_long(reason));
-                } else {
-                    state.queue.put_back(call.acquit());
+            Ok(Answered::Vectors(vectors)) => {
+                let flaws: Vec<_> = vectors
+                    .iter()
+                    .map(|it| it.as_ref().err().cloned())
+                    .collect();
+                if flaws.iter().any(Option::is_none) {
+                    state.rests.passed();
+                    let now = self.began.elapsed();
+                    state.limits.went_well(size.tokens, now, saturated);
                 }
+                (Answer::Vectors(flaws), vectors)
             }
-            EmbedError::Timeout { reason } => {
-                state.limits.timed_out(size);
-                state.timed_out(call.acquit(), alone, &reason);
-            }
-            EmbedError::Transient { reason } => {
-                let texts = call.acquit();
-                if shared {
-                    state.queue.part(&texts);
-                } else if let Some(text) = texts.first() {
-                    state.fail_job(text.request, &reason);
+            Err(error) => {
+                if error.asks_for_less() {
+                    state.limits.overloaded();
                 }
+                let (hint, reason) = (error.hint(), error.to_string());
+                (Answer::Failed { hint, reason }, Vec::new())
             }
-            EmbedError::Overloaded {
-                reason,
-                retry_after,
-            } => {
-                state.queue.put_back(call.acquit());
-                self.overloaded(state, &reason, retry_after);
-            }
-            EmbedError::Embedder {
-                reason,
-                retry_after,
-            } => self.down(state, &reason, retry_after),
         }
     }
 
-    /// Leaves the embedder alone for a while and sends the same again; one that
-    /// needs too long is down.
-    fn overloaded(&self, state: &mut State, reason: &str, retry_after: Option<Duration>) {
-        // One that says for how long counts calls by the minute, and not how
-        // many there are at a time.
-        if retry_after.is_none() {
-            state.limits.overloaded();
-        }
-        let doubled = FIRST_REST * 2_u32.saturating_pow(state.overloads.min(16));
-        let rest = retry_after.unwrap_or(doubled);
-        state.overloads += 1;
-        if rest > LONGEST_REST {
+    /// The embedder embeds again.
+    fn fit(&self, state: &mut State) {
+        let Some(probe) = state.said else { return };
+        let said = probe.limits;
+        state.judge.keep_within(CallSize {
+            texts: said.batch_size.unwrap_or(usize::MAX),
+            tokens: said.batch_tokens.unwrap_or(usize::MAX),
+        });
+        state.limits.keep_within(said.concurrent_calls);
+        state.rests.until = None;
+        self.health.recovered(probe);
+    }
+
+    /// Leaves the embedder alone for a while. One that needs too long is down.
+    fn rest(&self, state: &mut State, reason: &str, retry_after: Option<Duration>) {
+        let Some(rest) = state.rests.rest(retry_after) else {
+            return;
+        };
+        if state.rests.total > LONGEST_REST {
+            state.judge.give_up();
             return self.down(state, reason, retry_after);
         }
-        let until = Instant::now() + rest;
         self.metrics.pauses.overloaded.increment(1);
-        let later = self.rest.send_if_modified(|old| {
-            let later = old.is_none_or(|old| old < until);
-            if later {
-                *old = Some(until);
-            }
-            later
-        });
-        if later && state.overloads == 1 {
-            info!(
-                reason,
-                rest_ms = rest.as_millis() as u64,
-                "The embedder is overloaded; it is left alone for a while."
-            );
+        let rest_ms = rest.as_millis() as u64;
+        if state.rests.count == 1 {
+            info!(reason, rest_ms, "The embedder is left alone for a while.");
+        } else {
+            debug!(reason, rest_ms, "The embedder is left alone for longer.");
         }
     }
 
-    /// The embedder is at fault: no job is charged, and all go back, once what
-    /// the embedder still has of them is answered.
+    /// The embedder embeds nothing. No job is charged, and all go back, once
+    /// what the embedder still has of them is answered.
     fn down(&self, state: &mut State, reason: &str, retry_after: Option<Duration>) {
-        if self.governor.failed(reason, retry_after) {
+        let asked = retry_after.unwrap_or_default().min(LONGEST_PROBE_INTERVAL);
+        state.rests = Rests {
+            until: Some(Instant::now() + PROBE_INTERVAL.max(asked)),
+            ..Rests::default()
+        };
+        if self.health.failed(reason) {
             self.metrics.pauses.down.increment(1);
         }
-        state.overloads = 0;
-        state.outage = Some(reason.to_owned());
-    }
-}
-
-impl State {
-    fn embedded(&mut self, ended: &Ended, vectors: &[Vec<f32>], now: Duration) {
-        let texts = &ended.call.texts;
-        self.limits.went_well(size_of(texts), now, ended.saturated);
-        self.overloads = 0;
-        self.were_short(texts);
-        for (text, vector) in texts.iter().zip(vectors) {
-            self.requests.embedded(text, vector);
-        }
-        if let Some(Accused { text, rejection }) = &ended.call.accused
-            && let Some(reason) = rejection
-        {
-            self.requests.rejected(text, reason);
-        }
-        let rest = self.wanted(ended.call.rest.clone());
-        self.suspect(rest);
-    }
-
-    fn timed_out(&mut self, mut texts: Vec<Text>, alone: bool, reason: &str) {
-        for text in &mut texts {
-            text.timeouts += 1;
-            if alone || text.timeouts >= MOST_TIMEOUTS {
-                self.fail_job(text.request, reason);
-            }
-        }
-        let texts = self.wanted(texts);
-        self.queue.put_back(texts);
-    }
-
-    /// Fails the batches that are to fail and of which nothing is under way.
-    fn fail_idle(&mut self) {
-        if self.outage.is_none() && self.failing.is_empty() {
-            return;
-        }
-        let busy: HashSet<u64> = self
-            .under_way
-            .values()
-            .flat_map(|under_way| &under_way.call.texts)
-            .map(|text| text.request)
-            .collect();
-        for request in self.requests.ids() {
-            if busy.contains(&request) {
-                continue;
-            }
-            let failure = match (self.failing.remove(&request), &self.outage) {
-                (Some(reason), _) => Failure::Job { reason },
-                (None, Some(reason)) => Failure::Embedder {
-                    reason: reason.clone(),
-                },
-                (None, None) => continue,
-            };
-            self.requests.fail(request, failure);
-            self.queue.withdraw(request);
-        }
-        let requests = &self.requests;
-        self.failing
-            .retain(|request, _| requests.contains(*request));
-    }
-
-    /// Sends nothing more of a batch, which then fails. The first reason stands.
-    fn fail_job(&mut self, request: u64, reason: &str) {
-        self.failing
-            .entry(request)
-            .or_insert_with(|| reason.to_owned());
-        self.queue.withdraw(request);
-    }
-
-    /// Those that somebody still waits for.
-    fn wanted(&self, mut texts: Vec<Text>) -> Vec<Text> {
-        texts.retain(|text| self.is_wanted(text));
-        texts
-    }
-
-    /// The same of a call.
-    fn wanted_of(&self, mut call: Call) -> Call {
-        call.retain(|text| self.is_wanted(text));
-        call
-    }
-
-    fn is_wanted(&self, text: &Text) -> bool {
-        self.requests.contains(text.request) && !self.failing.contains_key(&text.request)
     }
 }

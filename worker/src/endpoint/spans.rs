@@ -1,10 +1,10 @@
 //! The span of a call to the embedder, by the conventions for generative AI:
 //! <https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/>.
 
+use weir_embedder::judge::CallSize;
 use weir_telemetry::{KeyValue, Span, SpanKind, TraceContext, Tracer};
 
-use super::queue::{Call, size_of};
-use crate::embedder::{EmbedError, EmbedderKind};
+use crate::embedder::{EmbedError, EmbedderKind, Embedding};
 
 /// Makes the spans of calls with one model.
 #[derive(Debug, Default)]
@@ -30,16 +30,14 @@ impl CallSpans {
     }
 
     /// The span of a call for the jobs of these traces: a child of one, linked
-    /// to the others. `retries` counts the calls before it that failed the same
-    /// texts.
-    pub(super) fn begin(&self, traces: Vec<TraceContext>, call: &Call, retries: u32) -> Span {
+    /// to the others. `retries` counts the calls before it with the same texts.
+    pub(super) fn begin(&self, traces: Vec<TraceContext>, size: CallSize, retries: u32) -> Span {
         if traces.is_empty() {
             return Span::NONE;
         }
         let jobs = traces.len() as i64;
         let name = format!("embeddings {}", self.model);
         self.tracer.shared(traces, name, SpanKind::Client, || {
-            let size = size_of(&call.texts);
             [
                 KeyValue::new("gen_ai.operation.name", "embeddings"),
                 KeyValue::new("gen_ai.provider.name", self.provider),
@@ -55,13 +53,13 @@ impl CallSpans {
 }
 
 /// Says how a call went.
-pub(super) fn answered(span: &Span, answer: &Result<Vec<Vec<f32>>, EmbedError>) {
+pub(super) fn answered(span: &Span, answer: &Result<Vec<Embedding>, EmbedError>) {
     if !span.is_recorded() {
         return;
     }
     match answer {
         Ok(vectors) => span.set(|| {
-            let dimension = vectors.first().map_or(0, Vec::len);
+            let dimension = vectors.iter().flatten().next().map_or(0, Vec::len);
             [KeyValue::new(
                 "gen_ai.embeddings.dimension.count",
                 dimension as i64,
@@ -75,7 +73,7 @@ pub(super) fn answered(span: &Span, answer: &Result<Vec<Vec<f32>>, EmbedError>) 
                 EmbedError::Overloaded { .. } => "overloaded",
                 EmbedError::Embedder { .. } => "embedder",
                 EmbedError::Timeout { .. } => "timeout",
-                EmbedError::Transient { .. } => "transient",
+                EmbedError::Broken { .. } | EmbedError::Transient { .. } => "transient",
             };
             span.set(|| [KeyValue::new("error.type", kind)]);
             span.fail(error.to_string());

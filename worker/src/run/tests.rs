@@ -125,6 +125,7 @@ async fn a_broken_embedder_stops_all_claims_until_it_is_back() {
     let streams = scene.lease(&[1, 2]).await;
     streams[0].batch(1, &["a"]).await;
     scene.embedder.next().await.break_down("503");
+    scene.embedder.probe().await.break_down("503");
     // Both jobs go back, also that of the session that noticed nothing.
     let mut released = Vec::new();
     for _ in 0..2 {
@@ -151,6 +152,7 @@ async fn a_job_claimed_while_the_embedder_broke_goes_back() {
     let waiting = scene.coordinator.claim().await;
     streams[0].batch(1, &["a"]).await;
     scene.embedder.next().await.break_down("503");
+    scene.embedder.probe().await.break_down("503");
     scene.coordinator.hand_back().await.accept();
     waiting.answer(vec![lease(2, LEASE_DURATION)]);
     let call = scene.coordinator.hand_back().await;

@@ -9,7 +9,7 @@ use weir_telemetry::{KeyValue, Span, SpanKind, TraceContext, Tracer};
 use super::{Context, End};
 use crate::{
     coordinator::{HandBack, Lease},
-    endpoint::{Failure, Outcome},
+    endpoint::Outcome,
     plan::Batch,
 };
 
@@ -86,7 +86,7 @@ pub(super) fn embedded(batch: &Span, outcome: &Outcome) {
             KeyValue::new("weir.chunks.rejected", result.rejected.len() as i64),
         ]
     });
-    if let Some(Failure::Embedder { reason } | Failure::Job { reason }) = &outcome.failure
+    if let Some(reason) = &outcome.failure
         && batch.is_recorded()
     {
         batch.fail(reason.clone());

@@ -25,16 +25,16 @@ impl Scene {
     async fn start(lease_duration: Duration, settings: &[&str]) -> Self {
         let coordinator = FakeCoordinator::start().await;
         let uri = coordinator.uri.clone();
-        Self::start_at(&uri, coordinator, lease_duration, settings)
+        Self::start_at(&uri, coordinator, lease_duration, settings).await
     }
 
-    fn start_at(
+    async fn start_at(
         uri: &tonic::transport::Uri,
         coordinator: FakeCoordinator,
         lease_duration: Duration,
         settings: &[&str],
     ) -> Self {
-        let (fake, embedder) = FakeEmbedder::new();
+        let (fake, mut embedder) = FakeEmbedder::new();
         // A text a call and one call at a time, unless the test says otherwise.
         let mut settings = settings.to_vec();
         settings.push("--embedder-concurrency=1");
@@ -44,9 +44,10 @@ impl Scene {
         let (config, model) = config(uri, &settings);
         let endpoint = Endpoint::new(Arc::new(fake), model.settings.endpoint(), Metrics::unseen());
         let endpoint = Arc::new(endpoint);
-        endpoint.governor.fit_for_tests(2);
         let running = Arc::clone(&endpoint);
-        tokio::spawn(async move { running.dispatch().await });
+        tokio::spawn(async move { running.run().await });
+        embedder.next().await.succeed();
+        endpoint.health.fit().await;
         let context = Arc::new(Context {
             tracer: Tracer::OFF,
             config: Arc::new(config),
@@ -146,10 +147,8 @@ async fn a_job_is_embedded_batch_by_batch_until_it_is_finished() {
     assert_eq!(stream.open, open);
     stream.batch(1, &["a", "bb"]).await;
     stream.batch(2, &["ccc"]).await;
-    assert!(!scene.context.endpoint.governor.has_worked());
     scene.embedder.next().await.succeed();
     assert_eq!(stream.result().await, result_of(1, &["a", "bb"]));
-    assert!(scene.context.endpoint.governor.has_worked());
     stream.ack(1, 2, 3).await;
     scene.embedder.next().await.succeed();
     assert_eq!(stream.result().await, result_of(2, &["ccc"]));
@@ -313,7 +312,7 @@ async fn a_coordinator_that_stays_away_is_given_up() {
     drop(listener);
     let fake = FakeCoordinator::start().await;
     let lease = Duration::from_millis(50);
-    let mut scene = Scene::start_at(&uri.parse().unwrap(), fake, lease, &[]);
+    let mut scene = Scene::start_at(&uri.parse().unwrap(), fake, lease, &[]).await;
     let end = scene.end().await;
     assert!(matches!(end, End::Unreachable(_)), "{end:?}");
 }
@@ -328,9 +327,10 @@ async fn a_broken_embedder_costs_the_job_nothing() {
     scene.embedder.next().await.succeed();
     assert_eq!(stream.result().await.seq, 1);
     scene.embedder.next().await.break_down("503");
+    scene.embedder.probe().await.break_down("503");
     // Everyone knows; what is embedded is still waited for, and nothing
     // further is tried.
-    assert_eq!(soon(scene.context.endpoint.governor.down()).await, "503");
+    assert_eq!(soon(scene.context.endpoint.health.down()).await, "503");
     assert!(scene.coordinator.no_hand_back());
     stream.ack(1, 1, 3).await;
     assert_eq!(scene.handed_back().await, embedder_down("503"));
@@ -344,7 +344,7 @@ async fn a_session_releases_its_job_when_another_finds_the_embedder_broken() {
     stream.batch(1, &["a"]).await;
     stream.batch(2, &["b"]).await;
     let in_flight = scene.embedder.next().await;
-    scene.context.endpoint.governor.failed("401", None);
+    scene.context.endpoint.health.failed("401");
     // The call in flight may still succeed; the batch behind it is not tried.
     in_flight.succeed();
     assert_eq!(stream.result().await.seq, 1);
@@ -354,25 +354,14 @@ async fn a_session_releases_its_job_when_another_finds_the_embedder_broken() {
 }
 
 #[tokio::test]
-async fn a_transient_failure_is_charged() {
-    let mut scene = Scene::start(LONG, &[]).await;
-    let stream = scene.coordinator.stream().await;
-    stream.batch(1, &["a"]).await;
-    scene.embedder.next().await.fail("a broken answer");
-    // It is asked whether it is there at all.
-    scene.embedder.next().await.succeed();
-    assert_eq!(scene.handed_back().await, failed("a broken answer"));
-    stream.closed().await;
-}
-
-#[tokio::test]
-async fn a_call_beyond_embed_timeout_is_charged_and_cancelled() {
+async fn a_call_beyond_embed_timeout_is_cancelled_and_charges_nobody() {
     let mut scene = Scene::start(LONG, &["--embed-timeout=50ms"]).await;
     let stream = scene.coordinator.stream().await;
     stream.batch(1, &["a"]).await;
     scene.embedder.next().await.cancelled().await;
+    scene.embedder.probe().await.cancelled().await;
     let reason = "the embedder took longer than embed_timeout (50ms)";
-    assert_eq!(scene.handed_back().await, failed(reason));
+    assert_eq!(scene.handed_back().await, embedder_down(reason));
 }
 
 #[tokio::test]
@@ -380,39 +369,37 @@ async fn only_the_poison_text_is_rejected() {
     let mut scene = Scene::start(LONG, &["--batch-size=3"]).await;
     let mut stream = scene.coordinator.stream().await;
     stream.batch(1, &["a", "poison", "c"]).await;
-    scene.embedder.next().await.refuse("too long");
-    for texts in [vec!["a"], vec!["poison"], vec!["c"]] {
-        let call = scene.embedder.next().await;
-        assert_eq!(call.texts, texts);
-        if texts.contains(&"poison") {
-            call.refuse("too long");
+    let refuse = "too long";
+    scene.embedder.answer_with(move |call| {
+        if call.texts.iter().any(|text| text == "poison") {
+            call.refuse(refuse);
         } else {
             call.succeed();
         }
-    }
+    });
     let mut expected = result_of(1, &["a", "c"]);
     expected.rejected.push(v1::RejectedChunk {
         item_id: "ipoison".to_owned(),
         chunk_index: 3,
         text_hash: b"poison".to_vec(),
-        reason: "too long".to_owned(),
+        reason: refuse.to_owned(),
     });
     assert_eq!(stream.result().await, expected);
 }
 
 #[tokio::test]
-async fn what_a_failing_batch_did_embed_is_persisted_first() {
+async fn what_was_embedded_before_the_embedder_went_down_is_persisted_first() {
     let mut scene = Scene::start(LONG, &["--batch-size=2"]).await;
     let mut stream = scene.coordinator.stream().await;
     stream.batch(1, &["a", "b"]).await;
     scene.embedder.next().await.refuse("too long together");
     scene.embedder.next().await.succeed();
-    scene.embedder.next().await.fail("a broken answer");
-    scene.embedder.next().await.succeed();
+    scene.embedder.next().await.break_down("503");
+    scene.embedder.probe().await.break_down("503");
     assert_eq!(stream.result().await, result_of(1, &["a"]));
     assert!(scene.coordinator.no_hand_back());
     stream.ack(1, 1, 2).await;
-    assert_eq!(scene.handed_back().await, failed("a broken answer"));
+    assert_eq!(scene.handed_back().await, embedder_down("503"));
 }
 
 #[tokio::test]

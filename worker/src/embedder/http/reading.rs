@@ -101,6 +101,26 @@ impl Server {
         }
     }
 
+    /// The error of an answer that is not what the API promises.
+    pub(super) fn unreadable(&self, error: &serde_json::Error) -> EmbedError {
+        let what = match error.classify() {
+            serde_json::error::Category::Eof => "it ends early",
+            serde_json::error::Category::Data => "a field is missing or of another type",
+            _ => "it is not JSON",
+        };
+        let reason = format!(
+            "{} sent an answer that is not what the API promises (line {}, column {}: {what})",
+            self.name,
+            error.line(),
+            error.column(),
+        );
+        if error.is_eof() {
+            EmbedError::Broken { reason }
+        } else {
+            EmbedError::Transient { reason }
+        }
+    }
+
     /// Sorts a call that got no whole answer.
     pub(super) fn broken(&self, error: &reqwest::Error) -> EmbedError {
         if error.is_connect() {
@@ -117,7 +137,9 @@ impl Server {
         if error.is_timeout() {
             return self.too_slow();
         }
-        self.transient(format_args!("broke the connection ({})", innermost(error)))
+        EmbedError::Broken {
+            reason: format!("{} broke the connection ({})", self.name, innermost(error)),
+        }
     }
 }
 
