@@ -126,29 +126,30 @@ async fn a_batch_that_the_database_cannot_write_is_sent_again() {
 }
 
 #[tokio::test]
-async fn a_failure_after_the_first_batch_keeps_it_and_the_second_try_does_the_rest() {
+async fn an_outage_after_the_first_batch_keeps_it_and_the_second_lease_does_the_rest() {
     let world = World::start(&[QUICK]).await;
     let failed = AtomicBool::new(false);
     world.embedder.rule(move |texts| {
         let second = texts.iter().any(|text| text.contains("item 002"));
+        // That call, and the probe that follows.
         let first_time = second && !failed.swap(true, Ordering::Relaxed);
-        first_time.then_some(Rude::WrongCount)
+        let refusal = || Rude::Status(401, None, "who are you".to_owned());
+        let probed = texts == ["probe"] && failed.swap(false, Ordering::Relaxed);
+        (first_time || probed).then(refusal)
     });
     let put = world.put_items("source", items(6)).await;
     let job_id = put.jobs[0].job_id;
     // With a window of one the first batch is in the store when the second fails.
     let _worker = worker(&world, &[("WEIR_BATCH_SIZE", "2"), ("WEIR_WINDOW", "1")]);
     let job = world.succeeded(job_id).await;
-    assert_eq!((job.epoch, job.attempt), (2, 0), "{job:?}");
+    assert!(job.epoch >= 2 && job.attempt == 0, "{job:?}");
     let history = world.history(job_id).await;
     let back = history.iter().rfind(|was| was.state == "queued").unwrap();
-    assert_eq!((back.attempt, back.chunks_done), (1, 2), "{back:?}");
+    assert_eq!((back.attempt, back.chunks_done), (0, 2), "{back:?}");
     assert_eq!(world.assert_exact("source").await.len(), 6);
-    let received = world.embedder.received();
+    let answered = world.embedder.answered();
     for id in 0..6 {
-        let again = usize::from((2..4).contains(&id));
-        let text = format!("the text of item {id:03}");
-        assert_eq!(received[&text], 1 + again, "{text}");
+        assert_eq!(answered[&format!("the text of item {id:03}")], 1);
     }
 }
 

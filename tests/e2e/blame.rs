@@ -1,17 +1,17 @@
 //! Faults of the embedder, and whom they are charged to.
 
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Duration,
 };
 
 use weir_proto::v1::{Job, JobState};
 use weir_tests::{cluster::Worker, embedder::Rude};
 
-use crate::world::World;
+use crate::{clients::until, world::World};
 
-/// Retries within a blink.
-const QUICK: [(&str, &str); 2] = [("WEIR_BACKOFF_BASE", "100ms"), ("WEIR_BACKOFF_CAP", "1s")];
+/// What a worker says whose embedder is down.
+const DOWN: &str = "The embedder embeds nothing; claiming nothing until it does.";
 
 fn items(count: usize) -> impl Iterator<Item = (String, String)> {
     (0..count).map(|id| (format!("{id:03}"), format!("the text of item {id}")))
@@ -44,11 +44,9 @@ async fn an_embedder_that_is_down_is_charged_to_nobody() {
     world
         .embedder
         .rule(|_| Some(Rude::Status(503, None, "starting".into())));
-    let paused = "The embedder failed; claiming nothing until it answers again.";
-    worker.process.wait_for_event(paused).await;
-    // By the time that a probe has failed the job is back, and stays there.
-    let probed = "The embedder does not answer a probe; claiming nothing until it does.";
-    worker.process.wait_for_event(probed).await;
+    worker.process.wait_for_event(DOWN).await;
+    // The job comes back, and stays there.
+    until(async || world.job(job_id).await.state() == JobState::Queued).await;
     let job = is_queued_uncharged(&world, job_id).await;
     assert!(job.last_error.contains("503"), "{job:?}");
     let calls = world.embedder.calls().len();
@@ -86,16 +84,14 @@ async fn an_embedder_away_for_longer_than_all_tries_would_last_fails_no_job() {
     // It dies in the middle of its calls, and a proxy before it breaks each
     // connection.
     world.embedder.rule(|_| Some(Rude::CutOff));
-    let paused = "The embedder failed; claiming nothing until it answers again.";
-    worker.process.wait_for_event(paused).await;
-    // It is not asked again before a second has passed.
-    let probed = "The embedder does not answer a probe; claiming nothing until it does.";
-    worker.process.wait_for_event(probed).await;
+    worker.process.wait_for_event(DOWN).await;
     for job_id in &jobs {
+        let is_back = async || world.job(*job_id).await.state() != JobState::Running;
+        until(is_back).await;
         let job = world.job(*job_id).await;
         let waits = job.state() == JobState::Queued;
         assert!(waits || job.state() == JobState::Succeeded, "{job:?}");
-        assert!(job.attempt <= 1, "{job:?}");
+        assert_eq!(job.attempt, 0, "{job:?}");
         // Those that ran say why they do not.
         assert!(
             !waits || job.epoch == 0 || !job.last_error.is_empty(),
@@ -107,7 +103,7 @@ async fn an_embedder_away_for_longer_than_all_tries_would_last_fails_no_job() {
     for job_id in jobs {
         world.succeeded(job_id).await;
         let history = world.history(job_id).await;
-        assert!(history.iter().all(|was| was.attempt <= 1), "{history:?}");
+        assert!(history.iter().all(|was| was.attempt == 0), "{history:?}");
     }
     for name in ["a", "b", "c"] {
         assert_eq!(world.persisted(name).await.len(), 60);
@@ -132,8 +128,8 @@ async fn an_embedder_that_asks_for_a_moment_gets_it_and_the_job_keeps_its_lease(
 }
 
 #[tokio::test]
-async fn a_broken_answer_is_charged_once_and_tried_again_later() {
-    let world = World::start(&QUICK).await;
+async fn a_broken_answer_is_asked_for_again_and_charged_to_nobody() {
+    let world = World::start(&[]).await;
     let broken = AtomicBool::new(false);
     world.embedder.rule(move |texts| {
         let first = is_work(texts) && !broken.swap(true, Ordering::Relaxed);
@@ -143,44 +139,112 @@ async fn a_broken_answer_is_charged_once_and_tried_again_later() {
     let job_id = put.jobs[0].job_id;
     let _worker = world.worker("4");
     let job = world.succeeded(job_id).await;
-    assert_eq!((job.epoch, job.attempt), (2, 0), "{job:?}");
+    assert_eq!((job.epoch, job.attempt), (1, 0), "{job:?}");
     world.assert_exact("broken").await;
-
-    let history = world.history(job_id).await;
-    let waits: Vec<_> = history.iter().filter(|was| was.delayed).collect();
-    assert_eq!(waits.len(), 1, "{history:?}");
-    let wait = waits[0];
-    assert_eq!((wait.state.as_str(), wait.attempt), ("queued", 1));
-    assert!(wait.last_error.as_ref().is_some_and(|why| !why.is_empty()));
-    // Progress wipes the slate clean.
-    let charged = history.iter().rposition(|was| was.attempt == 1).unwrap();
-    assert!(history[charged + 1].chunks_done > 0, "{history:?}");
 }
 
 #[tokio::test]
-async fn an_embedder_that_only_talks_nonsense_fails_the_job_until_it_is_put_again() {
-    let world = World::start(&[&QUICK[..], &[("WEIR_MAX_ATTEMPTS", "3")]].concat()).await;
-    world
-        .embedder
-        .rule(|texts| is_work(texts).then_some(Rude::WrongCount));
+async fn an_embedder_that_only_talks_nonsense_holds_its_jobs_up_and_costs_them_nothing() {
+    let world = World::start(&[("WEIR_MAX_ATTEMPTS", "1")]).await;
+    let worker = world.worker("4");
+    worker.process.wait_for_event("The embedder answers.").await;
+    world.embedder.rule(|_| Some(Rude::WrongCount));
     let put = world.put_items("hopeless", items(10)).await;
     let job_id = put.jobs[0].job_id;
-    let _worker = world.worker("4");
-    let job = world.ended(job_id).await;
-    assert_eq!(job.state(), JobState::Failed, "{job:?}");
-    assert_eq!((job.epoch, job.attempt, job.max_attempts), (3, 3, 3));
+    worker.process.wait_for_event(DOWN).await;
+    until(async || world.job(job_id).await.state() == JobState::Queued).await;
+    let job = world.job(job_id).await;
+    assert_eq!((job.attempt, job.chunks_rejected), (0, 0), "{job:?}");
     assert!(job.last_error.contains("vectors for"), "{job:?}");
-    let unsettled = world.source("hopeless").await.jobs;
-    assert_eq!(unsettled, [job]);
 
     world.embedder.behave();
-    // The same content again queues what is missing.
-    let again = world.put_items("hopeless", items(10)).await;
-    assert_eq!(again.change.unwrap().items_unchanged, 10);
-    assert_eq!(again.jobs.len(), 1);
-    world.succeeded(again.jobs[0].job_id).await;
+    world.succeeded(job_id).await;
     world.assert_exact("hopeless").await;
-    assert_eq!(world.source("hopeless").await.jobs, []);
+}
+
+#[tokio::test]
+async fn a_quota_that_is_used_up_rejects_and_charges_nothing() {
+    for retry_after in [None, Some("1".to_owned())] {
+        let world = World::start(&[("WEIR_MAX_ATTEMPTS", "1")]).await;
+        let refused = AtomicUsize::new(0);
+        world.embedder.rule(move |texts| {
+            let refuses = is_work(texts) && refused.fetch_add(1, Ordering::Relaxed) < 3;
+            refuses.then(|| Rude::Status(429, retry_after.clone(), "slow down".into()))
+        });
+        let job_id = world.put_items("busy", items(10)).await.jobs[0].job_id;
+        let _worker = world.worker("4");
+        let job = world.succeeded(job_id).await;
+        assert_eq!((job.attempt, job.chunks_rejected), (0, 0), "{job:?}");
+        world.assert_exact("busy").await;
+    }
+}
+
+#[tokio::test]
+async fn a_text_that_breaks_its_call_is_rejected_and_its_neighbours_are_embedded() {
+    let cases: [fn() -> Rude; 2] = [
+        || Rude::Status(500, None, r#"{"error":"NaN in the logits"}"#.into()),
+        || Rude::CutOff,
+    ];
+    for rude in cases {
+        let world = World::start(&[]).await;
+        world.embedder.rule(move |texts| {
+            let is_met = texts.iter().any(|text| text.contains("NANTEXT"));
+            is_met.then(rude)
+        });
+        let mut items: Vec<_> = items(20).collect();
+        items[7].1 = "a NANTEXT among good ones".to_owned();
+        let job_id = world.put_items("source", items).await.jobs[0].job_id;
+        let _worker = world.worker("16");
+        let job = world.succeeded(job_id).await;
+        assert_eq!((job.chunks_done, job.chunks_rejected), (19, 1), "{job:?}");
+        assert_eq!(job.attempt, 0, "{job:?}");
+        let rejected: Vec<String> = sqlx::query_scalar("SELECT item_id FROM weir.rejections")
+            .fetch_all(world.database.pool())
+            .await
+            .unwrap();
+        assert_eq!(rejected, ["007"]);
+        let answered = world.embedder.answered();
+        assert!(
+            answered
+                .iter()
+                .all(|(text, times)| text.starts_with("probe") || *times == 1),
+            "{answered:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn work_goes_on_with_the_first_probe_that_passes_and_nothing_is_embedded_twice() {
+    let world = World::start(&[]).await;
+    world
+        .embedder
+        .set_delay(Duration::from_millis(50), Duration::ZERO);
+    let put = world.put_items("source", items(60)).await;
+    let job_id = put.jobs[0].job_id;
+    let worker = world.worker("4");
+    world.embedded("source", 8).await;
+    world
+        .embedder
+        .rule(|_| Some(Rude::Status(503, None, "starting".into())));
+    worker.process.wait_for_event(DOWN).await;
+    until(async || world.job(job_id).await.state() == JobState::Queued).await;
+    let before = world.embedder.calls().len();
+    world.embedder.calls_started(before + 3).await;
+    world.embedder.behave();
+    world.succeeded(job_id).await;
+    let calls = world.embedder.calls().split_off(before);
+    // Nothing but probes while it was down, and one that passed; then work at once.
+    let probes = calls.iter().take_while(|call| !is_work(&call.texts));
+    let probes: Vec<_> = probes.collect();
+    assert!(
+        probes.iter().rev().skip(1).all(|call| !call.answered),
+        "{calls:?}"
+    );
+    assert!(probes.last().unwrap().answered, "{calls:?}");
+    world.assert_exact("source").await;
+    let mut answered = world.embedder.answered();
+    answered.remove("probe");
+    assert!(answered.values().all(|times| *times == 1), "{answered:?}");
 }
 
 #[tokio::test]

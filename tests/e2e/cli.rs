@@ -4,10 +4,10 @@
 use std::fs;
 
 use serde_json::{Value, json};
+use tokio_util::task::AbortOnDropHandle;
 use weir_tests::{
     certificates::{Authority, text_of},
-    cluster::{Coordinator, Process, Worker, weir_in},
-    embedder::Rude,
+    cluster::{Coordinator, Process, weir_in},
     postgres::TestDatabase,
     tokens::Tokens,
 };
@@ -57,13 +57,9 @@ fn texts(count: usize) -> impl Iterator<Item = (String, String)> {
 }
 
 /// A world where the jobs of these sources have failed.
-async fn with_failed(names: &[&str]) -> (World, Worker, Vec<i64>) {
+async fn with_failed(names: &[&str]) -> (World, AbortOnDropHandle<()>, Vec<i64>) {
     let world = World::start(&[ONE_TRY]).await;
-    world.embedder.rule(|texts| {
-        let refusal = || Rude::Status(500, None, "out of memory".into());
-        (texts != ["probe"]).then(refusal)
-    });
-    let worker = world.worker("4");
+    let worker = world.failing_worker("out of memory").await;
     let mut jobs = Vec::new();
     for name in names {
         let job_id = world.put_items(name, texts(3)).await.jobs[0].job_id;
@@ -110,7 +106,7 @@ async fn status_says_in_its_exit_code_how_all_stands() {
 
 #[tokio::test]
 async fn a_failure_is_listed_dismissed_and_all_its_jobs_retried() {
-    let (world, _worker, jobs) = with_failed(&["a", "b"]).await;
+    let (world, failing, jobs) = with_failed(&["a", "b"]).await;
     let failures = told(&world, &["failures"]).await;
     let [failure] = failures["failures"].as_array().unwrap().as_slice() else {
         panic!("one cause makes one failure: {failures}");
@@ -147,7 +143,8 @@ async fn a_failure_is_listed_dismissed_and_all_its_jobs_retried() {
     let all = told(&world, &["failures", "--dismissed"]).await;
     assert_eq!(all["failures"][0]["failure_id"].to_string(), id, "{all}");
 
-    world.embedder.behave();
+    drop(failing);
+    let _worker = world.worker("4");
     let retried = told(&world, &["retry", "--failure", &id]).await;
     assert_eq!(retried["jobs"].as_array().unwrap().len(), 2, "{retried}");
     for job in retried["jobs"].as_array().unwrap() {
@@ -416,10 +413,7 @@ async fn a_retrying_source_says_why_and_when_in_the_coordinators_words() {
         ("WEIR_BACKOFF_CAP", "360days"),
     ])
     .await;
-    world.embedder.rule(|texts| {
-        (texts != ["probe"]).then(|| Rude::Status(500, None, "out of memory".into()))
-    });
-    let _worker = world.worker("4");
+    let _worker = world.failing_worker("out of memory").await;
     world.put_items("slow", texts(3)).await;
     let badge = async || told(&world, &["get", "slow"]).await["source"]["badge"].clone();
     until(async || badge().await["state"] == "retrying").await;

@@ -9,7 +9,6 @@ use weir_proto::v1::{
 };
 use weir_tests::{
     cluster::{Coordinator, Worker, weir},
-    embedder::Rude,
 };
 
 use crate::{clients::until, world::World};
@@ -25,10 +24,6 @@ const BUSY: [(&str, &str); 2] = [
 
 fn items(count: usize) -> impl Iterator<Item = (String, String)> {
     (0..count).map(|id| (format!("{id:03}"), format!("the text of item {id}")))
-}
-
-fn is_work(texts: &[String]) -> bool {
-    texts != ["probe"]
 }
 
 /// Runs `weir … --json` and returns its exit code and what it said.
@@ -135,11 +130,8 @@ async fn a_job_cancelled_on_one_replica_ends_on_the_other() {
 #[tokio::test]
 async fn a_failed_job_is_parked_and_runs_again_on_demand() {
     let world = World::start(&[("WEIR_MAX_ATTEMPTS", "1")]).await;
-    world
-        .embedder
-        .rule(|texts| is_work(texts).then_some(Rude::WrongCount));
+    let failing = world.failing_worker("out of order").await;
     let job_id = world.put_items("broken", items(10)).await.jobs[0].job_id;
-    let _worker = world.worker("4");
     let failed = world.ended(job_id).await;
     assert_eq!(failed.state(), JobState::Failed, "{failed:?}");
     let seconds = |time: Option<prost_types::Timestamp>| time.unwrap().seconds;
@@ -149,7 +141,8 @@ async fn a_failed_job_is_parked_and_runs_again_on_demand() {
     let told = String::from_utf8(told.stdout).unwrap();
     assert!(told.contains("queued again in 29 min"), "{told}");
 
-    world.embedder.behave();
+    drop(failing);
+    let _worker = world.worker("4");
     let id = job_id.to_string();
     let (code, said) = run(&world, &["retry", &id]).await;
     assert_eq!(code, Some(0), "{said}");
@@ -257,11 +250,8 @@ async fn what_keeps_failing_is_queued_ever_more_rarely_and_heals_by_itself() {
         ("WEIR_PARK_CAP", "1h"),
     ];
     let world = World::start(&[&BUSY[..], &settings].concat()).await;
-    world
-        .embedder
-        .rule(|texts| is_work(texts).then_some(Rude::WrongCount));
+    let failing = world.failing_worker("out of order").await;
     world.put_items("failing", items(5)).await;
-    let _worker = world.worker("8");
     let parked = async || -> Vec<(i16, i64)> {
         sqlx::query_as(
             "SELECT parkings, round(extract(epoch FROM run_at - finished_at) * 1000)::bigint
@@ -274,7 +264,8 @@ async fn what_keeps_failing_is_queued_ever_more_rarely_and_heals_by_itself() {
     until(async || parked().await.len() >= 3).await;
     assert_eq!(parked().await[..3], [(0, 100), (1, 200), (2, 400)]);
 
-    world.embedder.behave();
+    drop(failing);
+    let _worker = world.worker("8");
     let done = world
         .watch_source("failing", |state| {
             state.source.as_ref().unwrap().chunks_embedded == 5

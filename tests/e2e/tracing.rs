@@ -10,7 +10,7 @@ use weir_tests::{
     clients::until,
     cluster::{MODEL, Worker, event_in},
     collector::Collector,
-    traces::{Span, SpanRef, Trace, assert_failed_and_retried, fail_and_retry, put},
+    traces::{Span, SpanRef, Trace, assert_released_and_retried, put, release_and_retry},
 };
 
 use crate::{clients::put_texts, world::World};
@@ -64,8 +64,8 @@ fn has(trace: &Trace, name: &str) -> bool {
 #[tokio::test]
 async fn a_job_that_fails_and_is_retried_elsewhere_is_one_trace() {
     let collector = Collector::start().await;
-    let trace_id = fail_and_retry(&collector.url()).await;
-    assert_failed_and_retried(&collector.trace(&trace_id));
+    let trace_id = release_and_retry(&collector.url()).await;
+    assert_released_and_retried(&collector.trace(&trace_id));
 }
 
 #[tokio::test]

@@ -137,15 +137,11 @@ impl Trace {
 /// What the processes of the story are told, besides where their spans go.
 const PROMPT: (&str, &str) = ("OTEL_BSP_SCHEDULE_DELAY", "100");
 
-/// The trace of a job that a worker fails and another finishes, caused by a
-/// caller that has a span of its own. Its spans are sent to `otlp`, all of them
+/// The trace of a job that a worker hands back, for its embedder is down, and
+/// that another finishes, caused by a caller that has a span of its own. Its spans are sent to `otlp`, all of them
 /// before this returns. Returns its id.
-pub async fn fail_and_retry(otlp: &str) -> String {
-    let settings = [
-        PROMPT,
-        ("WEIR_OTLP_ENDPOINT", otlp),
-        ("WEIR_BACKOFF_BASE", "500ms"),
-    ];
+pub async fn release_and_retry(otlp: &str) -> String {
+    let settings = [PROMPT, ("WEIR_OTLP_ENDPOINT", otlp)];
     let mut world = World::start(&settings).await;
     // Else the first vectors would fix it, and be written a second time for that.
     sqlx::query("INSERT INTO weir.models (name, dimension) VALUES ($1, $2)")
@@ -165,15 +161,14 @@ pub async fn fail_and_retry(otlp: &str) -> String {
     };
     let mut first = worker(&world, "first");
     first.process.wait_for_event("The embedder answers.").await;
-    world.embedder.close_gate();
-    world.embedder.next(Rude::Body("nonsense".to_owned()));
+    world
+        .embedder
+        .rule(|_| Some(Rude::Status(503, None, "starting".to_owned())));
     let (trace_id, job_id) = put(&world, otlp).await;
-    world.embedder.calls_started(2).await;
-    // It takes no other job, but goes on with this one, and fails it.
+    first.process.wait_for_event("The job was released.").await;
     first.process.sigterm();
-    first.process.wait_for_event("Draining.").await;
-    world.embedder.open_gate();
     first.process.wait().await;
+    world.embedder.behave();
     let mut second = worker(&world, "second");
     let job = world.succeeded(job_id).await;
     assert_eq!(job.state(), JobState::Succeeded);
@@ -216,9 +211,9 @@ pub async fn put(world: &World, otlp: &str) -> (String, i64) {
     (context.trace_id(), job_id)
 }
 
-/// Asserts that a trace tells the story of [`fail_and_retry`], and all of it.
+/// Asserts that a trace tells the story of [`release_and_retry`], and all of it.
 #[track_caller]
-pub fn assert_failed_and_retried(trace: &Trace) {
+pub fn assert_released_and_retried(trace: &Trace) {
     let names = |spans: Vec<&Span>| -> Vec<(String, String)> {
         let mut names: Vec<_> = spans
             .into_iter()
@@ -271,7 +266,7 @@ pub fn assert_failed_and_retried(trace: &Trace) {
             (worker, "session"),
             (worker, "batch"),
             (worker, &call),
-            (coordinator, "weir.v1.WorkerService/FailJob"),
+            (coordinator, "weir.v1.WorkerService/ReleaseJob"),
         ]),
         "{trace}"
     );
@@ -295,14 +290,14 @@ fn assert_attempts(trace: &Trace, call: &str) {
     for (name, key, values) in [
         ("claim", "weir.worker.id", ["first", "second"]),
         ("claim", "weir.job.epoch", ["1", "2"]),
-        ("claim", "weir.job.attempt", ["0", "1"]),
+        ("claim", "weir.job.attempt", ["0", "0"]),
         ("session", "weir.worker.id", ["first", "second"]),
         ("session", "weir.job.epoch", ["1", "2"]),
-        ("session", "weir.job.attempt", ["0", "1"]),
-        ("session", "weir.outcome", ["failed", "finished"]),
+        ("session", "weir.job.attempt", ["0", "0"]),
+        ("session", "weir.outcome", ["released", "finished"]),
         ("session", "weir.chunks.persisted", ["0", "3"]),
-        (call, "error.type", ["transient", ""]),
-        (call, "http.response.status_code", ["200", "200"]),
+        (call, "error.type", ["embedder", ""]),
+        (call, "http.response.status_code", ["503", "200"]),
         (call, "gen_ai.provider.name", ["ollama", "ollama"]),
         (call, "weir.texts", ["3", "3"]),
     ] {
@@ -310,7 +305,7 @@ fn assert_attempts(trace: &Trace, call: &str) {
         assert_eq!(told, values, "{key} of {name} in:\n{trace}");
     }
     let failed: Vec<bool> = trace.named("session").iter().map(|it| it.failed).collect();
-    assert_eq!(failed, [true, false], "{trace}");
+    assert_eq!(failed, [false, false], "{trace}");
     for (queued, claim) in trace.named("queued").iter().zip(trace.named("claim")) {
         // Both end at one moment, which each rounds to a microsecond in two parts.
         let ends = [queued, claim].map(|span| span.start_us + span.duration_us);
@@ -320,17 +315,13 @@ fn assert_attempts(trace: &Trace, call: &str) {
         panic!("two waits in:\n{trace}");
     };
     assert!(
-        again
-            .get("weir.job.last_error")
-            .contains("not what the API promises"),
+        again.get("weir.job.last_error").contains("starting"),
         "{trace}"
     );
-    // It began when the backoff was over, not when the job failed; it is known as well as the
-    // moment of the claim is.
-    let failed = trace.one("weir.v1.WorkerService/FailJob");
-    let delay_ms: u64 = failed.get("weir.retry.delay_ms").parse().expect("a number");
-    let earliest = failed.start_us + delay_ms * 1_000;
+    // It began when the job was released; that is known as well as the moment of the claim is.
+    let released = trace.one("weir.v1.WorkerService/ReleaseJob");
+    let earliest = released.start_us;
     let slack_us = 1_002 + trace.named("claim")[1].duration_us;
-    let latest = earliest + failed.duration_us + slack_us;
+    let latest = earliest + released.duration_us + slack_us;
     assert!((earliest..=latest).contains(&again.start_us), "{trace}");
 }

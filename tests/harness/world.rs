@@ -5,18 +5,20 @@ use std::{collections::HashMap, fs, hash::BuildHasher, path::PathBuf};
 
 use crate::{
     PATIENCE,
-    cluster::{Coordinator, Worker},
+    cluster::{Coordinator, MODEL, Worker},
     embedder::{FakeEmbedder, expected_vector},
     postgres::TestDatabase,
 };
 use pgvector::Vector;
 use tokio::time;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Channel;
 use weir_proto::v1::{
-    Document, DocumentFormat, GetJobRequest, GetSourceRequest, GetSourceResponse, Item, ItemList,
-    Job, JobState, PutSourceRequest, PutSourceResponse, WatchJobRequest, WatchSourceRequest,
-    WatchSourceResponse, job_service_client::JobServiceClient, put_source_request::Content,
-    source_service_client::SourceServiceClient,
+    ClaimJobRequest, Document, DocumentFormat, FailJobRequest, GetJobRequest, GetSourceRequest,
+    GetSourceResponse, Item, ItemList, Job, JobState, PutSourceRequest, PutSourceResponse,
+    WatchJobRequest, WatchSourceRequest, WatchSourceResponse, job_service_client::JobServiceClient,
+    put_source_request::Content, source_service_client::SourceServiceClient,
+    worker_service_client::WorkerServiceClient,
 };
 
 /// The document of the story: 148 operations.
@@ -108,6 +110,34 @@ impl World {
             &self.embedder.url(),
             &[("WEIR_BATCH_SIZE", batch_size)],
         )
+    }
+
+    /// Starts a worker that fails every job that it claims, for this reason,
+    /// until what is returned is dropped. An embedder charges none.
+    pub async fn failing_worker(&self, reason: &'static str) -> AbortOnDropHandle<()> {
+        let mut worker = WorkerServiceClient::new(self.coordinator.connect().await);
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            loop {
+                let claim = ClaimJobRequest {
+                    worker_id: "failing".to_owned(),
+                    models: vec![MODEL.to_owned()],
+                    wait: prost_types::Duration::try_from(PATIENCE / 2).ok(),
+                    ..ClaimJobRequest::default()
+                };
+                let Ok(claimed) = worker.claim_job(claim).await else {
+                    return;
+                };
+                for lease in claimed.into_inner().leases {
+                    let failure = FailJobRequest {
+                        job_id: lease.job_id,
+                        epoch: lease.epoch,
+                        reason: reason.to_owned(),
+                    };
+                    // The job may be gone by now.
+                    worker.fail_job(failure).await.ok();
+                }
+            }
+        }))
     }
 
     /// A client for sources.

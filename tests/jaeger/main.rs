@@ -22,7 +22,7 @@ use weir_cli::child::{Signal, die_with_parent};
 use weir_tests::{
     PATIENCE,
     clients::http,
-    traces::{Span, SpanRef, Trace, assert_failed_and_retried, fail_and_retry},
+    traces::{Span, SpanRef, Trace, assert_released_and_retried, release_and_retry},
 };
 
 /// How often Jaeger is asked.
@@ -157,7 +157,7 @@ fn read(trace: &Value) -> Trace {
 #[tokio::test]
 async fn jaeger_shows_a_job_that_failed_and_was_retried_elsewhere_as_one_trace() {
     let mut jaeger = Jaeger::start().await;
-    let trace_id = fail_and_retry(&jaeger.otlp).await;
+    let trace_id = release_and_retry(&jaeger.otlp).await;
     // All were sent before; they are seen a moment later.
     let path = format!("/api/traces/{trace_id}");
     let complete = |data: &Value| data[0]["spans"].as_array().is_some_and(|it| it.len() >= 17);
@@ -165,7 +165,7 @@ async fn jaeger_shows_a_job_that_failed_and_was_retried_elsewhere_as_one_trace()
     assert_eq!(data.as_array().unwrap().len(), 1);
     let trace = read(&data[0]);
     println!("Trace {trace_id}, from {}:\n{trace}", jaeger.query);
-    assert_failed_and_retried(&trace);
+    assert_released_and_retried(&trace);
     // What is wrong with a trace, such as a missing parent, Jaeger says in words. It takes what
     // begins after its parent has ended for a sign of clocks that differ, which is as it should be:
     // a job outlives the call that caused it.

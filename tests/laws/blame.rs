@@ -2,8 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use futures::future::join_all;
+use futures::{FutureExt as _, future::join_all};
+use weir_proto::v1::{GetStatusRequest, JobState, Verdict};
 use weir_tests::{
+    clients::until,
     cluster::Worker,
     embedder::Rude,
     world::{Was, World},
@@ -13,12 +15,32 @@ use crate::words::{BRISK, is_work, items};
 
 /// Answers the first batch rudely and all else well. What became of the job.
 async fn first_batch_meets(rude: Rude) -> (World, i64, Vec<Was>) {
-    let world = World::start(&BRISK).await;
     let met = AtomicBool::new(false);
-    world.embedder.rule(move |texts| {
+    job_meets(move |texts| {
         let first = is_work(texts) && !met.swap(true, Ordering::Relaxed);
         first.then(|| rude.clone())
-    });
+    })
+    .await
+}
+
+/// The same, and so the probe that follows.
+async fn outage_meets(rude: Rude) -> (World, i64, Vec<Was>) {
+    let (began, ended) = (AtomicBool::new(false), AtomicBool::new(false));
+    job_meets(move |texts| {
+        let is_on = match is_work(texts) {
+            true => !began.swap(true, Ordering::Relaxed),
+            false => began.load(Ordering::Relaxed) && !ended.swap(true, Ordering::Relaxed),
+        };
+        is_on.then(|| rude.clone())
+    })
+    .await
+}
+
+async fn job_meets(
+    rule: impl Fn(&[String]) -> Option<Rude> + Send + Sync + 'static,
+) -> (World, i64, Vec<Was>) {
+    let world = World::start(&BRISK).await;
+    world.embedder.rule(rule);
     let put = world.put_items("source", items(0..6, "text")).await;
     let job_id = put.jobs[0].job_id;
     // With no claim waiting at the coordinator that could get the job back at once.
@@ -38,7 +60,7 @@ async fn law_09_an_unfit_embedder_is_charged_to_nobody() {
         (503, body("starting")),
     ];
     let runs = cases.map(|(code, body)| async move {
-        let (world, job_id, history) = first_batch_meets(Rude::Status(code, None, body)).await;
+        let (world, job_id, history) = outage_meets(Rude::Status(code, None, body)).await;
         assert!(
             history.iter().all(|was| was.attempt == 0),
             "{code}: {history:?}"
@@ -58,18 +80,47 @@ async fn law_09_an_unfit_embedder_is_charged_to_nobody() {
 }
 
 #[tokio::test]
-async fn law_09_a_bad_input_is_charged_to_its_chunk_and_nonsense_to_the_job() {
+async fn law_09_what_fails_once_is_tried_again_and_charged_to_nobody() {
     let nonsense = first_batch_meets(Rude::WrongCount);
     // Refused as a whole, and then again text by text: nothing but the first call is rude.
     let input = first_batch_meets(Rude::Status(400, None, r#"{"error":"too odd"}"#.into()));
-    let ((world, job_id, charged), (_, _, uncharged)) = futures::join!(nonsense, input);
-    let attempts = charged.iter().map(|was| was.attempt).max();
-    assert_eq!(attempts, Some(1), "{charged:?}");
-    assert_eq!(world.job(job_id).await.epoch, 2);
+    for (world, job_id, history) in join_all([nonsense.boxed(), input.boxed()]).await {
+        assert!(history.iter().all(|was| was.attempt == 0), "{history:?}");
+        assert_eq!(world.job(job_id).await.epoch, 1, "{history:?}");
+        world.assert_exact("source").await;
+    }
+}
+
+#[tokio::test]
+async fn law_09_an_embedder_that_refuses_everything_rejects_and_charges_nothing() {
+    let world = World::start(&BRISK).await;
+    let settings = [("WEIR_BATCH_SIZE", "4")];
+    let worker = Worker::spawn(&world.coordinator.url(), &world.embedder.url(), &settings);
+    worker.process.wait_for_event("The embedder answers.").await;
+    let refusal = || Rude::Status(400, None, r#"{"error":"CUDA error: device lost"}"#.into());
+    world.embedder.rule(move |_| Some(refusal()));
+    let put = world.put_items("source", items(0..10, "text")).await;
+    let job_id = put.jobs[0].job_id;
+    let down = "The embedder embeds nothing; claiming nothing until it does.";
+    worker.process.wait_for_event(down).await;
+    let told = async || {
+        let job = world.job(job_id).await;
+        job.state() == JobState::Queued && job.last_error.contains("device lost")
+    };
+    until(told).await;
+    let status = world
+        .jobs()
+        .await
+        .get_status(GetStatusRequest::default())
+        .await;
+    let total = status.unwrap().into_inner().total.unwrap();
+    assert_eq!(total.verdict(), Verdict::Degraded, "{total:?}");
+    let source = world.source("source").await.source.unwrap();
+    assert_eq!(source.chunks_rejected, 0);
+
+    world.embedder.behave();
+    world.succeeded(job_id).await;
     world.assert_exact("source").await;
-    assert!(
-        uncharged.iter().all(|was| was.attempt == 0),
-        "{uncharged:?}"
-    );
-    assert!(uncharged.iter().all(|was| was.epoch <= 1), "{uncharged:?}");
+    let history = world.history(job_id).await;
+    assert!(history.iter().all(|was| was.attempt == 0), "{history:?}");
 }

@@ -19,6 +19,9 @@ pub struct EndedLease {
     /// Whether it moved the job forward and was silent only then. A worker
     /// that was alive and stood still for the progress deadline did not.
     pub progressed: bool,
+    /// Whether its worker stood still, alive: its embedder may be at fault, and
+    /// no text is suspected of that.
+    pub stalled: bool,
     /// Most chunks in its batches; `None` when it asked for none.
     pub batch_size: Option<i32>,
     /// Chunks suspected by now, less those that were persisted since.
@@ -113,8 +116,12 @@ impl EndedLease {
         }
     }
 
-    /// Chunks of the batch that the worker had when it fell silent.
+    /// Chunks of the batch that the worker had when it fell silent; 0 when it
+    /// did not.
     fn silent_over(&self) -> i32 {
+        if self.stalled {
+            return 0;
+        }
         let batch = self.batch_size.unwrap_or(0).min(self.pending);
         if self.suspects > 0 {
             batch.min(suspected_batch(self.suspects))
@@ -134,6 +141,7 @@ mod tests {
         attempt: 0,
         heard: true,
         progressed: false,
+        stalled: false,
         batch_size: Some(32),
         suspects: 0,
         pending: 100,
@@ -239,6 +247,24 @@ mod tests {
         assert_eq!(judge(EndedLease { attempt: 0, ..idle }), again(1, 1));
     }
 
+    #[test]
+    fn a_worker_that_stands_still_alive_gets_no_text_suspected_or_rejected() {
+        let stalled = EndedLease {
+            stalled: true,
+            ..LEASE
+        };
+        assert_eq!(judge(stalled), again(1, 0));
+        for attempt in 0..5 {
+            let alone = EndedLease {
+                attempt,
+                suspects: 1,
+                ..stalled
+            };
+            let verdict = judge(alone);
+            assert!(!matches!(verdict, Verdict::Reject { .. }), "{verdict:?}");
+        }
+    }
+
     proptest! {
         /// One text kills every worker that embeds it, whatever its place and
         /// the batch's size: it ends up rejected, alone, and all else embedded.
@@ -273,7 +299,7 @@ mod tests {
                     break;
                 }
                 let lease = EndedLease {
-                    attempt, heard: true, progressed, batch_size: Some(batch_size), suspects,
+                    attempt, heard: true, progressed, stalled: false, batch_size: Some(batch_size), suspects,
                     pending: pending.len() as i32,
                 };
                 match lease.judge(&policy, 0.5) {

@@ -100,6 +100,7 @@ impl Expired {
             attempt: self.attempt,
             heard: self.heard,
             progressed: self.progressed && !self.stalled(),
+            stalled: self.stalled(),
             batch_size: self.batch_size,
             suspects: self.suspects,
             pending: self.pending,
