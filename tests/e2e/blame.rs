@@ -288,6 +288,7 @@ async fn one_poisonous_text_is_rejected_and_its_neighbours_are_embedded() {
         assert_eq!(stored, (!poison).then_some(&expected[..]));
     }
     // Halving asks for each neighbour a few times, but is answered once.
-    let answered = world.embedder.answered();
+    let mut answered = world.embedder.answered();
+    answered.remove("probe");
     assert!(answered.values().all(|times| *times == 1), "{answered:?}");
 }

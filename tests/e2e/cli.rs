@@ -160,7 +160,7 @@ async fn a_failure_is_listed_dismissed_and_all_its_jobs_retried() {
 
 #[tokio::test]
 async fn what_is_refused_is_told_for_each_job() {
-    let (world, _worker, jobs) = with_failed(&["a"]).await;
+    let (world, failing, jobs) = with_failed(&["a"]).await;
     let (failed, none) = (jobs[0].to_string(), (jobs[0] + 1_000).to_string());
     let ran = run(&world, &["retry", &none, &failed, "--json"]).await;
     assert_eq!(ran.code, Some(1), "{ran:?}");
@@ -175,13 +175,12 @@ async fn what_is_refused_is_told_for_each_job() {
     // The jobs of a source, by its name.
     let again = report["jobs"][0]["job_id"].as_i64().unwrap();
     world.ended(again).await;
-    world.embedder.close_gate();
+    drop(failing);
     let retried = told(&world, &["retry", "--source", "a"]).await;
     let again = retried["jobs"][0]["job_id"].as_i64().unwrap();
     let cancelled = told(&world, &["cancel", "--source", "a"]).await;
     assert_eq!(cancelled["jobs"][0]["job_id"], again, "{cancelled}");
     assert_eq!(cancelled["jobs"][0]["state"], "cancelled", "{cancelled}");
-    world.embedder.open_gate();
 
     for args in [
         &["cancel"] as &[_],

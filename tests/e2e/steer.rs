@@ -7,9 +7,7 @@ use serde_json::Value;
 use weir_proto::v1::{
     CancelJobRequest, JobState, JobTrigger, RetryJobRequest, job_service_client::JobServiceClient,
 };
-use weir_tests::{
-    cluster::{Coordinator, Worker, weir},
-};
+use weir_tests::cluster::{Coordinator, Worker, weir};
 
 use crate::{clients::until, world::World};
 
