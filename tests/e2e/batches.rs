@@ -128,14 +128,16 @@ async fn a_batch_that_the_database_cannot_write_is_sent_again() {
 #[tokio::test]
 async fn an_outage_after_the_first_batch_keeps_it_and_the_second_lease_does_the_rest() {
     let world = World::start(&[QUICK]).await;
-    let failed = AtomicBool::new(false);
+    let (began, ended) = (AtomicBool::new(false), AtomicBool::new(false));
     world.embedder.rule(move |texts| {
         let second = texts.iter().any(|text| text.contains("item 002"));
         // That call, and the probe that follows.
-        let first_time = second && !failed.swap(true, Ordering::Relaxed);
-        let refusal = || Rude::Status(401, None, "who are you".to_owned());
-        let probed = texts == ["probe"] && failed.swap(false, Ordering::Relaxed);
-        (first_time || probed).then(refusal)
+        let is_on = if texts == ["probe"] {
+            began.load(Ordering::Relaxed) && !ended.swap(true, Ordering::Relaxed)
+        } else {
+            second && !began.swap(true, Ordering::Relaxed)
+        };
+        is_on.then(|| Rude::Status(401, None, "who are you".to_owned()))
     });
     let put = world.put_items("source", items(6)).await;
     let job_id = put.jobs[0].job_id;

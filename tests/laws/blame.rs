@@ -23,13 +23,16 @@ async fn first_batch_meets(rude: Rude) -> (World, i64, Vec<Was>) {
     .await
 }
 
-/// The same, and so the probe that follows.
+/// The same with all that comes before the first probe that follows, and with
+/// that.
 async fn outage_meets(rude: Rude) -> (World, i64, Vec<Was>) {
     let (began, ended) = (AtomicBool::new(false), AtomicBool::new(false));
     job_meets(move |texts| {
-        let is_on = match is_work(texts) {
-            true => !began.swap(true, Ordering::Relaxed),
-            false => began.load(Ordering::Relaxed) && !ended.swap(true, Ordering::Relaxed),
+        let is_on = if is_work(texts) {
+            began.store(true, Ordering::Relaxed);
+            !ended.load(Ordering::Relaxed)
+        } else {
+            began.load(Ordering::Relaxed) && !ended.swap(true, Ordering::Relaxed)
         };
         is_on.then(|| rude.clone())
     })

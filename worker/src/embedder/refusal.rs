@@ -1,5 +1,6 @@
-//! Sorts what an embedding server refuses by who is to blame: the one place
-//! that knows what statuses and messages mean.
+//! Takes a hint from what an embedding server refuses: the one place that knows
+//! what statuses and messages most likely mean. A hint that is wrong costs some
+//! calls, and nobody is judged by it.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,29 +14,24 @@ use super::{EmbedError, culprit};
 /// Longest time that a server may ask to be left alone.
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 
-/// What servers say when the texts of a call are too many or too long together:
-/// text-embeddings-inference, OpenAI (twice), Voyage, Gemini.
-const TOO_MANY: [&str; 5] = [
-    "maximum allowed batch size",
+/// Words for a call that carries too much: of text-embeddings-inference, OpenAI
+/// (twice), and whoever computes on a GPU.
+const TOO_MUCH: [&str; 4] = [
+    "allowed batch",
     "max_tokens_per_request",
     "array_above_max_length",
-    "allowed tokens per submitted batch",
-    "requests can be in one batch",
+    "out of memory",
 ];
 
-/// What servers say when a text is too long, whatever status they say it with:
-/// OpenAI; OpenAI, vLLM and Ollama; OpenAI; llama.cpp; llama-cpp-python and
-/// Voyage; text-embeddings-inference; Cohere; llama.cpp; llama-cpp-python.
-const TOO_LONG: [&str; 9] = [
-    "maximum input length",
+/// Words for a text that is too long, whatever status comes with them.
+const TOO_LONG: [&str; 7] = [
     "context length",
     "context_length",
     "context size",
-    "context window",
+    "input length",
     "must have less than",
     "too many tokens",
     "too large to process",
-    "exceed batch size",
 ];
 
 /// What Ollama says, with 503, when too many requests wait there.
@@ -45,25 +41,14 @@ const BUSY: &str = "server busy";
 /// does not help.
 const NEVER_WITHIN_QUOTA: &str = "request too large";
 
-/// What servers say when their memory does not suffice for a call.
-const OUT_OF_MEMORY: &str = "out of memory";
-
-/// What text-embeddings-inference says of a text without characters, with the
-/// status of one that is too long.
-const EMPTY: &str = "cannot be empty";
-
-/// What servers say when the model is not there or cannot embed, where they do
-/// not say it with 404, or when they expect another API. Taken for an error of
-/// the input, it would reject every text.
-const WRONG_MODEL: [&str; 8] = [
+/// Words for a model that is not there or cannot embed, where the status is not
+/// 404. A person is told what to do about it.
+const WRONG_MODEL: [&str; 5] = [
     "model_not_found",
-    "does not exist",
     "model not found",
-    "not support embeddings",
+    "does not exist",
     "not support embedding",
-    "not an embedding model",
     "unknown model",
-    "failed to deserialize the json body",
 ];
 
 /// An answer that is not a success.
@@ -83,8 +68,7 @@ pub(super) struct Refusal<'a> {
 }
 
 impl Refusal<'_> {
-    /// Decides who is to blame. `now` is what a date to retry after is compared
-    /// with.
+    /// Takes the hint. `now` is what a date to retry after is compared with.
     pub(super) fn sort(&self, now: SystemTime) -> EmbedError {
         let status = self.status;
         let retry_after = retry_after(self.headers, now);
@@ -133,11 +117,9 @@ impl Refusal<'_> {
             }
             StatusCode::SERVICE_UNAVAILABLE => embedder(""),
             _ if says(&WRONG_MODEL) => embedder(&format!(" ({})", self.missing_hint)),
-            _ if says(&TOO_MANY) => too_large(),
+            _ if says(&TOO_MUCH) => too_large(),
             _ if says(&TOO_LONG) => too_long(),
-            _ if status.is_client_error() && says(&[EMPTY]) => input(),
             StatusCode::PAYLOAD_TOO_LARGE => too_large(),
-            _ if says(&[OUT_OF_MEMORY]) && self.texts.len() > 1 => too_large(),
             StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => input(),
             _ if status.is_redirection() => EmbedError::Embedder {
                 reason: format!(

@@ -263,7 +263,6 @@ async fn a_missing_model_blames_the_embedder() {
     for body in [
         r#"{"error": "this model does not support embeddings"}"#,
         r#"{"error": {"message": "no such model", "code": "model_not_found"}}"#,
-        "Failed to deserialize the JSON body into the target type: missing field `inputs`",
     ] {
         reason_of_embedder(sorted("400 Bad Request", body).await);
     }
@@ -378,12 +377,6 @@ async fn a_call_that_is_too_large_may_pass_with_fewer_texts() {
             reason_of_too_many(error);
         }
     }
-}
-
-#[tokio::test]
-async fn an_empty_text_is_not_one_that_is_too_long() {
-    let body = r#"{"error": "`inputs` cannot be empty", "error_type": "Validation"}"#;
-    reason_of_input(sorted("413 Payload Too Large", body).await);
 }
 
 #[tokio::test]
