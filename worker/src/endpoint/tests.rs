@@ -235,10 +235,10 @@ async fn an_embedder_that_breaks_a_call_and_fails_a_probe_is_down() {
         },
         move |_| {
             let reason = "it broke the probe".to_owned();
-            match gone.load(Ordering::Relaxed) {
-                true => Err(EmbedError::Broken { reason }),
-                false => Ok(()),
+            if gone.load(Ordering::Relaxed) {
+                return Err(EmbedError::Broken { reason });
             }
+            Ok(())
         },
     );
     let (endpoint, _running) = start(&server, SETTINGS);
