@@ -166,10 +166,10 @@ async fn an_embedder_that_only_talks_nonsense_holds_its_jobs_up_and_costs_them_n
 async fn a_quota_that_is_used_up_rejects_and_charges_nothing() {
     for retry_after in [None, Some("1".to_owned())] {
         let world = World::start(&[("WEIR_MAX_ATTEMPTS", "1")]).await;
-        let refused = AtomicUsize::new(0);
+        let calls = AtomicUsize::new(0);
         world.embedder.rule(move |texts| {
-            let refuses = is_work(texts) && refused.fetch_add(1, Ordering::Relaxed) < 3;
-            refuses.then(|| Rude::Status(429, retry_after.clone(), "slow down".into()))
+            let is_used_up = is_work(texts) && calls.fetch_add(1, Ordering::Relaxed) < 3;
+            is_used_up.then(|| Rude::Status(429, retry_after.clone(), "slow down".into()))
         });
         let job_id = world.put_items("busy", items(10)).await.jobs[0].job_id;
         let _worker = world.worker("4");
