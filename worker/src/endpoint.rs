@@ -238,7 +238,7 @@ impl Endpoint {
 impl State {
     fn next_call(&mut self) -> Option<Call> {
         self.merge_until = None;
-        self.judge.next()
+        self.judge.next_call()
     }
 
     /// When the texts that wait are sent, if more may come to travel with them.

@@ -16,7 +16,7 @@ const WINDOW: u32 = 1_000;
 /// for nothing.
 const PRIOR: f64 = 8.0;
 /// Failures for nothing there are for one that is noticed.
-const UNNOTICED: f64 = 6.0;
+const UNNOTICED: f64 = 12.0;
 /// From this rate on a call that failed is made again before it is searched.
 const FLAKY: f64 = 0.15;
 

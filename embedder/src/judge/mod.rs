@@ -20,19 +20,25 @@
 
 mod doubt;
 mod memory;
+mod protocol;
 mod search;
 mod size;
+mod text;
 mod trust;
 
 use std::collections::{HashMap, VecDeque};
 
-pub use self::size::{CallSize, estimate_tokens};
 use self::{
     doubt::Doubt,
     memory::Memory,
-    search::{TROUBLE, Task, Text},
+    search::Task,
     size::SizeLimit,
+    text::{TROUBLE, Text},
     trust::{Advice, Trust},
+};
+pub use self::{
+    protocol::{Answer, Call, CallId, Hint, Settings, TextId, Verdict},
+    size::{CallSize, estimate_tokens},
 };
 
 /// Failures in a row after which an embedder is probed, whatever it says.
@@ -51,109 +57,6 @@ const ALONE_EXCUSES: u8 = 8;
 /// Failed probes of full length after which it is believed that the embedder
 /// takes shorter texts than it did.
 const LONG_PROBES: u32 = 600;
-
-/// Names a text that is to be embedded. Unique among those of a [`Judge`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct TextId(pub u64);
-
-/// Names a call. Rises with each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct CallId(pub u64);
-
-/// What a judge never goes beyond.
-#[derive(Debug, Clone, Copy)]
-pub struct Settings {
-    /// Most that one call carries.
-    pub ceiling: CallSize,
-    /// Texts are not shortened to less than this, in bytes; more than 0.
-    pub shortest: usize,
-}
-
-/// What to send.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Call {
-    /// These texts, of each its first so many bytes.
-    Embed(CallId, Vec<(TextId, usize)>),
-    /// A text that is known to be good, of about so many bytes. 0 for the
-    /// shortest.
-    Probe(CallId, usize),
-}
-
-impl Call {
-    /// Returns the name of the call.
-    pub fn id(&self) -> CallId {
-        match self {
-            Self::Embed(id, _) | Self::Probe(id, _) => *id,
-        }
-    }
-}
-
-/// How a call ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Answer {
-    /// There is a vector for each text; for some it may be one that cannot be
-    /// used, and why.
-    Vectors(Vec<Option<String>>),
-    /// There are none.
-    Failed {
-        /// What the failure most likely means.
-        hint: Hint,
-        /// What happened, for a person.
-        reason: String,
-    },
-}
-
-/// What a failure most likely means, by what was said with it. May be wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hint {
-    /// Nothing is known.
-    Unknown,
-    /// The text at this place cannot be embedded.
-    Text(usize),
-    /// A text is too long, where known the one at this place.
-    TooLong(Option<usize>),
-    /// The call carries too much.
-    TooMuch,
-    /// The embedder has too much to do, or a quota is used up.
-    Busy,
-    /// The embedder cannot embed anything for now.
-    Down,
-    /// The connection broke, or there was no answer in time: the embedder may
-    /// have died, perhaps of a text.
-    Broken,
-}
-
-/// What an answer proves.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
-    /// The vector at this place of the answer is that of the first `bytes` of
-    /// the text.
-    Embedded {
-        /// Which text.
-        text: TextId,
-        /// The place of its vector in the answer.
-        place: usize,
-        /// Less than all of it where it was too long.
-        bytes: usize,
-    },
-    /// The text can never be embedded.
-    Rejected {
-        /// Which text.
-        text: TextId,
-        /// What the embedder said, for a person.
-        reason: String,
-    },
-    /// The embedder embeds nothing. Whatever waits is best handed back.
-    Down {
-        /// What it said, for a person.
-        reason: String,
-    },
-    /// The embedder embeds again.
-    Fit,
-    /// The embedder is to be left alone for a while: longer each time until
-    /// something passes.
-    Rest,
-}
 
 /// What is known of the embedder's condition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,8 +109,6 @@ pub struct Judge {
     health: Health,
     /// Failures since something passed.
     failures: u32,
-    /// Probes that failed since one passed.
-    failed_probes: u32,
     /// Bytes of the probe that an embedder must pass that is down.
     probe_bytes: usize,
     long_probes: u32,
@@ -218,6 +119,8 @@ pub struct Judge {
     /// Calls that have ended, and whether the last was a probe that passed.
     ended: u64,
     just_probed: bool,
+    /// When it was last left alone for a while.
+    rested_at: u64,
     /// Whether it is doubted because of what it said.
     was_advised: bool,
     /// How many calls have ended when the embedder is out of trouble.
@@ -244,13 +147,13 @@ impl Judge {
             memory: Memory::default(),
             health: Health::Down,
             failures: 0,
-            failed_probes: 0,
             probe_bytes: 0,
             long_probes: 0,
             moment: 0,
             proof: 0,
             ended: 0,
             just_probed: false,
+            rested_at: 0,
             was_advised: false,
             trouble_until: 0,
             last_call: 0,
@@ -272,10 +175,15 @@ impl Judge {
             }
             Some(suspicion) => {
                 text.resume(suspicion, self.settings.shortest);
-                text.failed_at = self.moment;
-                let is_proven = text.is_proven();
+                // While it was away the embedder passed a probe.
+                text.failed_at = if self.health == Health::Fit {
+                    0
+                } else {
+                    self.moment
+                };
+                let awaits_proof = text.awaits_proof();
                 self.texts.insert(id, text);
-                if is_proven {
+                if awaits_proof {
                     self.unproven.push(id);
                 } else {
                     self.suspect_again(id, suspicion.among);
@@ -364,7 +272,7 @@ impl Judge {
     /// Returns what to send next, or nothing until an answer or a text comes.
     /// While the embedder is down, that is one probe at a time: the caller
     /// decides how often.
-    pub fn next(&mut self) -> Option<Call> {
+    pub fn next_call(&mut self) -> Option<Call> {
         if self.health != Health::Fit {
             return self.probe(self.probe_bytes);
         }
@@ -488,14 +396,14 @@ impl Judge {
                 self.doubt.called();
                 if failed {
                     let reason = flaws.into_iter().flatten().next().unwrap_or_default();
-                    self.failed(task, size, Hint::Unknown, &reason, &mut verdicts);
+                    self.failed(task, (size, began), Hint::Unknown, &reason, &mut verdicts);
                 } else {
                     self.passed(task, size, began, &flaws, &mut verdicts);
                 }
             }
             (Sent::Task(task, size), Answer::Failed { hint, reason }) => {
                 self.doubt.called();
-                self.failed(task, size, hint, &reason, &mut verdicts);
+                self.failed(task, (size, began), hint, &reason, &mut verdicts);
             }
         }
         self.weigh();
@@ -508,9 +416,6 @@ impl Judge {
             return;
         }
         self.just_probed = true;
-        if std::mem::take(&mut self.failed_probes) == 1 {
-            self.contradicted();
-        }
         self.proof = self.proof.max(began);
         self.failures = 0;
         self.long_probes = 0;
@@ -542,7 +447,6 @@ impl Judge {
                 (self.probe_bytes, self.long_probes, self.passed_bytes) = (0, 0, 0);
             }
         }
-        self.failed_probes += 1;
         self.controls.clear();
         if self.health == Health::Doubtful {
             self.trust.followed(Advice::Probe, true);

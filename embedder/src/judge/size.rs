@@ -64,12 +64,10 @@ impl SizeLimit {
         size.texts <= self.texts.passed && size.tokens <= self.tokens.passed
     }
 
-    /// Records a call that passed. Returns whether less failed before.
-    pub(crate) fn passed(&mut self, size: CallSize) -> bool {
-        let texts = self.texts.passed(size.texts);
-        let tokens = self.tokens.passed(size.tokens);
-        // One of both may have been blamed for the other.
-        texts && self.tokens.failed.is_none() || tokens && self.texts.failed.is_none()
+    /// Records a call that passed.
+    pub(crate) fn passed(&mut self, size: CallSize) {
+        self.texts.passed(size.texts);
+        self.tokens.passed(size.tokens);
     }
 
     /// Records a call that failed although smaller ones pass, or may.
@@ -132,15 +130,14 @@ impl Measure {
         self.limit = self.limit.min(self.ceiling);
     }
 
-    /// Returns whether less had failed.
-    fn passed(&mut self, amount: usize) -> bool {
+    fn passed(&mut self, amount: usize) {
         self.passed = self.passed.max(amount);
         if self.failed.is_some_and(|failed| failed <= self.passed) {
             // It was something else.
             self.failed = None;
             self.limit = self.ceiling;
             self.hold = 1;
-            return true;
+            return;
         }
         if self.limit < self.ceiling && 2 * amount > self.limit {
             self.good += 1;
@@ -149,7 +146,6 @@ impl Measure {
                 self.grow();
             }
         }
-        false
     }
 
     /// Tries more: half-way to what failed, and that itself once there is

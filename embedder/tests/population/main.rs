@@ -4,12 +4,29 @@
 mod server;
 mod world;
 
-use proptest::{prelude::*, test_runner::Config};
+use proptest::{
+    prelude::*,
+    test_runner::{Config, RngSeed},
+};
 
 use self::{server::arbitrary, world::World};
 
+/// Draws the same servers in each run, unless `PROPTEST_RNG_SEED` and
+/// `PROPTEST_CASES` ask for others and for more.
+fn config() -> Config {
+    let config = Config::default();
+    Config {
+        failure_persistence: None,
+        rng_seed: match config.rng_seed {
+            RngSeed::Random => RngSeed::Fixed(1),
+            fixed @ RngSeed::Fixed(_) => fixed,
+        },
+        ..config
+    }
+}
+
 proptest! {
-    #![proptest_config(Config { failure_persistence: None, ..Config::default() })]
+    #![proptest_config(config())]
 
     /// Every healthy text is embedded, exactly the poison is rejected, nobody is
     /// charged while the server embeds nothing, and few calls are made.

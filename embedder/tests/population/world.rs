@@ -33,7 +33,6 @@ pub(crate) struct World {
     rejected: HashSet<usize>,
     calls: u64,
     events: u64,
-    log: Vec<String>,
 }
 
 impl World {
@@ -62,7 +61,6 @@ impl World {
             rejected: HashSet::new(),
             calls: 0,
             events: 1,
-            log: Vec::new(),
             server,
         }
     }
@@ -83,7 +81,7 @@ impl World {
             if self.now < self.rest_until || self.is_down && self.now < self.next_probe {
                 return;
             }
-            let Some(call) = self.judge.next() else {
+            let Some(call) = self.judge.next_call() else {
                 return;
             };
             self.calls += 1;
@@ -100,10 +98,6 @@ impl World {
             if matches!(fault, Some(Fault::Outage | Fault::Quota | Fault::Flake)) {
                 self.events += u64::from(fault == Some(Fault::Flake));
             }
-            self.log.push(format!(
-                "{} {sent:?} -> {fault:?} {}",
-                self.now, self.is_down
-            ));
             let CallId(id) = call.id();
             self.ends.insert((self.now + took, id), (call, answer));
         }
@@ -126,18 +120,17 @@ impl World {
                     return Ok(());
                 };
                 self.now = self.now.max(at);
-                self.ended(call, answer)?;
+                self.ended(&call, answer)?;
             }
         }
         Ok(())
     }
 
-    fn ended(&mut self, call: Call, answer: Answer) -> Result<(), TestCaseError> {
+    fn ended(&mut self, call: &Call, answer: Answer) -> Result<(), TestCaseError> {
         if matches!(&answer, Answer::Vectors(_)) {
             self.busy = 0;
         }
         for verdict in self.judge.answered(call.id(), answer) {
-            self.log.push(format!("  {} {verdict:?}", self.now));
             match verdict {
                 Verdict::Embedded { text, bytes, .. } => self.was_embedded(text, bytes)?,
                 Verdict::Rejected { text, .. } => self.was_rejected(text)?,
@@ -263,11 +256,6 @@ impl World {
 
     fn fails(&self, why: &str) -> TestCaseError {
         let server = &self.server;
-        if std::env::var_os("TRACE").is_some() {
-            for line in self.log.iter().rev().take(4000).rev() {
-                println!("{}", &line[..line.len().min(200)]);
-            }
-        }
         TestCaseError::fail(format!(
             "{why}: {} calls, {} ms, {}+{} of {} texts, {} bad ({:?}), {} events; at most {}/{}/{}, outages {:?}, \
              quota {:?}, flaky {}, {:?}, {} at a time, {} ms",
