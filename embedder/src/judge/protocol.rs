@@ -2,7 +2,7 @@
 
 use super::CallSize;
 
-/// Names a text that is to be embedded. Unique among those of a [`Judge`].
+/// Names a text that is to be embedded. Unique among those of a judge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TextId(pub u64);
 
