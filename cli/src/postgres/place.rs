@@ -14,6 +14,8 @@ use std::{
         DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, symlink,
     },
     path::{Path, PathBuf, absolute},
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -27,6 +29,10 @@ const MAX_SOCKET_DIR_BYTES: usize = 85;
 
 /// The mode of a lock file.
 const LOCK_MODE: u32 = 0o600;
+
+/// How often a lock that another holds is tried, and how long apart.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
 /// Where root keeps what the server's user could not reach elsewhere.
 const SYSTEM_DIR: &str = "/var/lib/weir";
@@ -96,14 +102,18 @@ impl KeptDir {
         }
         let path = fs::canonicalize(&dir)
             .with_context(|| format!("cannot open the data directory {}", dir.display()))?;
-        let Some(lock) = try_lock(&path)? else {
-            bail!(
-                "the data directory {} is in use by another process: stop that one, or choose \
-                 another directory",
-                path.display()
-            );
-        };
-        Ok(Self { path, _lock: lock })
+        // A child that is just being started has a copy of the lock until its program runs.
+        for _ in 0..LOCK_TRIES {
+            if let Some(lock) = try_lock(&path)? {
+                return Ok(Self { path, _lock: lock });
+            }
+            thread::sleep(LOCK_PAUSE);
+        }
+        bail!(
+            "the data directory {} is in use by another process: stop that one, or choose another \
+             directory",
+            path.display()
+        )
     }
 
     pub(super) fn path(&self) -> &Path {
