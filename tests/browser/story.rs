@@ -76,7 +76,7 @@ async fn a_black_hole_is_told_of_and_what_fell_into_it_goes_on_by_itself() {
     world.embedder.rule(|_| Some(Rude::Hang));
     world.put_items("pages", items(8)).await;
     browser
-        .until("reasons().join() === '1 job waits for an embedder that is down'")
+        .until("reasons().join() === '1 job waits for an embedder that is down or was refused'")
         .await;
     verdict(&browser, "degraded").await;
     browser
@@ -101,7 +101,7 @@ async fn an_embedder_that_is_down_is_the_reason_and_no_jobs_fault() {
         .rule(|_| Some(Rude::Status(503, None, "starting".to_owned())));
     world.put_items("pages", items(8)).await;
     browser
-        .until("reasons().join() === '1 job waits for an embedder that is down'")
+        .until("reasons().join() === '1 job waits for an embedder that is down or was refused'")
         .await;
     browser
         .run("row('default/pages').querySelector('.badge').focus()")
