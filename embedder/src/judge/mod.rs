@@ -6,10 +6,10 @@
 //! first and never what is concluded. The conclusions are these:
 //!
 //! - **The embedder is down** when it fails a probe. Nobody is to blame.
-//! - **A call was too large** when it failed and all of its parts passed. The
-//!   limit is learned, and tried upward again, ever more rarely.
-//! - **A text is too long** when it fails alone and its beginning passes. It is
-//!   shortened until it passes.
+//! - **A call was too large** when it failed and none as large has passed. Less
+//!   is sent, and more is tried again, ever more rarely while that fails.
+//! - **A text is too long** when it fails alone, again and again, and its
+//!   beginning passes. It is shortened until it passes.
 //! - **A text is rejected** when it and then its beginning failed alone, while
 //!   other texts passed after each of these failures, and as often as the
 //!   embedder's own unreliability asks for.
