@@ -99,8 +99,8 @@ pub struct Judge {
     controls: Vec<TextId>,
     under_way: HashMap<CallId, UnderWay>,
     size: SizeLimit,
-    /// Bytes of the shortest text that was too long, and of the longest text
-    /// that passed whole.
+    /// Bytes of the shortest text that was too long, and most bytes of a text that
+    /// passed, whole or shortened.
     too_long: usize,
     passed_bytes: usize,
     doubt: Doubt,
@@ -195,11 +195,8 @@ impl Judge {
     /// Has a text that was suspected before travel with few others of its kind.
     fn suspect_again(&mut self, id: TextId, among: usize) {
         if self.texts.get(&id).is_some_and(|text| text.is_remembered) {
-            self.tasks.push_back(Task {
-                exclusive: true,
-                ..Task::alone(id)
-            });
-            return;
+            let task = self.alone(id);
+            return self.tasks.push_back(task);
         }
         let most = (among / 2).max(1);
         let joins = |task: &&mut Task| task.again == Some(most) && task.texts.len() < most;

@@ -141,7 +141,7 @@ impl Judge {
         let Some(text) = self.texts.get_mut(&id) else {
             return;
         };
-        let (bytes, sent) = (text.bytes, text.sent(self.settings.shortest));
+        let sent = text.sent(self.settings.shortest);
         match text.trial {
             Trial::Beginning => {
                 text.beginning_passed = true;
@@ -155,16 +155,11 @@ impl Judge {
                 let task = self.alone(id);
                 return self.tasks.push_front(task);
             }
-            Trial::Whole if text.failures > 0 => {
-                self.passed_bytes = self.passed_bytes.max(bytes);
-                self.contradicted();
-            }
-            Trial::Whole => self.passed_bytes = self.passed_bytes.max(bytes),
-            Trial::Shorter(_) => {
-                self.too_long = self.too_long.min(text.too_much);
-                self.passed_bytes = self.passed_bytes.max(sent);
-            }
+            Trial::Whole if text.failures > 0 => self.contradicted(),
+            Trial::Whole => {}
+            Trial::Shorter(_) => self.too_long = self.too_long.min(text.too_much),
         }
+        self.passed_bytes = self.passed_bytes.max(sent);
         if sent >= self.too_long {
             self.too_long = sent + 1;
         }
@@ -234,17 +229,15 @@ impl Judge {
         let Some(text) = self.texts.get_mut(&id) else {
             return;
         };
+        let can_be_shorter = text.sent(shortest) > shortest && text.bytes > 2 * shortest;
         text.failures += 1;
-        if text.sent(shortest) <= shortest || text.bytes <= 2 * shortest {
-            text.beginning_failures += 1;
-        }
+        text.beginning_failures += u32::from(!can_be_shorter);
         text.has_failed = false;
         let needed = if text.is_remembered {
             needed.max(DEATHS)
         } else {
             needed
         };
-        let can_be_shorter = text.sent(shortest) > shortest && text.bytes > 2 * shortest;
         // Where its length may explain that it failed whole, only its beginning counts.
         let beginning = if text.bytes > self.passed_bytes { 1 } else { 2 };
         let is_known = text.bytes >= self.too_long && text.bytes > self.passed_bytes;
@@ -280,7 +273,7 @@ impl Judge {
 
     /// Makes a task of a text that failed alone. Where the embedder is in
     /// trouble nothing else may be to blame for the outcome.
-    fn alone(&self, id: TextId) -> Task {
+    pub(super) fn alone(&self, id: TextId) -> Task {
         let text = self.texts.get(&id);
         let exclusive = text.is_some_and(|text| text.is_remembered);
         Task {
