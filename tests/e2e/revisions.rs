@@ -1,7 +1,7 @@
 //! Writes that are sent again after their answer was lost: nothing that others
 //! wrote meanwhile is undone.
 
-use std::fs;
+use std::{fs, process::Output};
 
 use tonic::Code;
 use weir_proto::v1;
@@ -112,15 +112,19 @@ async fn cut(proxy: &FaultProxy) {
 const AT_TWO: &str = "SELECT count(*) FROM weir.sources WHERE name = 's' AND revision = 2";
 const GONE: &str = "SELECT (count(*) = 0)::int::bigint FROM weir.sources WHERE name = 's'";
 
-#[tokio::test]
-async fn the_command_line_sends_again_what_was_not_answered() {
-    let (world, proxy) = behind_a_proxy().await;
+/// Puts a file with other words than those that are there.
+async fn put_new(url: &str) -> Output {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("s.txt");
     fs::write(&file, "new").unwrap();
-    let (url, file) = (proxy.url(), file.to_str().unwrap());
-    let args = ["put", file, "--name", "s"];
-    let put = weir(&url, &args);
+    weir(url, &["put", file.to_str().unwrap(), "--name", "s"]).await
+}
+
+#[tokio::test]
+async fn the_command_line_sends_again_what_was_not_answered() {
+    let (world, proxy) = behind_a_proxy().await;
+    let url = proxy.url();
+    let put = put_new(&url);
     let lost = async {
         lose_the_answer(&world, &proxy, AT_TWO).await;
         cut(&proxy).await;
@@ -147,12 +151,8 @@ async fn the_command_line_sends_again_what_was_not_answered() {
 #[tokio::test]
 async fn the_command_line_undoes_nothing_that_others_wrote_meanwhile() {
     let (world, proxy) = behind_a_proxy().await;
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("s.txt");
-    fs::write(&file, "new").unwrap();
-    let (url, file) = (proxy.url(), file.to_str().unwrap());
-    let args = ["put", file, "--name", "s"];
-    let put = weir(&url, &args);
+    let url = proxy.url();
+    let put = put_new(&url);
     let lost = async {
         lose_the_answer(&world, &proxy, AT_TWO).await;
         let newer = [("s".to_owned(), "newer".to_owned())];
