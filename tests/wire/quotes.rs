@@ -14,7 +14,7 @@ const TEXT: &str = "Dear Dr. Brown,\n\tthe biopsy of Jane \"Janie\" Döe (born 1
 const WORDS: [&str; 7] = [
     "biopsy",
     "Janie",
-    "1961",
+    "1961-04",
     "tumour",
     "malignant",
     "悪性",
