@@ -8,7 +8,7 @@ use std::{io, path::PathBuf};
 
 use clap::Args;
 use serde::Serialize;
-use weir_worker::embedder::EmbedderConfig;
+use weir_embedder::EmbedderConfig;
 
 use crate::{
     args::Global,

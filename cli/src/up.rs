@@ -15,12 +15,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use weir_coordinator::server::{self, Server};
+use weir_embedder::{Embedder, EmbedderConfig};
 use weir_telemetry::TraceConfig;
-use weir_worker::{
-    Served,
-    config::Model,
-    embedder::{self, Embedder, EmbedderConfig},
-};
+use weir_worker::{Served, config::Model};
 
 use crate::{
     failure::Failure,
@@ -150,7 +147,7 @@ async fn serve(args: &UpArgs, url: &str, stop: &CancellationToken) -> Result<()>
     let embedder = if args.workers == 0 {
         None
     } else {
-        let embedder = embedder::build(&args.embedder, &args.model).await;
+        let embedder = weir_embedder::build(&args.embedder, &args.model).await;
         Some(embedder.context("the workers cannot embed")?)
     };
     let mut running = Running::start(args, server, address, embedder.as_ref())?;

@@ -90,7 +90,7 @@ def definitions():
     coordinator, worker = settings(docs, COORDINATOR), settings(docs, WORKER)
     of_model = {
         flag: setting for flag, setting in worker.items()
-        if setting[2] in ("worker/src/config/model.rs", "worker/src/embedder/config.rs")
+        if setting[2] in ("worker/src/config/model.rs", "embedder/src/config.rs")
     }
     return {
         "coordinatorConfig": config({k: v for k, v in coordinator.items() if k not in OWN[COORDINATOR]}),

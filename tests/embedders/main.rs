@@ -23,8 +23,8 @@ use tokio::{
     process::{Child, Command},
     time::{sleep, timeout},
 };
+use weir_embedder::{EmbedError, Embedder, EmbedderConfig};
 use weir_tests::postgres::runtime_dir;
-use weir_worker::embedder::{self, EmbedError, Embedder, EmbedderConfig};
 
 /// Long enough to load a model.
 const PATIENCE: Duration = Duration::from_mins(3);
@@ -120,7 +120,7 @@ fn path(path: &Path) -> anyhow::Result<&str> {
 
 async fn build(flags: &[&str], model: &str) -> anyhow::Result<Arc<dyn Embedder>> {
     let flags = Flags::try_parse_from(["worker"].iter().chain(flags))?;
-    embedder::build(&flags.config, model).await
+    weir_embedder::build(&flags.config, model).await
 }
 
 fn free_address() -> anyhow::Result<String> {

@@ -11,8 +11,8 @@ use std::{
 };
 
 use clap::Parser;
+use weir_embedder::{EmbedError, Embedder, EmbedderConfig, Embedding};
 use weir_tests::embedder::{DIMENSION, FakeEmbedder, Limits, RetryAfter, Rude, expected_vector};
-use weir_worker::embedder::{self, EmbedError, Embedder, EmbedderConfig, Embedding};
 
 #[derive(Parser)]
 struct Flags {
@@ -44,7 +44,7 @@ async fn start_with(dialect: Dialect, flags: &[&str]) -> (FakeEmbedder, Arc<dyn 
     let url = fake.url();
     let all = ["worker", "--embedder", kind, "--embedder-url", &url];
     let config = Flags::parse_from(all.iter().chain(flags)).config;
-    let embedder = embedder::build(&config, "fake").await.unwrap();
+    let embedder = weir_embedder::build(&config, "fake").await.unwrap();
     (fake, embedder)
 }
 

@@ -4,8 +4,6 @@
 
 mod call;
 mod demand;
-mod limits;
-mod rates;
 mod request;
 mod settle;
 mod spans;
@@ -25,21 +23,20 @@ use tokio::{
     task::{AbortHandle, JoinSet},
     time::{Instant, sleep_until, timeout_at},
 };
-use weir_embedder::judge::{self, Call, CallId, Judge, TextId};
+use weir_embedder::{
+    Embedder, Probe,
+    judge::{self, Call, CallId, Judge, TextId},
+    pace::{Concurrency, Rates},
+};
 use weir_telemetry::TraceContext;
 
-use self::{call::Work, limits::Limits, rates::Rates, request::Requests, settle::Rests};
+use self::{call::Work, request::Requests, settle::Rests};
 pub(crate) use self::{
     demand::{Demand, Share},
     request::Outcome,
     spans::CallSpans,
 };
-use crate::{
-    embedder::{Embedder, Probe},
-    health::Health,
-    metrics::Metrics,
-    plan::Batch,
-};
+use crate::{health::Health, metrics::Metrics, plan::Batch};
 
 /// How long a call that is not full waits for texts that sessions are about to
 /// bring. Far less than any call takes.
@@ -81,7 +78,7 @@ pub(crate) struct Endpoint {
 struct State {
     judge: Judge,
     requests: Requests,
-    limits: Limits,
+    concurrency: Concurrency,
     /// What the embedder said of itself at the last probe that passed.
     said: Option<Probe>,
     /// When the texts that wait are sent, if a call of them would not be full.
@@ -128,7 +125,7 @@ impl Endpoint {
             state: Mutex::new(State {
                 judge: Judge::new(settings.judge),
                 requests: Requests::default(),
-                limits: Limits::new(settings.calls),
+                concurrency: Concurrency::new(settings.calls),
                 said: None,
                 merge_until: None,
                 under_way: HashMap::new(),
@@ -181,7 +178,7 @@ impl Endpoint {
     pub(crate) async fn run(self: &Arc<Self>) -> Infallible {
         let mut calls = JoinSet::new();
         loop {
-            let most = self.state().limits.calls();
+            let most = self.state().concurrency.calls();
             tokio::select! {
                 Some(ended) = calls.join_next(), if !calls.is_empty() => {
                     // A call catches its panics; one that was given up has no end to settle.

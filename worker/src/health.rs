@@ -4,7 +4,7 @@
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use crate::embedder::Probe;
+use weir_embedder::Probe;
 
 /// What is known of the embedder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,7 +98,9 @@ async fn changed(condition: &mut watch::Receiver<Condition>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{embedder::Limits, testing::Logs};
+    use weir_embedder::Limits;
+
+    use crate::testing::Logs;
 
     const PROBE: Probe = Probe {
         dimension: 2,

@@ -3,7 +3,6 @@
 //! is claimed again by another.
 
 pub mod config;
-pub mod embedder;
 pub mod telemetry;
 
 mod backoff;

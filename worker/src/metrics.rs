@@ -2,10 +2,8 @@
 //! `/metrics` of `--http-listen`. `docs/metrics.md` says what question each
 //! answers.
 
-use weir_embedder::judge::CallSize;
+use weir_embedder::{EmbedError, EmbedderKind, Embedding, judge::CallSize};
 use weir_metrics::{Counter, Gauge, Histogram, Metric, Open, Page};
-
-use crate::embedder::{EmbedError, EmbedderKind, Embedding};
 
 const BUILD_INFO: Metric = Metric::new(
     "weir_build_info",

@@ -7,13 +7,13 @@ use anyhow::Context as _;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{Instrument as _, info, info_span};
+use weir_embedder::Embedder;
 use weir_telemetry::Tracer;
 
 use crate::{
     claimer::claim_and_drain,
     config::{Config, Model},
     coordinator::Coordinator,
-    embedder::{self, Embedder},
     endpoint::{CallSpans, Endpoint},
     http,
     metrics::{self, Metrics},
@@ -38,7 +38,7 @@ impl Served {
     pub async fn all(models: Vec<Model>) -> anyhow::Result<Vec<Self>> {
         let mut served = Vec::with_capacity(models.len());
         for model in models {
-            let embedder = embedder::build(&model.settings.embedder, &model.name)
+            let embedder = weir_embedder::build(&model.settings.embedder, &model.name)
                 .await
                 .with_context(|| format!("model {:?} cannot be served", model.name))?;
             served.push(Self { model, embedder });

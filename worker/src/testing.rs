@@ -16,11 +16,9 @@ use tokio::{
 };
 use tonic::transport::Uri;
 use tracing::subscriber::DefaultGuard;
+use weir_embedder::{EmbedError, Embedder, Embedding, Limits, Probe};
 
-use crate::{
-    config::{Config, Model},
-    embedder::{EmbedError, Embedder, Embedding, Limits, Probe},
-};
+use crate::config::{Config, Model};
 
 type Answer = Result<Vec<Embedding>, EmbedError>;
 

@@ -3,10 +3,8 @@
 use std::{ffi::OsString, io, time::Instant};
 
 use clap::{Parser as _, ValueEnum as _};
-use weir_worker::{
-    config::{Config, Model},
-    embedder::{self, Limits},
-};
+use weir_embedder::Limits;
+use weir_worker::config::{Config, Model};
 
 use super::{DoctorArgs, Findings};
 
@@ -50,7 +48,7 @@ fn models(args: &DoctorArgs) -> anyhow::Result<Vec<Model>> {
 
 async fn probe(model: &Model) -> anyhow::Result<String> {
     let settings = &model.settings.embedder;
-    let embedder = embedder::build(settings, &model.name).await?;
+    let embedder = weir_embedder::build(settings, &model.name).await?;
     let before = Instant::now();
     let probe = embedder.probe(0).await?;
     let first = before.elapsed();

@@ -7,12 +7,9 @@ use clap::Parser as _;
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
+use weir_embedder::{EmbedError, Embedder, Embedding, Limits, Probe};
 use weir_tests::cluster::MODEL;
-use weir_worker::{
-    Config, Served,
-    embedder::{EmbedError, Embedder, Embedding, Limits, Probe},
-    telemetry,
-};
+use weir_worker::{Config, Served, telemetry};
 
 /// Vectors that the stub draws from: noise, so that nothing compresses them.
 const VECTORS: usize = 64;

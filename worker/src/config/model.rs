@@ -4,11 +4,14 @@ use std::{ffi::OsString, fs, num::NonZeroU32, path::Path};
 
 use anyhow::{Context as _, bail, ensure};
 use clap::{Args, CommandFactory as _, FromArgMatches as _};
-use weir_embedder::judge::{self, CallSize};
+use weir_embedder::{
+    EmbedderConfig,
+    judge::{self, CallSize},
+};
 use weir_proto::limits;
 
 use super::Config;
-use crate::{embedder::EmbedderConfig, endpoint::Settings};
+use crate::endpoint::Settings;
 
 /// How texts are embedded with a model.
 #[derive(Debug, Clone, Args)]
@@ -150,7 +153,7 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
-    use crate::embedder::EmbedderKind;
+    use weir_embedder::EmbedderKind;
 
     fn models(file: &str, flags: &[&str]) -> anyhow::Result<Vec<Model>> {
         let folder = tempfile::tempdir().unwrap();

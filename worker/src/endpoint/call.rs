@@ -11,7 +11,7 @@ use super::{
     request::{Sent, Text},
     spans,
 };
-use crate::embedder::{EmbedError, Embedding, Probe};
+use weir_embedder::{EmbedError, Embedding, Probe};
 
 /// How much longer than it may an embedder is waited for that does not itself
 /// say that it took too long: it knows better what to do about it.

@@ -67,7 +67,7 @@ impl Endpoint {
         let resting = ailment.is_none() && state.rests.until().is_some();
         shown.resting.set(f64::from(resting));
         shown.under_way.set(state.under_way.len() as f64);
-        shown.allowed.set(state.limits.calls() as f64);
+        shown.allowed.set(state.concurrency.calls() as f64);
         shown.texts_allowed.set(state.judge.size().texts as f64);
     }
 
@@ -79,7 +79,7 @@ impl Endpoint {
             let most = {
                 let state = self.state();
                 // The calls under way, and as much again that is ready to follow.
-                2 * state.limits.calls() * state.judge.size().texts
+                2 * state.concurrency.calls() * state.judge.size().texts
             };
             let wanted = demand.borrow_and_update().texts;
             if wanted < most {

@@ -10,7 +10,7 @@ use super::{
     Endpoint, State,
     call::{Answered, Ended},
 };
-use crate::embedder::{EmbedError, Embedding};
+use weir_embedder::{EmbedError, Embedding};
 
 /// An embedder that needs more patience than this before anything passes is
 /// down: the jobs go back to the queue meanwhile. Less than a lease, and long
@@ -124,13 +124,13 @@ impl Endpoint {
                 if flaws.iter().any(Option::is_none) {
                     state.rests.passed();
                     let now = self.began.elapsed();
-                    state.limits.went_well(size.tokens, now, saturated);
+                    state.concurrency.went_well(size.tokens, now, saturated);
                 }
                 (Answer::Vectors(flaws), vectors)
             }
             Err(error) => {
                 if error.asks_for_less() {
-                    state.limits.overloaded();
+                    state.concurrency.overloaded();
                 }
                 let (hint, reason) = (error.hint(), error.to_string());
                 (Answer::Failed { hint, reason }, Vec::new())
@@ -146,7 +146,7 @@ impl Endpoint {
             texts: said.batch_size.unwrap_or(usize::MAX),
             tokens: said.batch_tokens.unwrap_or(usize::MAX),
         });
-        state.limits.keep_within(said.concurrent_calls);
+        state.concurrency.keep_within(said.concurrent_calls);
         state.rests.until = None;
         self.health.recovered(probe);
     }

@@ -1,10 +1,8 @@
 //! The span of a call to the embedder, by the conventions for generative AI:
 //! <https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/>.
 
-use weir_embedder::judge::CallSize;
+use weir_embedder::{EmbedError, EmbedderKind, Embedding, judge::CallSize};
 use weir_telemetry::{KeyValue, Span, SpanKind, TraceContext, Tracer};
-
-use crate::embedder::{EmbedError, EmbedderKind, Embedding};
 
 /// Makes the spans of calls with one model.
 #[derive(Debug, Default)]
@@ -16,15 +14,9 @@ pub(crate) struct CallSpans {
 
 impl CallSpans {
     pub(crate) fn new(tracer: Tracer, embedder: EmbedderKind, model: &str) -> Self {
-        let provider = match embedder {
-            EmbedderKind::Ollama => "ollama",
-            EmbedderKind::Openai => "openai",
-            EmbedderKind::Tei => "tei",
-            EmbedderKind::Local => "local",
-        };
         Self {
             tracer,
-            provider,
+            provider: embedder.as_str(),
             model: model.to_owned(),
         }
     }

@@ -7,11 +7,10 @@ use futures::future::join_all;
 use proptest::{collection::vec, prelude::*};
 use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
-use weir_embedder::judge::CallSize;
+use weir_embedder::{EmbedError, Embedding, judge::CallSize};
 
 use super::*;
 use crate::{
-    embedder::{self, EmbedError, Embedding},
     plan::{Chunk, ChunkKey},
     testing,
 };
@@ -73,7 +72,7 @@ impl Embedder for Server {
         (self.probe_rule)(&[&"p".repeat(bytes)])?;
         Ok(Probe {
             dimension: 2,
-            limits: embedder::Limits::default(),
+            limits: weir_embedder::Limits::default(),
         })
     }
 }
@@ -544,7 +543,7 @@ async fn too_few_vectors_are_never_paired_with_texts() {
         async fn probe(&self, _: usize) -> Result<Probe, EmbedError> {
             Ok(Probe {
                 dimension: 1,
-                limits: embedder::Limits::default(),
+                limits: weir_embedder::Limits::default(),
             })
         }
     }

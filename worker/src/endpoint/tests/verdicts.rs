@@ -115,7 +115,7 @@ async fn an_embedder_that_hangs_charges_nobody_and_goes_on_when_it_is_back() {
             self.wait().await;
             Ok(Probe {
                 dimension: 2,
-                limits: embedder::Limits::default(),
+                limits: weir_embedder::Limits::default(),
             })
         }
     }
@@ -181,7 +181,7 @@ async fn a_flawed_vector_costs_its_text_and_no_other() {
         async fn probe(&self, _: usize) -> Result<Probe, EmbedError> {
             Ok(Probe {
                 dimension: 2,
-                limits: embedder::Limits::default(),
+                limits: weir_embedder::Limits::default(),
             })
         }
     }

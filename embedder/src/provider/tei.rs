@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 use super::checked::Provider;
 use super::http::{Failure, Server};
 use super::vector::Vector;
-use super::{EmbedError, EmbedderConfig, Limits};
+use crate::{EmbedError, EmbedderConfig, Limits};
 
 /// A Text Embeddings Inference server. It serves one model, and is not told
 /// which.

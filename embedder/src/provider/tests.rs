@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::rude_server::{Answer, RudeServer};
 use super::*;
+use crate::*;
 use weir_proto::limits::MAX_DIMENSION;
 
 #[derive(Debug, Parser)]

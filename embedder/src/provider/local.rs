@@ -11,8 +11,8 @@ use tokio::time::timeout;
 use weir_bert::{EmbedFailure, SentenceModel};
 
 use super::checked::Provider;
-use super::redact::presentable;
-use super::{EmbedError, EmbedderConfig, Limits};
+use crate::redact::presentable;
+use crate::{EmbedError, EmbedderConfig, Limits};
 
 /// A sentence-transformers model, computed on the cores of this machine. Calls
 /// at the same time share one thread a core.

@@ -60,7 +60,7 @@ pub enum EmbedderKind {
 
 impl EmbedderKind {
     /// The word for it, as in the settings.
-    pub(crate) const fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Ollama => "ollama",
             Self::Openai => "openai",
@@ -81,7 +81,7 @@ fn parse_timeout(text: &str) -> Result<Duration, String> {
 
 impl EmbedderConfig {
     /// Refuses settings that contradict each other.
-    pub(super) fn check(&self) -> anyhow::Result<()> {
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
         let local = self.embedder == EmbedderKind::Local;
         ensure!(
             !(local && self.embedder_url.is_some()),
@@ -115,7 +115,7 @@ impl EmbedderConfig {
     /// The address of the server, without the path of an endpoint. A `/v1` at
     /// its end is taken as part of the endpoint's path, since many write it
     /// there.
-    pub(super) fn base(&self, default: Option<&str>) -> anyhow::Result<Url> {
+    pub(crate) fn base(&self, default: Option<&str>) -> anyhow::Result<Url> {
         const SETTING: &str = "--embedder-url (WEIR_EMBEDDER_URL)";
         let mut url = match (&self.embedder_url, default) {
             (Some(url), _) => url.clone(),

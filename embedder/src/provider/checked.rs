@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 use weir_proto::limits::MAX_DIMENSION;
 
-use super::{EmbedError, Embedder, Embedding, Limits, Probe};
+use crate::{EmbedError, Embedder, Embedding, Limits, Probe};
 
 /// The text that a probe embeds, or what it repeats.
 const PROBE: &str = "probe";

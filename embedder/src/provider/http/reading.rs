@@ -6,7 +6,7 @@ use reqwest::header::CONTENT_TYPE;
 use tokio::time::timeout;
 
 use super::Server;
-use crate::embedder::EmbedError;
+use crate::EmbedError;
 
 /// What part of the time a call may take may pass between two parts of an
 /// answer.
@@ -17,14 +17,14 @@ const MAX_REFUSAL_BYTES: usize = 16 << 10;
 
 impl Server {
     /// An error that blames neither the texts nor the server's being there.
-    pub(in crate::embedder) fn transient(&self, what: impl std::fmt::Display) -> EmbedError {
+    pub(in crate::provider) fn transient(&self, what: impl std::fmt::Display) -> EmbedError {
         EmbedError::Transient {
             reason: format!("{} {what}", self.name),
         }
     }
 
     /// The error of a call that took longer than it may.
-    pub(in crate::embedder) fn too_slow(&self) -> EmbedError {
+    pub(in crate::provider) fn too_slow(&self) -> EmbedError {
         let timeout = humantime::format_duration(self.timeout);
         EmbedError::Timeout {
             reason: format!(

@@ -8,8 +8,8 @@ use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 use serde_json::Value;
 
-use super::redact::presentable;
-use super::{EmbedError, culprit};
+use super::culprit;
+use crate::{EmbedError, redact::presentable};
 
 /// Longest time that a server may ask to be left alone.
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);

@@ -13,7 +13,7 @@ use tracing::info;
 use super::checked::Provider;
 use super::http::{Failure, Refused, Server};
 use super::vector::Vector;
-use super::{EmbedError, EmbedderConfig, Limits};
+use crate::{EmbedError, EmbedderConfig, Limits};
 
 const DEFAULT_URL: &str = "http://127.0.0.1:11434";
 

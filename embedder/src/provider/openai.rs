@@ -10,7 +10,7 @@ use tracing::info;
 use super::checked::Provider;
 use super::http::{Failure, Refused, Server};
 use super::vector::Vector;
-use super::{EmbedError, EmbedderConfig};
+use crate::{EmbedError, EmbedderConfig};
 
 /// A model on a server with OpenAI's API.
 pub(super) struct OpenAi {

@@ -14,7 +14,7 @@ const LONGEST_HOLD: u32 = 64;
 
 /// The learned limit of one embedder.
 #[derive(Debug, Clone)]
-pub(crate) struct Limits {
+pub struct Concurrency {
     most_calls: usize,
     calls: usize,
     step: Step,
@@ -40,9 +40,9 @@ struct Round {
     tokens: usize,
 }
 
-impl Limits {
+impl Concurrency {
     /// Begins with two at a time.
-    pub(crate) fn new(most_calls: usize) -> Self {
+    pub fn new(most_calls: usize) -> Self {
         let most_calls = most_calls.max(1);
         Self {
             most_calls,
@@ -54,20 +54,20 @@ impl Limits {
     }
 
     /// Never goes beyond what the embedder says that it takes.
-    pub(crate) fn keep_within(&mut self, said: Option<usize>) {
+    pub fn keep_within(&mut self, said: Option<usize>) {
         let said = said.map_or(usize::MAX, |calls| calls.max(1));
         self.most_calls = self.most_calls.min(said);
         self.calls = self.calls.min(self.most_calls);
     }
 
     /// How many calls may be under way.
-    pub(crate) fn calls(&self) -> usize {
+    pub fn calls(&self) -> usize {
         self.calls
     }
 
     /// A call with so many tokens went well and ended at `now`, by any clock.
     /// `saturated`: as many calls as allowed were under way.
-    pub(crate) fn went_well(&mut self, tokens: usize, now: Duration, saturated: bool) {
+    pub fn went_well(&mut self, tokens: usize, now: Duration, saturated: bool) {
         // A round in which not all calls were used says nothing of their number.
         let Some(round) = self.round.as_mut().filter(|_| saturated) else {
             self.round = saturated.then_some(Round {
@@ -105,7 +105,7 @@ impl Limits {
     }
 
     /// The embedder says that it has too much to do, or took too long.
-    pub(crate) fn overloaded(&mut self) {
+    pub fn overloaded(&mut self) {
         self.calls = (self.calls / 2).max(1);
         self.step = Step::Hold(self.hold);
         self.round = None;
@@ -120,32 +120,37 @@ mod tests {
 
     /// Runs whole calls through an embedder that lets `parallel` of them pass at
     /// the same time, a second each, and returns how many were made at a time.
-    fn run(limits: &mut Limits, parallel: usize, calls: usize, saturated: bool) -> Vec<usize> {
+    fn run(
+        concurrency: &mut Concurrency,
+        parallel: usize,
+        calls: usize,
+        saturated: bool,
+    ) -> Vec<usize> {
         let mut now = 0.0;
         (0..calls)
             .map(|_| {
-                now += 1.0 / limits.calls().min(parallel) as f64;
-                limits.went_well(8_000, Duration::from_secs_f64(now), saturated);
-                limits.calls()
+                now += 1.0 / concurrency.calls().min(parallel) as f64;
+                concurrency.went_well(8_000, Duration::from_secs_f64(now), saturated);
+                concurrency.calls()
             })
             .collect()
     }
 
     #[test]
     fn calls_at_a_time_rise_while_more_passes_with_them() {
-        let mut limits = Limits::new(8);
-        assert_eq!(limits.calls(), 2);
-        run(&mut limits, 100, 400, true);
-        assert_eq!(limits.calls(), 8);
-        limits.overloaded();
-        assert_eq!(limits.calls(), 4);
+        let mut concurrency = Concurrency::new(8);
+        assert_eq!(concurrency.calls(), 2);
+        run(&mut concurrency, 100, 400, true);
+        assert_eq!(concurrency.calls(), 8);
+        concurrency.overloaded();
+        assert_eq!(concurrency.calls(), 4);
     }
 
     #[test]
     fn calls_that_bring_nothing_are_not_kept() {
         for (parallel, expected) in [(1, 2.0), (4, 4.0)] {
-            let mut limits = Limits::new(8);
-            let seen = run(&mut limits, parallel, 3_000, true);
+            let mut concurrency = Concurrency::new(8);
+            let seen = run(&mut concurrency, parallel, 3_000, true);
             let seen = &seen[500..];
             let mean = seen.iter().sum::<usize>() as f64 / seen.len() as f64;
             assert!(
@@ -157,9 +162,9 @@ mod tests {
 
     #[test]
     fn nothing_is_learned_of_calls_that_did_not_use_what_was_allowed() {
-        let mut limits = Limits::new(8);
-        run(&mut limits, 100, 400, false);
-        assert_eq!(limits.calls(), 2);
+        let mut concurrency = Concurrency::new(8);
+        run(&mut concurrency, 100, 400, false);
+        assert_eq!(concurrency.calls(), 2);
     }
 
     proptest! {
@@ -167,14 +172,14 @@ mod tests {
         fn limits_stay_within_their_bounds(
             events in prop::collection::vec((0..3_u8, 1..9_000_usize, 1..5_000_u64), 0..200), most in 0..9_usize
         ) {
-            let mut limits = Limits::new(most);
+            let mut concurrency = Concurrency::new(most);
             for (event, tokens, ms) in events {
                 match event {
-                    0 => limits.overloaded(),
-                    1 => limits.keep_within((ms % 2 == 0).then_some(tokens % 7)),
-                    _ => limits.went_well(tokens, Duration::from_millis(ms), ms % 2 == 0),
+                    0 => concurrency.overloaded(),
+                    1 => concurrency.keep_within((ms % 2 == 0).then_some(tokens % 7)),
+                    _ => concurrency.went_well(tokens, Duration::from_millis(ms), ms % 2 == 0),
                 }
-                prop_assert!((1..=most.max(1)).contains(&limits.calls()));
+                prop_assert!((1..=most.max(1)).contains(&concurrency.calls()));
             }
         }
     }

@@ -13,9 +13,9 @@ use weir_proto::{limits::MAX_DIMENSION, secret::is_loopback, trace::TRACEPARENT}
 use weir_telemetry::{KeyValue, Span};
 
 use super::key::ApiKey;
-use super::redact::presentable;
 use super::refusal::Refusal;
-use super::{EmbedError, EmbedderConfig, vector};
+use super::vector;
+use crate::{EmbedError, EmbedderConfig, redact::presentable};
 
 /// Longest wait for a connection; a server that is there answers far sooner.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

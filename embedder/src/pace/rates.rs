@@ -3,22 +3,22 @@
 
 use std::{num::NonZeroU32, time::Duration};
 
+use crate::judge::CallSize;
 use leaky_bucket::RateLimiter;
-use weir_embedder::judge::CallSize;
 
 /// Parts of a minute that are given out at once.
 const PARTS: u32 = 60;
 
 /// Lets calls pass as fast as the quotas allow.
 #[derive(Debug)]
-pub(crate) struct Rates {
+pub struct Rates {
     requests: Option<RateLimiter>,
     tokens: Option<RateLimiter>,
 }
 
 impl Rates {
     /// `None` is no quota.
-    pub(crate) fn new(requests: Option<NonZeroU32>, tokens: Option<NonZeroU32>) -> Self {
+    pub fn new(requests: Option<NonZeroU32>, tokens: Option<NonZeroU32>) -> Self {
         Self {
             requests: requests.map(each_minute),
             tokens: tokens.map(each_minute),
@@ -26,7 +26,7 @@ impl Rates {
     }
 
     /// Waits until a call of this size may be made.
-    pub(crate) async fn wait(&self, call: CallSize) {
+    pub async fn wait(&self, call: CallSize) {
         if let Some(requests) = &self.requests {
             requests.acquire_one().await;
         }
