@@ -3,7 +3,7 @@
 use clap::Args;
 use console::{Term, truncate_str};
 use serde::Serialize;
-use weir_embedder::EmbedderConfig;
+use weir_embedder::{EmbedderConfig, Role};
 use weir_proto::v1;
 
 use crate::{
@@ -51,7 +51,7 @@ pub(crate) async fn search(session: &Session, args: SearchArgs) -> Result<(), Fa
             "--model (WEIR_MODEL) is {named:?}, but the source has the model {model:?}: leave it out"
         )));
     }
-    let embedder = weir_embedder::build(&args.embedder, &model).await?;
+    let embedder = weir_embedder::build(&args.embedder.profile(&model), Role::Query).await?;
     let vectors = embedder
         .embed(&[&text])
         .await

@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use weir_coordinator::server::{self, Server};
-use weir_embedder::{Embedder, EmbedderConfig};
+use weir_embedder::{Embedder, EmbedderConfig, Role};
 use weir_telemetry::TraceConfig;
 use weir_worker::{Served, config::Model};
 
@@ -147,7 +147,8 @@ async fn serve(args: &UpArgs, url: &str, stop: &CancellationToken) -> Result<()>
     let embedder = if args.workers == 0 {
         None
     } else {
-        let embedder = weir_embedder::build(&args.embedder, &args.model).await;
+        let embedder =
+            weir_embedder::build(&args.embedder.profile(&args.model), Role::Document).await;
         Some(embedder.context("the workers cannot embed")?)
     };
     let mut running = Running::start(args, server, address, embedder.as_ref())?;

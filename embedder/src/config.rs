@@ -1,12 +1,11 @@
 //! Which embedder to use, from flags or the environment.
 
-use std::path::PathBuf;
-use std::time::Duration;
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
-use anyhow::{bail, ensure};
-use clap::ValueEnum;
 use reqwest::Url;
-use weir_proto::{limits::MAX_DIMENSION, secret::is_kept_on_the_way};
+use weir_proto::limits::MAX_DIMENSION;
+
+use crate::profile::{EmbedderKind, Encoding, Profile, RoleProfile};
 
 /// The settings that choose and reach an embedder.
 #[derive(Debug, Clone, clap::Args)]
@@ -45,31 +44,6 @@ pub struct EmbedderConfig {
     pub embed_timeout: Duration,
 }
 
-/// The embedders there are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum EmbedderKind {
-    /// An Ollama server.
-    Ollama,
-    /// A server with OpenAI's embeddings API.
-    Openai,
-    /// A Text Embeddings Inference server.
-    Tei,
-    /// A BERT model in this process.
-    Local,
-}
-
-impl EmbedderKind {
-    /// The word for it, as in the settings.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Ollama => "ollama",
-            Self::Openai => "openai",
-            Self::Tei => "tei",
-            Self::Local => "local",
-        }
-    }
-}
-
 fn parse_timeout(text: &str) -> Result<Duration, String> {
     let timeout = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if timeout.is_zero() {
@@ -80,70 +54,33 @@ fn parse_timeout(text: &str) -> Result<Duration, String> {
 }
 
 impl EmbedderConfig {
-    /// Refuses settings that contradict each other.
-    pub(crate) fn check(&self) -> anyhow::Result<()> {
-        let local = self.embedder == EmbedderKind::Local;
-        ensure!(
-            !(local && self.embedder_url.is_some()),
-            "--embedder-url (WEIR_EMBEDDER_URL) is set, but the local embedder calls no server: unset it"
-        );
-        ensure!(
-            !local || self.local_model_dir.is_some(),
-            "the local embedder needs --local-model-dir (WEIR_LOCAL_MODEL_DIR), the folder of its model"
-        );
-        let kind = self.embedder;
-        ensure!(
-            kind != EmbedderKind::Openai || self.embedder_url.is_some(),
-            "the openai embedder needs --embedder-url (WEIR_EMBEDDER_URL), such as https://api.openai.com"
-        );
-        ensure!(
-            kind != EmbedderKind::Tei || self.embedder_url.is_some(),
-            "the tei embedder needs --embedder-url (WEIR_EMBEDDER_URL), such as http://127.0.0.1:8080"
-        );
-        ensure!(
-            matches!(kind, EmbedderKind::Openai | EmbedderKind::Tei)
-                || self.embedder_api_key_file.is_none(),
-            "--embedder-api-key-file (WEIR_EMBEDDER_API_KEY_FILE) is for the openai and tei embedders only: unset it"
-        );
-        ensure!(
-            kind == EmbedderKind::Openai || self.dimensions.is_none(),
-            "--dimensions (WEIR_DIMENSIONS) is for the openai embedder only: unset it"
-        );
-        Ok(())
-    }
-
-    /// The address of the server, without the path of an endpoint. A `/v1` at
-    /// its end is taken as part of the endpoint's path, since many write it
-    /// there.
-    pub(crate) fn base(&self, default: Option<&str>) -> anyhow::Result<Url> {
-        const SETTING: &str = "--embedder-url (WEIR_EMBEDDER_URL)";
-        let mut url = match (&self.embedder_url, default) {
-            (Some(url), _) => url.clone(),
-            (None, Some(default)) => Url::parse(default)?,
-            (None, None) => bail!("{SETTING} is not set"),
-        };
-        ensure!(
-            matches!(url.scheme(), "http" | "https") && url.has_host(),
-            "{SETTING} must begin with http:// or https:// and name a host"
-        );
-        ensure!(
-            url.username().is_empty() && url.password().is_none(),
-            "{SETTING} must not hold a user or password; an API key goes into --embedder-api-key-file"
-        );
-        ensure!(
-            url.query().is_none() && url.fragment().is_none(),
-            "{SETTING} must not have a query or a fragment"
-        );
-        ensure!(
-            self.embedder_api_key_file.is_none()
-                || self.insecure_embedder_api_key
-                || is_kept_on_the_way(Some(url.scheme()), url.host_str()),
-            "--embedder-api-key-file (WEIR_EMBEDDER_API_KEY_FILE): the key would go to {url} for all on the way to read: \
-             use https://, or say --insecure-embedder-api-key (WEIR_INSECURE_EMBEDDER_API_KEY)"
-        );
-        let path = url.path().trim_end_matches('/');
-        let path = path.strip_suffix("/v1").unwrap_or(path).to_owned();
-        url.set_path(&path);
-        Ok(url)
+    /// Returns the profile of a model that is reached as these settings say.
+    pub fn profile(&self, model: &str) -> Profile {
+        Profile {
+            name: model.to_owned(),
+            served_as: None,
+            provider: self.embedder,
+            url: self.embedder_url.clone(),
+            key_file: self.embedder_api_key_file.clone(),
+            key_header: "authorization".to_owned(),
+            insecure_key: self.insecure_embedder_api_key,
+            headers: BTreeMap::new(),
+            body: serde_json::Map::new(),
+            document: RoleProfile::default(),
+            query: RoleProfile::default(),
+            encoding: Encoding::Auto,
+            ca_file: None,
+            proxy: None,
+            model_dir: self.local_model_dir.clone(),
+            dimension: self.dimensions.and_then(|it| it.try_into().ok()),
+            send_dimension: self.dimensions.is_some(),
+            longest_input: None,
+            batch_size: 32,
+            batch_tokens: 16384,
+            concurrency: 4,
+            requests_per_minute: None,
+            tokens_per_minute: None,
+            timeout: self.embed_timeout,
+        }
     }
 }

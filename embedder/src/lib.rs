@@ -4,13 +4,15 @@
 mod config;
 pub mod judge;
 pub mod pace;
+mod profile;
 mod provider;
 mod redact;
 
 use std::time::Duration;
 
-pub use self::config::{EmbedderConfig, EmbedderKind};
+pub use self::config::EmbedderConfig;
 use self::judge::Hint;
+pub use self::profile::{EmbedderKind, Encoding, HeaderSource, Profile, Role, RoleProfile};
 pub use self::provider::build;
 use async_trait::async_trait;
 

@@ -23,7 +23,7 @@ use tokio::{
     process::{Child, Command},
     time::{sleep, timeout},
 };
-use weir_embedder::{EmbedError, Embedder, EmbedderConfig};
+use weir_embedder::{EmbedError, Embedder, EmbedderConfig, Role};
 use weir_tests::postgres::runtime_dir;
 
 /// Long enough to load a model.

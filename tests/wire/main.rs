@@ -11,7 +11,7 @@ use std::{
 };
 
 use clap::Parser;
-use weir_embedder::{EmbedError, Embedder, EmbedderConfig, Embedding};
+use weir_embedder::{EmbedError, Embedder, EmbedderConfig, Embedding, Role};
 use weir_tests::embedder::{DIMENSION, FakeEmbedder, Limits, RetryAfter, Rude, expected_vector};
 
 #[derive(Parser)]
@@ -44,7 +44,9 @@ async fn start_with(dialect: Dialect, flags: &[&str]) -> (FakeEmbedder, Arc<dyn 
     let url = fake.url();
     let all = ["worker", "--embedder", kind, "--embedder-url", &url];
     let config = Flags::parse_from(all.iter().chain(flags)).config;
-    let embedder = weir_embedder::build(&config, "fake").await.unwrap();
+    let embedder = weir_embedder::build(&config.profile("fake"), Role::Document)
+        .await
+        .unwrap();
     (fake, embedder)
 }
 

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{Instrument as _, info, info_span};
-use weir_embedder::Embedder;
+use weir_embedder::{Embedder, Role};
 use weir_telemetry::Tracer;
 
 use crate::{
@@ -38,9 +38,12 @@ impl Served {
     pub async fn all(models: Vec<Model>) -> anyhow::Result<Vec<Self>> {
         let mut served = Vec::with_capacity(models.len());
         for model in models {
-            let embedder = weir_embedder::build(&model.settings.embedder, &model.name)
-                .await
-                .with_context(|| format!("model {:?} cannot be served", model.name))?;
+            let embedder = weir_embedder::build(
+                &model.settings.embedder.profile(&model.name),
+                Role::Document,
+            )
+            .await
+            .with_context(|| format!("model {:?} cannot be served", model.name))?;
             served.push(Self { model, embedder });
         }
         Ok(served)

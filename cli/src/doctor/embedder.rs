@@ -3,7 +3,7 @@
 use std::{ffi::OsString, io, time::Instant};
 
 use clap::{Parser as _, ValueEnum as _};
-use weir_embedder::Limits;
+use weir_embedder::{Limits, Role};
 use weir_worker::config::{Config, Model};
 
 use super::{DoctorArgs, Findings};
@@ -48,7 +48,7 @@ fn models(args: &DoctorArgs) -> anyhow::Result<Vec<Model>> {
 
 async fn probe(model: &Model) -> anyhow::Result<String> {
     let settings = &model.settings.embedder;
-    let embedder = weir_embedder::build(settings, &model.name).await?;
+    let embedder = weir_embedder::build(&settings.profile(&model.name), Role::Document).await?;
     let before = Instant::now();
     let probe = embedder.probe(0).await?;
     let first = before.elapsed();

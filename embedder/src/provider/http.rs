@@ -15,7 +15,7 @@ use weir_telemetry::{KeyValue, Span};
 use super::key::ApiKey;
 use super::refusal::Refusal;
 use super::vector;
-use crate::{EmbedError, EmbedderConfig, redact::presentable};
+use crate::{EmbedError, Profile, Role, redact::presentable};
 
 /// Longest wait for a connection; a server that is there answers far sooner.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -64,13 +64,14 @@ pub(super) struct Refused {
 impl Server {
     /// `missing_hint` says what to do about a 404.
     pub(super) fn new(
-        config: &EmbedderConfig,
+        profile: &Profile,
+        _role: Role,
         default_url: Option<&str>,
         missing_hint: String,
     ) -> anyhow::Result<Self> {
-        let base = config.base(default_url)?;
-        let timeout = config.embed_timeout;
-        let key = config.embedder_api_key_file.as_deref();
+        let base = profile.base(default_url)?;
+        let timeout = profile.timeout;
+        let key = profile.key_file.as_deref();
         // Without a process-wide provider reqwest cannot build a client. An
         // error means that there is one already.
         let _ = rustls::crypto::ring::default_provider().install_default();

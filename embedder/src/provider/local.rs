@@ -12,7 +12,7 @@ use weir_bert::{EmbedFailure, SentenceModel};
 
 use super::checked::Provider;
 use crate::redact::presentable;
-use crate::{EmbedError, EmbedderConfig, Limits};
+use crate::{EmbedError, Limits, Profile};
 
 /// A sentence-transformers model, computed on the cores of this machine. Calls
 /// at the same time share one thread a core.
@@ -32,10 +32,10 @@ impl Drop for StopOnDrop {
 }
 
 impl Local {
-    pub(super) async fn open(config: &EmbedderConfig) -> anyhow::Result<Self> {
+    pub(super) async fn open(profile: &Profile) -> anyhow::Result<Self> {
         const SETTING: &str = "--local-model-dir (WEIR_LOCAL_MODEL_DIR)";
-        let folder = config
-            .local_model_dir
+        let folder = profile
+            .model_dir
             .clone()
             .with_context(|| format!("{SETTING} is not set"))?;
         let model = spawn_blocking(move || {
@@ -44,7 +44,7 @@ impl Local {
         });
         Ok(Self {
             model: Arc::new(model.await??),
-            timeout: config.embed_timeout,
+            timeout: profile.timeout,
         })
     }
 }

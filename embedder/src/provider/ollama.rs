@@ -13,7 +13,7 @@ use tracing::info;
 use super::checked::Provider;
 use super::http::{Failure, Refused, Server};
 use super::vector::Vector;
-use crate::{EmbedError, EmbedderConfig, Limits};
+use crate::{EmbedError, Limits, Profile, Role};
 
 const DEFAULT_URL: &str = "http://127.0.0.1:11434";
 
@@ -51,11 +51,12 @@ struct OldAnswer {
 }
 
 impl Ollama {
-    pub(super) fn new(config: &EmbedderConfig, model: &str) -> anyhow::Result<Self> {
+    pub(super) fn new(profile: &Profile, role: Role) -> anyhow::Result<Self> {
+        let model = profile.served_name();
         let hint = format!("run `ollama pull {model}` there, and check --embedder-url");
         Ok(Self {
-            server: Server::new(config, Some(DEFAULT_URL), hint)?,
-            model: model.to_owned(),
+            server: Server::new(profile, role, Some(DEFAULT_URL), hint)?,
+            model: profile.served_name().to_owned(),
             old: AtomicBool::new(false),
         })
     }

@@ -10,7 +10,7 @@ use tracing::info;
 use super::checked::Provider;
 use super::http::{Failure, Refused, Server};
 use super::vector::Vector;
-use crate::{EmbedError, EmbedderConfig};
+use crate::{EmbedError, Profile, Role};
 
 /// A model on a server with OpenAI's API.
 pub(super) struct OpenAi {
@@ -42,12 +42,16 @@ struct Entry {
 }
 
 impl OpenAi {
-    pub(super) fn new(config: &EmbedderConfig, model: &str) -> anyhow::Result<Self> {
+    pub(super) fn new(profile: &Profile, role: Role) -> anyhow::Result<Self> {
+        let model = profile.served_name();
         let hint = format!("check that it serves the model {model:?}, and --embedder-url");
         Ok(Self {
-            server: Server::new(config, None, hint)?,
-            model: model.to_owned(),
-            dimensions: config.dimensions,
+            server: Server::new(profile, role, None, hint)?,
+            model: profile.served_name().to_owned(),
+            dimensions: profile
+                .dimension
+                .filter(|_| profile.send_dimension)
+                .map(u32::from),
             unpacked: AtomicBool::new(false),
         })
     }

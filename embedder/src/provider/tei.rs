@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 use super::checked::Provider;
 use super::http::{Failure, Server};
 use super::vector::Vector;
-use crate::{EmbedError, EmbedderConfig, Limits};
+use crate::{EmbedError, Limits, Profile, Role};
 
 /// A Text Embeddings Inference server. It serves one model, and is not told
 /// which.
@@ -41,11 +41,11 @@ struct Info {
 }
 
 impl Tei {
-    pub(super) fn new(config: &EmbedderConfig, model: &str) -> anyhow::Result<Self> {
+    pub(super) fn new(profile: &Profile, role: Role) -> anyhow::Result<Self> {
         let hint = "check --embedder and --embedder-url".to_owned();
         Ok(Self {
-            server: Server::new(config, None, hint)?,
-            model: model.to_owned(),
+            server: Server::new(profile, role, None, hint)?,
+            model: profile.served_name().to_owned(),
             warned: AtomicBool::new(false),
         })
     }

@@ -33,7 +33,12 @@ async fn embedder(kind: &str, answer: Answer) -> (Arc<dyn Embedder>, RudeServer)
         "20s",
     ];
     let config = config(&flags);
-    (build(&config, "minilm").await.unwrap(), server)
+    (
+        build(&config.profile("minilm"), Role::Document)
+            .await
+            .unwrap(),
+        server,
+    )
 }
 
 async fn embed(kind: &str, answer: Answer, texts: &[&str]) -> Result<Vec<Embedding>, EmbedError> {
@@ -163,7 +168,9 @@ async fn openai_sends_what_its_api_asks_for_and_sorts_by_index() {
             "--embedder-api-key-file",
             key_file,
         ];
-        let embedder = build(&config(&flags), "minilm").await.unwrap();
+        let embedder = build(&config(&flags).profile("minilm"), Role::Document)
+            .await
+            .unwrap();
         assert_eq!(
             usable(embedder.embed(&["a", "b", "c"]).await.unwrap()),
             [[1.0], [2.0], [3.0]]
@@ -181,9 +188,12 @@ async fn openai_sends_what_its_api_asks_for_and_sorts_by_index() {
 async fn a_path_before_the_endpoint_is_kept() {
     let mut server = RudeServer::start(ok(&json!({"embeddings": [[1.0]]}))).await;
     let url = format!("{}/behind/a/proxy/", server.url);
-    let embedder = build(&config(&["--embedder-url", &url]), "minilm")
-        .await
-        .unwrap();
+    let embedder = build(
+        &config(&["--embedder-url", &url]).profile("minilm"),
+        Role::Document,
+    )
+    .await
+    .unwrap();
     embedder.embed(&["a"]).await.unwrap();
     let (line, ..) = parse(&server.requests.recv().await.unwrap());
     assert_eq!(line, "POST /behind/a/proxy/api/embed HTTP/1.1");
@@ -215,9 +225,12 @@ async fn a_server_that_is_not_there_is_to_blame() {
         .unwrap();
     let url = format!("http://{port}");
     for kind in KINDS {
-        let embedder = build(&config(&["--embedder", kind, "--embedder-url", &url]), "m")
-            .await
-            .unwrap();
+        let embedder = build(
+            &config(&["--embedder", kind, "--embedder-url", &url]).profile("m"),
+            Role::Document,
+        )
+        .await
+        .unwrap();
         let reason = reason_of_embedder(embedder.embed(&["a cat"]).await.unwrap_err());
         assert!(reason.contains(&port.to_string()), "{reason}");
         assert!(
@@ -238,7 +251,9 @@ async fn a_server_without_tls_or_name_is_to_blame() {
         // The plain server waits for the rest of the greeting: only the time
         // to connect ends this.
         let flags = ["--embedder-url", &url, "--embed-timeout", "400ms"];
-        let embedder = build(&config(&flags), "m").await.unwrap();
+        let embedder = build(&config(&flags).profile("m"), Role::Document)
+            .await
+            .unwrap();
         reason_of_embedder(embedder.embed(&["a cat"]).await.unwrap_err());
     }
 }
@@ -472,7 +487,7 @@ async fn the_key_is_never_shown() {
     assert!(!format!("{config:?}").contains("sk-secret"));
     let key = key::ApiKey::open(file.path()).unwrap();
     assert!(!format!("{:?}", key.header()).contains("sk-secret"));
-    let error = build(&config, "minilm")
+    let error = build(&config.profile("minilm"), Role::Document)
         .await
         .unwrap()
         .embed(&["a"])
@@ -551,7 +566,9 @@ async fn a_broken_answer_may_be_better_next_time() {
 async fn a_slow_answer_ends_at_the_timeout() {
     let server = RudeServer::start(Answer::Stall(Vec::new())).await;
     let flags = ["--embedder-url", &server.url, "--embed-timeout", "300ms"];
-    let embedder = build(&config(&flags), "m").await.unwrap();
+    let embedder = build(&config(&flags).profile("m"), Role::Document)
+        .await
+        .unwrap();
     let reason = reason_of_timeout(embedder.embed(&["a cat"]).await.unwrap_err());
     assert!(reason.contains("longer than 300ms"), "{reason}");
     assert!(reason.contains("WEIR_EMBED_TIMEOUT"), "{reason}");
@@ -562,7 +579,9 @@ async fn an_answer_that_stops_ends_long_before_the_timeout() {
     let head = b"HTTP/1.1 200 OK\r\ncontent-length: 900\r\n\r\n{".to_vec();
     let server = RudeServer::start(Answer::Stall(head)).await;
     let flags = ["--embedder-url", &server.url, "--embed-timeout", "3s"];
-    let embedder = build(&config(&flags), "m").await.unwrap();
+    let embedder = build(&config(&flags).profile("m"), Role::Document)
+        .await
+        .unwrap();
     let reason = reason_of_timeout(embedder.embed(&["a cat"]).await.unwrap_err());
     assert!(reason.contains("sent nothing for 300ms"), "{reason}");
 }
@@ -709,7 +728,7 @@ async fn contradictions_are_refused_by_name() {
             "WEIR_EMBEDDER_URL",
         ),
     ] {
-        let message = match build(&config(flags), "m").await {
+        let message = match build(&config(flags).profile("m"), Role::Document).await {
             Ok(_) => panic!("{flags:?} was accepted"),
             Err(error) => format!("{error:#}"),
         };
@@ -772,7 +791,9 @@ mod local {
 
     #[tokio::test]
     async fn embeds_for_many_callers_without_blocking_the_runtime() {
-        let embedder = build(&local(&folder(), "5m"), "any name").await.unwrap();
+        let embedder = build(&local(&folder(), "5m").profile("any name"), Role::Document)
+            .await
+            .unwrap();
         let probe = embedder.probe(0).await.unwrap();
         assert_eq!(
             (probe.dimension, probe.limits.text_tokens),
@@ -803,7 +824,9 @@ mod local {
 
     #[tokio::test]
     async fn a_slow_model_ends_at_the_timeout() {
-        let embedder = build(&local(&folder(), "1ms"), "m").await.unwrap();
+        let embedder = build(&local(&folder(), "1ms").profile("m"), Role::Document)
+            .await
+            .unwrap();
         let text = "parcel ".repeat(200);
         let texts = vec![text.as_str(); 100];
         let reason = reason_of_timeout(embedder.embed(&texts).await.unwrap_err());
@@ -812,7 +835,9 @@ mod local {
 
     #[tokio::test]
     async fn a_text_that_is_too_long_is_counted_not_cut() {
-        let embedder = build(&local(&folder(), "5m"), "m").await.unwrap();
+        let embedder = build(&local(&folder(), "5m").profile("m"), Role::Document)
+            .await
+            .unwrap();
         let (fits, over) = ("parcel ".repeat(254), "parcel ".repeat(255));
         embedder.embed(&[&fits]).await.unwrap();
         let error = embedder.embed(&["short", &over]).await.unwrap_err();
@@ -839,7 +864,10 @@ mod local {
                 "WEIR_LOCAL_MODEL_DIR",
             ),
         ] {
-            let error = build(&config, "m").await.err().unwrap();
+            let error = build(&config.profile("m"), Role::Document)
+                .await
+                .err()
+                .unwrap();
             assert!(format!("{error:#}").contains(expected), "{error:#}");
         }
     }
@@ -853,7 +881,9 @@ async fn a_key_is_not_sent_for_all_to_read() {
         let path = file.path().to_str().unwrap();
         let all = ["--embedder", kind, "--embedder-url", url];
         let all = [&all[..], &["--embedder-api-key-file", path], flags].concat();
-        build(&config(&all), "minilm").await.map(drop)
+        build(&config(&all).profile("minilm"), Role::Document)
+            .await
+            .map(drop)
     };
     let elsewhere = "http://192.0.2.1:8080/v1";
     for kind in ["openai", "tei"] {

@@ -1,0 +1,230 @@
+//! What is to be known of a model: how it is reached, what it wants around a
+//! text and what it takes.
+
+use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
+
+use anyhow::{bail, ensure};
+use clap::ValueEnum;
+use reqwest::Url;
+use weir_proto::secret::is_kept_on_the_way;
+
+/// What is to be known of a model, every default filled in.
+#[derive(Debug, Clone)]
+pub struct Profile {
+    /// The name that sources and workers give it.
+    pub name: String,
+    /// Its name at the server, where that is another.
+    pub served_as: Option<String>,
+    /// What turns texts into vectors.
+    pub provider: EmbedderKind,
+    /// Address of the server. In full where its path ends in `/embeddings` or it
+    /// has a query; else the path of the provider's API is appended. `None` is
+    /// the provider's default, where it has one.
+    pub url: Option<Url>,
+    /// File that holds the API key. Read at start, and again when it changes or
+    /// the server refuses the key.
+    pub key_file: Option<PathBuf>,
+    /// Header that carries the key: `authorization` with `Bearer` before the
+    /// key, any other with the key alone.
+    pub key_header: String,
+    /// Whether the key may go to another machine without TLS.
+    pub insecure_key: bool,
+    /// Further headers of every request.
+    pub headers: BTreeMap<String, HeaderSource>,
+    /// Further fields of every request's body, merged into it, objects in
+    /// depth.
+    pub body: serde_json::Map<String, serde_json::Value>,
+    /// What differs for texts that are found.
+    pub document: RoleProfile,
+    /// What differs for texts that search.
+    pub query: RoleProfile,
+    /// How vectors are asked for, of servers with OpenAI's API.
+    pub encoding: Encoding,
+    /// Authorities of the server's certificate, in PEM, besides those of the
+    /// system.
+    pub ca_file: Option<PathBuf>,
+    /// Proxy to the server, in place of that of the environment.
+    pub proxy: Option<Url>,
+    /// Folder of the local model.
+    pub model_dir: Option<PathBuf>,
+    /// Numbers in its vectors; vectors of any other are refused. `None` takes
+    /// that of the first probe.
+    pub dimension: Option<u16>,
+    /// Whether the server, of OpenAI's API, is asked for that dimension.
+    pub send_dimension: bool,
+    /// Most tokens of a text, with those that frame it; `None` leaves it to the
+    /// server or to experiments.
+    pub longest_input: Option<u32>,
+    /// Most texts in one call.
+    pub batch_size: u32,
+    /// Most estimated tokens in one call.
+    pub batch_tokens: u32,
+    /// Most calls at the same time.
+    pub concurrency: u32,
+    /// Calls in a minute; `None` is no quota.
+    pub requests_per_minute: Option<std::num::NonZeroU32>,
+    /// Estimated tokens in a minute; `None` is no quota.
+    pub tokens_per_minute: Option<std::num::NonZeroU32>,
+    /// Longest time one call may take. A tenth of it may pass between two parts
+    /// of an answer.
+    pub timeout: Duration,
+}
+
+/// The embedders there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EmbedderKind {
+    /// An Ollama server.
+    Ollama,
+    /// A server with OpenAI's embeddings API.
+    Openai,
+    /// A Text Embeddings Inference server.
+    Tei,
+    /// A BERT model in this process.
+    Local,
+}
+
+impl EmbedderKind {
+    /// The word for it, as in the settings.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ollama => "ollama",
+            Self::Openai => "openai",
+            Self::Tei => "tei",
+            Self::Local => "local",
+        }
+    }
+}
+
+/// What a text is embedded for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// To be found.
+    Document,
+    /// To find others.
+    Query,
+}
+
+/// What a model wants for one of the roles.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RoleProfile {
+    /// What comes before a text. That of documents is put there by the
+    /// coordinator, for it is part of the text's identity; that of queries by
+    /// the embedder of [`Role::Query`].
+    pub prompt: String,
+    /// Further fields of a request's body, over those of both roles.
+    pub body: serde_json::Map<String, serde_json::Value>,
+}
+
+/// Where the value of a header is.
+#[derive(Clone, PartialEq, Eq)]
+pub enum HeaderSource {
+    /// In the profile.
+    Value(String),
+    /// In a file, read as that of the key is.
+    File(PathBuf),
+}
+
+impl fmt::Debug for HeaderSource {
+    /// Shows no value: it may be a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Value(_) => f.write_str("Value(…)"),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+        }
+    }
+}
+
+/// How vectors are asked for, of servers with OpenAI's API.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Encoding {
+    /// `base64`, `float` or no such field: whichever the server takes.
+    #[default]
+    Auto,
+    /// Packed numbers in base64.
+    Base64,
+    /// Numbers in JSON.
+    Float,
+    /// Whatever the server sends: the field is left out.
+    Omit,
+}
+
+impl Profile {
+    /// Returns the name of the model at its server.
+    pub fn served_name(&self) -> &str {
+        self.served_as.as_deref().unwrap_or(&self.name)
+    }
+
+    /// Returns what is wanted for this role.
+    pub const fn role(&self, role: Role) -> &RoleProfile {
+        match role {
+            Role::Document => &self.document,
+            Role::Query => &self.query,
+        }
+    }
+
+    /// Refuses settings that contradict each other.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        let local = self.provider == EmbedderKind::Local;
+        ensure!(
+            !(local && self.url.is_some()),
+            "--embedder-url (WEIR_EMBEDDER_URL) is set, but the local embedder calls no server: unset it"
+        );
+        ensure!(
+            !local || self.model_dir.is_some(),
+            "the local embedder needs --local-model-dir (WEIR_LOCAL_MODEL_DIR), the folder of its model"
+        );
+        let kind = self.provider;
+        ensure!(
+            kind != EmbedderKind::Openai || self.url.is_some(),
+            "the openai embedder needs --embedder-url (WEIR_EMBEDDER_URL), such as https://api.openai.com"
+        );
+        ensure!(
+            kind != EmbedderKind::Tei || self.url.is_some(),
+            "the tei embedder needs --embedder-url (WEIR_EMBEDDER_URL), such as http://127.0.0.1:8080"
+        );
+        ensure!(
+            matches!(kind, EmbedderKind::Openai | EmbedderKind::Tei) || self.key_file.is_none(),
+            "--embedder-api-key-file (WEIR_EMBEDDER_API_KEY_FILE) is for the openai and tei embedders only: unset it"
+        );
+        ensure!(
+            kind == EmbedderKind::Openai || !self.send_dimension,
+            "--dimensions (WEIR_DIMENSIONS) is for the openai embedder only: unset it"
+        );
+        Ok(())
+    }
+
+    /// The address of the server, without the path of an endpoint. A `/v1` at
+    /// its end is taken as part of the endpoint's path, since many write it
+    /// there.
+    pub(crate) fn base(&self, default: Option<&str>) -> anyhow::Result<Url> {
+        const SETTING: &str = "--embedder-url (WEIR_EMBEDDER_URL)";
+        let mut url = match (&self.url, default) {
+            (Some(url), _) => url.clone(),
+            (None, Some(default)) => Url::parse(default)?,
+            (None, None) => bail!("{SETTING} is not set"),
+        };
+        ensure!(
+            matches!(url.scheme(), "http" | "https") && url.has_host(),
+            "{SETTING} must begin with http:// or https:// and name a host"
+        );
+        ensure!(
+            url.username().is_empty() && url.password().is_none(),
+            "{SETTING} must not hold a user or password; an API key goes into --embedder-api-key-file"
+        );
+        ensure!(
+            url.query().is_none() && url.fragment().is_none(),
+            "{SETTING} must not have a query or a fragment"
+        );
+        ensure!(
+            self.key_file.is_none()
+                || self.insecure_key
+                || is_kept_on_the_way(Some(url.scheme()), url.host_str()),
+            "--embedder-api-key-file (WEIR_EMBEDDER_API_KEY_FILE): the key would go to {url} for all on the way to read: \
+             use https://, or say --insecure-embedder-api-key (WEIR_INSECURE_EMBEDDER_API_KEY)"
+        );
+        let path = url.path().trim_end_matches('/');
+        let path = path.strip_suffix("/v1").unwrap_or(path).to_owned();
+        url.set_path(&path);
+        Ok(url)
+    }
+}
