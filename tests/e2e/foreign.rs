@@ -153,7 +153,7 @@ impl Ours {
             ("models", text(&[MODEL])),
             ("worker_id", text(&["tellworker"])),
             ("item_id", text(&["tellitem0"])),
-            ("delete_item_ids", text(&["tellitem0"])),
+            ("delete_item_ids", text(&["tellitem1"])),
             ("text", text(&["words"])),
             ("reason", text(&["words"])),
             ("page_token", text(&[""])),
@@ -202,7 +202,16 @@ impl Ours {
             )
         };
         let mut parts: Vec<String> = ["sources", "jobs", "failures"].map(of_namespace).into();
-        parts.extend(["items", "chunks", "embeddings", "rejections"].map(of_source));
+        parts.extend(
+            [
+                "items",
+                "chunks",
+                "embeddings",
+                "rejections",
+                "rejection_counts",
+            ]
+            .map(of_source),
+        );
         parts.push(format!(
             "SELECT 'attempts ' || to_jsonb(t)::text FROM weir.attempts t WHERE job_id IN (
                  SELECT id FROM weir.jobs WHERE namespace = '{OURS}')"
@@ -220,7 +229,14 @@ impl Ours {
         let made = format!(
             "SELECT id FROM weir.sources WHERE namespace <> '{OURS}' AND name LIKE 'tell%'"
         );
-        let parts = ["items", "chunks", "embeddings", "rejections", "jobs"];
+        let parts = [
+            "items",
+            "chunks",
+            "embeddings",
+            "rejections",
+            "rejection_counts",
+            "jobs",
+        ];
         let parts =
             parts.map(|table| format!("DELETE FROM weir.{table} WHERE source_id IN ({made});"));
         let sources = format!("DELETE FROM weir.sources WHERE id IN ({made})");

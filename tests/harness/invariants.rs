@@ -37,6 +37,10 @@ UNION ALL SELECT 'indexes have no gaps', count(*) FROM (
 UNION ALL SELECT 'sources count their items and chunks', count(*) FROM weir.sources s
     WHERE items_total <> (SELECT count(*) FROM weir.items i WHERE i.source_id = s.id)
        OR chunks_total <> (SELECT count(*) FROM weir.chunks c WHERE c.source_id = s.id)
+UNION ALL SELECT 'rejections are counted', count(*) FROM (
+    SELECT source_id FROM (SELECT source_id, 1 AS chunks FROM weir.rejections
+                           UNION ALL SELECT source_id, -chunks FROM weir.rejection_counts) both_of_it
+    GROUP BY source_id HAVING sum(chunks) <> 0) miscounted
 UNION ALL SELECT 'law 10: unsettled jobs of one source do not overlap', count(*)
     FROM weir.jobs a JOIN weir.jobs b ON a.source_id = b.source_id AND a.id < b.id
     WHERE NOT a.settled AND NOT b.settled AND a.first_item_id <= b.last_item_id AND b.first_item_id <= a.last_item_id

@@ -22,6 +22,7 @@ mod openings;
 mod orphans;
 mod reads;
 mod reconcile;
+mod rejections;
 mod rescue;
 mod retention;
 mod revisions;

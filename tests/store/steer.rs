@@ -245,7 +245,10 @@ async fn a_retry_that_cannot_be_says_why() {
     let job = weir.claim().await;
     assert_refused(weir.retry(job.id, false).await, "is running");
     weir.embed(&job).await;
-    assert_refused(weir.retry(job.id, false).await, "nothing of it is pending");
+    assert_refused(
+        weir.retry(job.id, false).await,
+        "nothing of it is pending or rejected",
+    );
     assert_refused(weir.retry(job.id, false).await, "force");
     assert!(matches!(
         weir.retry(4_711, true).await,

@@ -93,6 +93,13 @@ impl JobService for Scripted {
         Err(Status::unimplemented(""))
     }
 
+    async fn retry_source(
+        &self,
+        _: Request<v1::RetrySourceRequest>,
+    ) -> Result<Response<v1::RetrySourceResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn get_queue_stats(
         &self,
         _: Request<v1::GetQueueStatsRequest>,

@@ -131,7 +131,8 @@ fn wire_badge(source: &Source, served: &[String]) -> v1::Badge {
         Some(not_served(&source.model))
     } else {
         let error = source.telling_error.clone();
-        error.filter(|_| standing.is_degraded())
+        let error = error.filter(|_| standing.is_held_up());
+        error.or_else(|| source.rejections().sentence())
     };
     let waits = matches!(
         state,
@@ -147,6 +148,8 @@ fn wire_badge(source: &Source, served: &[String]) -> v1::Badge {
         last_error: error.unwrap_or_default(),
         next_run_time: source.telling_run_at.filter(|_| waits).map(timestamp),
         degraded: standing.is_degraded(),
+        first_rejection_time: source.rejected_since.map(timestamp),
+        last_rejection_reason: source.last_rejection.clone().unwrap_or_default(),
     }
 }
 
@@ -265,15 +268,15 @@ impl From<Failure> for v1::Failure {
 
 impl From<NamespaceFigures> for v1::NamespaceStatus {
     fn from(figures: NamespaceFigures) -> Self {
-        let unsettled = figures.unsettled();
+        let tally = figures.tally();
         Self {
-            verdict: match unsettled.verdict() {
+            verdict: match tally.verdict() {
                 Verdict::Healthy => v1::Verdict::Healthy,
                 Verdict::Indexing => v1::Verdict::Indexing,
                 Verdict::Degraded => v1::Verdict::Degraded,
             }
             .into(),
-            reasons: unsettled.reasons(),
+            reasons: tally.reasons(),
             namespace: figures.namespace,
             sources: figures.sources,
             chunks: figures.chunks,
@@ -286,6 +289,8 @@ impl From<NamespaceFigures> for v1::NamespaceStatus {
             jobs_failed: figures.jobs_failed,
             jobs_cancelled: figures.jobs_cancelled,
             oldest_ready_age_seconds: figures.oldest_ready_age_seconds,
+            first_rejection_time: figures.rejected_since.map(timestamp),
+            last_rejection_reason: figures.last_rejection.unwrap_or_default(),
         }
     }
 }

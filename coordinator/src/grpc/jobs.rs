@@ -17,7 +17,7 @@ use crate::store::{
     rows::{Job, SourceKey},
     sources::SourceFilter,
     status::{JobFilter, Paging},
-    steer::Retry,
+    steer::{Retry, SourceRetry},
 };
 
 /// Most tries that come with a job.
@@ -281,6 +281,36 @@ impl JobService for Jobs {
         );
         Ok(Response::new(v1::RetryJobResponse {
             jobs: self.wire(jobs),
+        }))
+    }
+
+    async fn retry_source(
+        &self,
+        request: Request<v1::RetrySourceRequest>,
+    ) -> Result<Response<v1::RetrySourceResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let (metadata, _, request) = request.into_parts();
+        let trace = spans::caller(metadata.as_ref());
+        let mut door = Door::default();
+        let key = door.source_key(request.namespace, request.name);
+        door.close()?;
+        let retry = SourceRetry {
+            key: caller.admit(key)?,
+            max_chunks_per_job: self.0.max_chunks_per_job,
+            traceparent: trace.map(|trace| trace.to_string()),
+        };
+        let retried = self.0.store.retry_source(&retry).await?;
+        tracing::info!(
+            namespace = retry.key.namespace,
+            source = retry.key.name,
+            chunks_taken_back = retried.taken_back,
+            jobs_open = retried.jobs.len(),
+            trace_id = trace_id(trace),
+            "A client had a source run again."
+        );
+        Ok(Response::new(v1::RetrySourceResponse {
+            chunks_taken_back: retried.taken_back,
+            jobs: self.wire(retried.jobs),
         }))
     }
 

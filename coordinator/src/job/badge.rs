@@ -1,6 +1,8 @@
 //! How a source, a namespace and the whole stand: the one definition of the
 //! words that API, page and command line show.
 
+use chrono::{DateTime, Utc};
+
 use super::state::JobState;
 
 /// The unsettled job that says best how its source stands.
@@ -93,6 +95,11 @@ impl Standing {
 
     /// Whether something is wrong with it that queued work does not excuse.
     pub fn is_degraded(&self) -> bool {
+        self.rejected > 0 || self.is_held_up()
+    }
+
+    /// Whether its jobs leave something that queued work does not excuse.
+    pub fn is_held_up(&self) -> bool {
         let open = self.telling.is_some_and(|job| job.state.is_open());
         self.is_troubled() || self.cancelled || self.is_unserved() || (self.is_missing() && !open)
     }
@@ -121,6 +128,62 @@ impl Telling {
     }
 }
 
+/// The chunks of a source, a namespace or the whole that stand rejected.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rejections {
+    /// How many.
+    pub chunks: i64,
+    /// Of so many.
+    pub total: i64,
+    /// When the first of them was rejected.
+    pub since: Option<DateTime<Utc>>,
+    /// Why the last of them was.
+    pub last_reason: Option<String>,
+}
+
+/// Most of a reason, in characters, that goes into a sentence.
+const REASON_TOLD: usize = 200;
+
+impl Rejections {
+    /// How many, since when and why, in words; nothing where there are none.
+    pub fn sentence(&self) -> Option<String> {
+        if self.chunks <= 0 {
+            return None;
+        }
+        let chunks = if self.total == 1 { "chunk" } else { "chunks" };
+        let mut sentence = format!(
+            "{} of {} {chunks} rejected",
+            grouped(self.chunks),
+            grouped(self.total)
+        );
+        if let Some(since) = self.since {
+            sentence += &since.format(", since %Y-%m-%d %H:%M UTC").to_string();
+        }
+        let reason = self.last_reason.as_deref().unwrap_or_default();
+        let words: Vec<&str> = reason.split_whitespace().collect();
+        let reason = words.join(" ");
+        if !reason.is_empty() {
+            let told: String = reason.chars().take(REASON_TOLD).collect();
+            let cut = if told.len() < reason.len() { "…" } else { "" };
+            sentence.extend([", \"", &told, cut, "\""]);
+        }
+        Some(sentence)
+    }
+}
+
+/// A count with commas: 2,000.
+fn grouped(number: i64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
 /// How a namespace, or the whole, stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Verdict {
@@ -132,9 +195,10 @@ pub enum Verdict {
     Degraded,
 }
 
-/// The unsettled jobs of a namespace, or of the whole, counted.
+/// What of a namespace, or of the whole, is open or wrong, counted: its unsettled
+/// jobs, and the chunks that stand rejected.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Unsettled {
+pub struct Tally {
     /// Queued or running.
     pub open: i64,
     /// Of these, retried.
@@ -149,6 +213,8 @@ pub struct Unsettled {
     pub unserved: i64,
     /// One of these models.
     pub unserved_model: Option<String>,
+    /// What stands rejected.
+    pub rejections: Rejections,
 }
 
 /// What to say of a model that workers cannot claim jobs of.
@@ -158,10 +224,12 @@ pub fn not_served(model: &str) -> String {
     )
 }
 
-impl Unsettled {
+impl Tally {
     /// What follows from the counts.
     pub fn verdict(&self) -> Verdict {
-        if self.failed + self.retrying + self.embedder_down + self.cancelled + self.unserved > 0 {
+        let jobs =
+            self.failed + self.retrying + self.embedder_down + self.cancelled + self.unserved;
+        if jobs + self.rejections.chunks > 0 {
             Verdict::Degraded
         } else if self.open > 0 {
             Verdict::Indexing
@@ -200,7 +268,12 @@ impl Unsettled {
             1 => format!("1 job {one}"),
             _ => format!("{jobs} jobs {many}"),
         });
-        unserved.into_iter().chain(counted).collect()
+        let rejected = self.rejections.sentence();
+        unserved
+            .into_iter()
+            .chain(counted)
+            .chain(rejected)
+            .collect()
     }
 }
 
@@ -249,8 +322,8 @@ mod tests {
             (with(JobState::Failed, 5, false), "failed", true),
             (with(JobState::Cancelled, 0, false), "64/201 indexed", true),
             (standing(201, 0, 201), "201/201 indexed", false),
-            (standing(198, 3, 201), "198/201 indexed, 3 rejected", false),
-            (standing(0, 201, 201), "0/201 indexed, 201 rejected", false),
+            (standing(198, 3, 201), "198/201 indexed, 3 rejected", true),
+            (standing(0, 201, 201), "0/201 indexed, 201 rejected", true),
             (standing(0, 0, 201), "not indexed", true),
         ] {
             assert_eq!(standing.text(), text, "{standing:?}");
@@ -283,7 +356,7 @@ mod tests {
 
     #[test]
     fn a_verdict_gives_its_reasons_worst_first() {
-        let mut jobs = Unsettled::default();
+        let mut jobs = Tally::default();
         assert_eq!(
             (jobs.verdict(), jobs.reasons().len()),
             (Verdict::Healthy, 0)
@@ -297,11 +370,11 @@ mod tests {
         jobs.failed = 2;
         assert_eq!(jobs.verdict(), Verdict::Degraded);
         assert_eq!(jobs.reasons(), ["2 jobs failed", "1 job is retried"]);
-        jobs = Unsettled {
+        jobs = Tally {
             open: 3,
             unserved: 3,
             unserved_model: Some("m".to_owned()),
-            ..Unsettled::default()
+            ..Tally::default()
         };
         assert_eq!(jobs.verdict(), Verdict::Degraded);
         assert_eq!(
@@ -311,6 +384,40 @@ mod tests {
                  (WEIR_MODELS)"
             ]
         );
+    }
+
+    #[test]
+    fn what_is_rejected_makes_a_verdict_and_says_how_much_since_when_and_why() {
+        let mut tally = Tally {
+            rejections: Rejections {
+                chunks: 723,
+                total: 1_002_000,
+                since: DateTime::from_timestamp(1_795_860_120, 0),
+                last_reason: Some("500: \n  NaN".to_owned()),
+            },
+            ..Tally::default()
+        };
+        assert_eq!(tally.verdict(), Verdict::Degraded);
+        assert_eq!(
+            tally.reasons(),
+            ["723 of 1,002,000 chunks rejected, since 2026-11-28 10:02 UTC, \"500: NaN\""]
+        );
+        // Work that is open does not excuse it, and what holds up jobs comes first.
+        tally.open = 2;
+        tally.failed = 1;
+        assert_eq!(tally.verdict(), Verdict::Degraded);
+        assert_eq!(tally.reasons()[0], "1 job failed");
+        let long = Rejections {
+            chunks: 1,
+            total: 1,
+            since: None,
+            last_reason: Some("ä".repeat(REASON_TOLD + 1)),
+        };
+        assert_eq!(
+            long.sentence().unwrap(),
+            format!("1 of 1 chunk rejected, \"{}…\"", "ä".repeat(REASON_TOLD))
+        );
+        assert_eq!(Rejections::default().sentence(), None);
     }
 
     fn states() -> impl Strategy<Value = JobState> {
@@ -332,7 +439,9 @@ mod tests {
             let retried = state.is_open() && attempt > 0;
             prop_assert_eq!(standing.state() == BadgeState::Failed, failed);
             prop_assert_eq!(standing.state() == BadgeState::Retrying, retried);
-            prop_assert!(!(failed || retried || embedder_down || cancelled) || standing.is_degraded());
+            prop_assert!(
+                !(failed || retried || embedder_down || cancelled || rejected > 0) || standing.is_degraded()
+            );
             prop_assert!(!standing.text().is_empty());
         }
     }

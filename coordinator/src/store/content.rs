@@ -11,8 +11,9 @@ use super::{
     locks::{
         LockedSource, UnsettledJob, cancel_open_jobs, lock_source, lock_unsettled_jobs, settle,
     },
-    planning::{Order, queue_pending},
+    planning::{Order, Wanted, queue_pending},
     quota::Quota,
+    rejections::uncount,
     rows::SourceKey,
     sources::{SourceState, source_in},
 };
@@ -150,6 +151,8 @@ pub(super) struct ContentWrite<'a> {
     change: Change,
     /// Chunks added less chunks gone.
     chunks_delta: i64,
+    /// Rejections deleted with their chunks.
+    rejections_gone: i64,
     /// Whether any chunk is not what it was.
     chunks_touched: bool,
     /// Where chunks may be pending that no open job covers.
@@ -196,6 +199,7 @@ impl<'a> ContentWrite<'a> {
             unsettled,
             change: Change::default(),
             chunks_delta: 0,
+            rejections_gone: 0,
             chunks_touched: false,
             dirty: Vec::new(),
         })
@@ -241,9 +245,10 @@ impl<'a> ContentWrite<'a> {
                 traceparent: self.write.traceparent.as_deref(),
                 parkings: 0,
             };
-            let dirty = std::mem::take(&mut self.dirty);
-            queue_pending(&mut self.tx, &self.source, dirty, kept, &order).await?;
+            let wanted = Wanted::pending(std::mem::take(&mut self.dirty));
+            queue_pending(&mut self.tx, &self.source, wanted, kept, &order).await?;
         }
+        uncount(&mut self.tx, self.source.id, self.rejections_gone).await?;
         // Who deletes is let through, however much there is.
         if new_model || self.change.items_added + self.change.items_changed > 0 {
             let namespace = &self.write.key.namespace;
@@ -277,23 +282,26 @@ impl<'a> ContentWrite<'a> {
     }
 
     async fn update_source(&mut self) -> Result<(), StoreError> {
-        sqlx::query(
+        let rejections: i64 = sqlx::query_scalar(
             "-- store::content::update_source
              WITH stale AS (
-                 DELETE FROM weir.rejections WHERE source_id = $1 AND model <> $2
+                 DELETE FROM weir.rejections WHERE source_id = $1 AND model <> $2 RETURNING 1
+             ), source AS (
+                 UPDATE weir.sources
+                 SET model = $2, revision = $3, items_total = items_total + $4, chunks_total = chunks_total + $5,
+                     updated_at = now()
+                 WHERE id = $1
              )
-             UPDATE weir.sources
-             SET model = $2, revision = $3, items_total = items_total + $4, chunks_total = chunks_total + $5,
-                 updated_at = now()
-             WHERE id = $1",
+             SELECT count(*) FROM stale",
         )
         .bind(self.source.id)
         .bind(&self.source.model)
         .bind(self.source.revision)
         .bind(self.change.items_added - self.change.items_deleted)
         .bind(self.chunks_delta)
-        .execute(&mut *self.tx)
+        .fetch_one(&mut *self.tx)
         .await?;
+        self.rejections_gone += rejections;
         Ok(())
     }
 

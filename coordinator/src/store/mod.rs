@@ -25,6 +25,7 @@ mod planning;
 pub mod queue;
 pub mod quota;
 pub mod reconcile;
+mod rejections;
 pub mod rescue;
 pub mod retention;
 pub mod rows;

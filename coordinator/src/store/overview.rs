@@ -1,7 +1,9 @@
 //! How namespaces stand: sources, chunks and unsettled jobs, counted.
 
-use super::{Scope, Store, StoreError, scope::in_scope};
-use crate::job::badge::Unsettled;
+use chrono::{DateTime, Utc};
+
+use super::{Scope, Store, StoreError, rejections::rejections_of_source, scope::in_scope};
+use crate::job::badge::{Rejections, Tally};
 
 /// Most namespaces that are told apart.
 pub const MAX_NAMESPACES: i64 = 1_000;
@@ -19,6 +21,10 @@ pub struct NamespaceFigures {
     pub chunks_pending: i64,
     /// Chunks rejected.
     pub chunks_rejected: i64,
+    /// When the first of these was rejected.
+    pub rejected_since: Option<DateTime<Utc>>,
+    /// Why the last of them was.
+    pub last_rejection: Option<String>,
     /// Queued jobs that could be claimed now.
     pub jobs_ready: i64,
     /// Queued jobs that wait for their time.
@@ -42,9 +48,9 @@ pub struct NamespaceFigures {
 }
 
 impl NamespaceFigures {
-    /// Its unsettled jobs, counted.
-    pub fn unsettled(&self) -> Unsettled {
-        Unsettled {
+    /// What of it is open or wrong, counted.
+    pub fn tally(&self) -> Tally {
+        Tally {
             open: self.jobs_ready + self.jobs_delayed + self.jobs_running,
             retrying: self.jobs_retrying,
             embedder_down: self.jobs_embedder_down,
@@ -52,6 +58,12 @@ impl NamespaceFigures {
             cancelled: self.jobs_cancelled,
             unserved: self.jobs_unserved,
             unserved_model: self.unserved_model.clone(),
+            rejections: Rejections {
+                chunks: self.chunks_rejected,
+                total: self.chunks,
+                since: self.rejected_since,
+                last_reason: self.last_rejection.clone(),
+            },
         }
     }
 }
@@ -74,9 +86,14 @@ impl Store {
             in_scope!("namespace", "$1"),
             " GROUP BY namespace
              ), rejections AS (
-                 SELECT s.namespace, count(*) AS rejected
-                 FROM weir.rejections r JOIN weir.sources s ON s.id = r.source_id
-                 WHERE ",
+                 -- Of each source that has any, its count and two ends of an index.
+                 SELECT s.namespace, sum(k.chunks) AS rejected, min(first_rejection.since) AS since,
+                        max(last_rejection.at) AS last_at,
+                        (array_agg(last_rejection.reason ORDER BY last_rejection.at DESC NULLS LAST))[1] AS last_reason
+                 FROM (SELECT source_id, sum(chunks) AS chunks FROM weir.rejection_counts GROUP BY source_id) k
+                 JOIN weir.sources s ON s.id = k.source_id",
+            rejections_of_source!(),
+            " WHERE ",
             in_scope!("s.namespace", "$1"),
             " GROUP BY s.namespace
              ), jobs AS (
@@ -96,21 +113,22 @@ impl Store {
             in_scope!("namespace", "$1"),
             " GROUP BY namespace
              ), figures AS (
-                 SELECT namespace, sources, chunks, pending, rejected, ready, delayed, running, retrying,
-                        embedder_down, failed, cancelled, unserved, unserved_model, oldest,
+                 SELECT namespace, sources, chunks, pending, rejected, since, last_at, last_reason, ready, delayed, running,
+                        retrying, embedder_down, failed, cancelled, unserved, unserved_model, oldest,
                         coalesce(failed, 0) + coalesce(retrying, 0) + coalesce(embedder_down, 0)
-                            + coalesce(cancelled, 0) + coalesce(unserved, 0) > 0 AS degraded
+                            + coalesce(cancelled, 0) + coalesce(unserved, 0) + coalesce(rejected, 0) > 0 AS degraded
                  FROM sources FULL JOIN jobs USING (namespace) LEFT JOIN rejections USING (namespace)
              ), told AS (
                  SELECT * FROM (SELECT * FROM figures ORDER BY degraded DESC, namespace LIMIT $2) first
                  UNION ALL
-                 SELECT '', sum(sources), sum(chunks), sum(pending), sum(rejected), sum(ready), sum(delayed),
-                        sum(running), sum(retrying), sum(embedder_down), sum(failed), sum(cancelled), sum(unserved),
+                 SELECT '', sum(sources), sum(chunks), sum(pending), sum(rejected), min(since), max(last_at),
+                        (array_agg(last_reason ORDER BY last_at DESC NULLS LAST))[1], sum(ready), sum(delayed), sum(running), sum(retrying), sum(embedder_down), sum(failed), sum(cancelled), sum(unserved),
                         min(unserved_model), min(oldest), true
                  FROM figures
              )
              SELECT namespace, coalesce(sources, 0)::bigint AS sources, coalesce(chunks, 0)::bigint AS chunks,
                     coalesce(pending, 0)::bigint AS chunks_pending, coalesce(rejected, 0)::bigint AS chunks_rejected,
+                    since AS rejected_since, last_reason AS last_rejection,
                     coalesce(ready, 0)::bigint AS jobs_ready, coalesce(delayed, 0)::bigint AS jobs_delayed,
                     coalesce(running, 0)::bigint AS jobs_running, coalesce(retrying, 0)::bigint AS jobs_retrying,
                     coalesce(embedder_down, 0)::bigint AS jobs_embedder_down,

@@ -1,7 +1,9 @@
 //! From what is pending of a source to queued jobs: what a write, a retry and
 //! the reconciler have in common.
 
-use super::{StoreError, database::Transaction, locks::LockedSource};
+use super::{
+    StoreError, database::Transaction, locks::LockedSource, rejections::standing_rejections,
+};
 use crate::job::{
     plan::{ItemRange, JobCutter, PlannedJob, merge_ranges},
     state::Trigger,
@@ -44,18 +46,38 @@ pub(super) struct Order<'a> {
     pub(super) parkings: i16,
 }
 
-/// Cuts what is pending in the ranges `dirty` into jobs and queues these; no
+/// What is to be queued.
+#[derive(Debug, Default)]
+pub(super) struct Wanted {
+    /// What is pending in these ranges.
+    pub(super) pending: Vec<ItemRange>,
+    /// What was rejected in this range, and is pending once the caller has deleted
+    /// the rejections.
+    pub(super) rejected: Option<ItemRange>,
+}
+
+impl Wanted {
+    /// What is pending in these ranges.
+    pub(super) fn pending(ranges: Vec<ItemRange>) -> Self {
+        Self {
+            pending: ranges,
+            rejected: None,
+        }
+    }
+}
+
+/// Cuts what is `wanted` into jobs and queues these; no
 /// job overlaps what is `kept` by others. The source and its unsettled jobs are
 /// locked. Returns the ids of the jobs, which nobody is told of.
 pub(super) async fn queue_pending(
     tx: &mut Transaction,
     source: &LockedSource,
-    dirty: Vec<ItemRange>,
+    wanted: Wanted,
     kept: Vec<ItemRange>,
     order: &Order<'_>,
 ) -> Result<Vec<i64>, StoreError> {
     let cutter = JobCutter::new(order.max_chunks_per_job, merge_ranges(kept));
-    let jobs = plan(tx, source, dirty, cutter).await?;
+    let jobs = plan(tx, source, wanted, cutter).await?;
     if jobs.is_empty() {
         return Ok(Vec::new());
     }
@@ -87,31 +109,38 @@ pub(super) async fn queue_pending(
     Ok(ids)
 }
 
-/// Cuts the chunks that are pending in the dirty ranges into jobs. Holds in
+/// Cuts the chunks that are wanted into jobs. Holds in
 /// memory what the jobs are, not what the chunks are.
 async fn plan(
     tx: &mut Transaction,
     source: &LockedSource,
-    dirty: Vec<ItemRange>,
+    wanted: Wanted,
     mut cutter: JobCutter,
 ) -> Result<Vec<PlannedJob>, StoreError> {
-    let ranges = merge_ranges(dirty);
+    let ranges = merge_ranges(wanted.pending);
     let first: Vec<&str> = ranges.iter().map(|range| range.first.as_str()).collect();
     let last: Vec<&str> = ranges.iter().map(|range| range.last.as_str()).collect();
     let mut rows = sqlx::query_as::<_, (String, i64)>(concat!(
         "-- store::planning::plan
-         SELECT c.item_id, count(*)
+         SELECT item_id, count(*)
+         FROM (SELECT c.item_id
          FROM unnest($2::text[], $3::text[]) AS dirty(first, last)
          JOIN weir.chunks c ON c.source_id = $1 AND c.item_id BETWEEN dirty.first AND dirty.last
          WHERE ",
         is_pending!("$4"),
         "
-         GROUP BY c.item_id ORDER BY c.item_id"
+         UNION ALL
+         SELECT r.item_id FROM ",
+        standing_rejections!("$4"),
+        " AND r.item_id BETWEEN $5 AND $6) wanted
+         GROUP BY item_id ORDER BY item_id"
     ))
     .bind(source.id)
     .bind(&first)
     .bind(&last)
     .bind(&source.model)
+    .bind(wanted.rejected.as_ref().map(|range| &range.first))
+    .bind(wanted.rejected.as_ref().map(|range| &range.last))
     .fetch(&mut **tx);
     while let Some((item_id, pending)) = rows.try_next().await? {
         cutter.push(

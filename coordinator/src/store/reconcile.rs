@@ -10,9 +10,9 @@ use super::{
     locks::{
         LockedSource, UnsettledJob, cancel_open_jobs, lock_source_row, lock_unsettled_jobs, settle,
     },
-    planning::{Order, is_pending, queue_pending},
+    planning::{Order, Wanted, is_pending, queue_pending},
+    rejections,
     sources::notify,
-    steer::resume,
 };
 use crate::job::{
     plan::{ItemRange, gaps},
@@ -27,6 +27,10 @@ macro_rules! chunk_of_result {
            AND c.text_hash = r.text_hash"
     };
 }
+
+/// Jobs of a source that count rejections, each in a row of its own, before these
+/// are summed up.
+const MANY_COUNTS: i64 = 100;
 
 /// What became of a source's failed jobs whose parking was over.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -51,7 +55,8 @@ pub struct Findings {
     pub stale: bool,
     /// An open job embeds with a model that is not the source's.
     pub other_model: bool,
-    /// The counts of items or chunks are wrong.
+    /// The counts of items, chunks or rejections are wrong, or those of rejections
+    /// have become many.
     pub miscounted: bool,
 }
 
@@ -121,7 +126,9 @@ impl Store {
                 traceparent: ended.traceparent.as_deref(),
                 parkings: ended.parkings.saturating_add(1),
             };
-            unparked.queued += resume(&mut tx, source, ended, &order).await?.len();
+            let resumed =
+                rejections::resume(&mut tx, source, &unsettled, &[ended], None, &order).await?;
+            unparked.queued += resumed.jobs.len();
         }
         if unparked.settled > 0 {
             notify(&mut tx, QUEUE_CHANNEL, source_id).await?;
@@ -186,11 +193,15 @@ impl Store {
                         SELECT FROM weir.jobs j WHERE j.source_id = $1 AND NOT j.settled
                           AND j.state IN ('queued', 'running') AND j.model <> s.model) AS other_model,
                     s.items_total <> (SELECT count(*) FROM weir.items i WHERE i.source_id = $1)
-                    OR s.chunks_total <> (SELECT count(*) FROM weir.chunks c WHERE c.source_id = $1) AS miscounted
+                    OR s.chunks_total <> (SELECT count(*) FROM weir.chunks c WHERE c.source_id = $1)
+                    OR (SELECT coalesce(sum(k.chunks), 0) FROM weir.rejection_counts k WHERE k.source_id = $1)
+                       <> (SELECT count(*) FROM weir.rejections r WHERE r.source_id = $1)
+                    OR (SELECT count(*) FROM weir.rejection_counts k WHERE k.source_id = $1) > $3 AS miscounted
              FROM weir.sources s WHERE s.id = $1"
         ))
         .bind(source_id)
         .bind(ItemRange::everything().last)
+        .bind(MANY_COUNTS)
         .fetch_optional(&self.pool)
         .await?;
         Ok(found.unwrap_or_default())
@@ -232,7 +243,8 @@ impl Store {
             traceparent,
             parkings: 0,
         };
-        let queued = queue_pending(&mut tx, &source, gaps(&kept), kept, &order).await?;
+        let wanted = Wanted::pending(gaps(&kept));
+        let queued = queue_pending(&mut tx, &source, wanted, kept, &order).await?;
         notify(&mut tx, QUEUE_CHANNEL, source_id).await?;
         notify(&mut tx, CHANGE_CHANNEL, source_id).await?;
         tx.commit().await?;
@@ -259,7 +271,7 @@ async fn clear(tx: &mut Transaction, source: &LockedSource) -> Result<(u64, bool
     .bind(source.id)
     .execute(&mut **tx)
     .await?;
-    let rejections = sqlx::query(concat!(
+    let stale = sqlx::query(concat!(
         "-- store::reconcile::clear
          DELETE FROM weir.rejections r WHERE r.source_id = $1 AND (r.model <> $2 OR NOT EXISTS (",
         chunk_of_result!(),
@@ -279,8 +291,9 @@ async fn clear(tx: &mut Transaction, source: &LockedSource) -> Result<(u64, bool
     .bind(source.id)
     .execute(&mut **tx)
     .await?;
+    let rejections_recounted = rejections::recount(tx, source.id).await?;
     Ok((
-        vectors.rows_affected() + rejections.rows_affected(),
-        recounted.rows_affected() > 0,
+        vectors.rows_affected() + stale.rows_affected(),
+        recounted.rows_affected() > 0 || rejections_recounted,
     ))
 }

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 
 use super::Scope;
 use crate::job::{
-    badge::{Standing, Telling},
+    badge::{Rejections, Standing, Telling},
     plan::TextHash,
     state::{JobState, Trigger, UnknownWord},
 };
@@ -39,6 +39,10 @@ pub struct Source {
     pub chunks_pending: i64,
     /// Chunks rejected.
     pub chunks_rejected: i64,
+    /// When the first of these was rejected.
+    pub rejected_since: Option<DateTime<Utc>>,
+    /// Why the last of them was.
+    pub last_rejection: Option<String>,
     /// Chunks whose vector is of the beginning of their text only.
     pub chunks_truncated: i64,
     /// State of the unsettled job that is worst off, if any is unsettled.
@@ -91,6 +95,16 @@ impl Source {
         }
     }
 
+    /// What of it stands rejected.
+    pub fn rejections(&self) -> Rejections {
+        Rejections {
+            chunks: self.chunks_rejected,
+            total: self.chunks_total,
+            since: self.rejected_since,
+            last_reason: self.last_rejection.clone(),
+        }
+    }
+
     /// Chunks that have the vector of their current text.
     pub fn chunks_embedded(&self) -> i64 {
         (self.chunks_total - self.chunks_pending - self.chunks_rejected).max(0)
@@ -101,21 +115,22 @@ impl Source {
 /// off the source's unsettled jobs, so that no count walks the chunks.
 macro_rules! source_columns {
     () => {
-        "s.id, s.namespace, s.name, s.model, s.revision, s.items_total, s.chunks_total, s.created_at, s.updated_at,
+        concat!("s.id, s.namespace, s.name, s.model, s.revision, s.items_total, s.chunks_total, s.created_at, s.updated_at,
          u.chunks_pending, u.cancelled, t.state AS telling_state, t.attempt AS telling_attempt,
          t.embedder_down AS telling_embedder_down, t.last_error AS telling_error, t.run_at AS telling_run_at,
-         (SELECT count(*) FROM weir.rejections r WHERE r.source_id = s.id) AS chunks_rejected,
+         ", $crate::store::rejections::rejected_of_source!(), " AS chunks_rejected,
+         first_rejection.since AS rejected_since, last_rejection.reason AS last_rejection,
          (SELECT count(*) FROM weir.embeddings e
-           WHERE e.source_id = s.id AND e.model = s.model AND e.truncated_to IS NOT NULL) AS chunks_truncated"
+           WHERE e.source_id = s.id AND e.model = s.model AND e.truncated_to IS NOT NULL) AS chunks_truncated")
     };
 }
 pub(super) use source_columns;
 
 /// What [`source_columns`] are read from, after `weir.sources s`: the sum of its
-/// unsettled jobs, and the one of them that is worst off.
+/// unsettled jobs, the one of them that is worst off, and its rejections.
 macro_rules! source_jobs {
     () => {
-        " CROSS JOIN LATERAL (
+        concat!(" CROSS JOIN LATERAL (
              SELECT coalesce(sum(j.chunks_total - j.chunks_done - j.chunks_rejected), 0)::bigint AS chunks_pending,
                     coalesce(bool_or(j.state = 'cancelled'), false) AS cancelled
              FROM weir.jobs j WHERE j.source_id = s.id AND NOT j.settled) u
@@ -125,7 +140,7 @@ macro_rules! source_jobs {
              ORDER BY array_position('{failed}', j.state), (j.state <> 'cancelled' AND j.attempt > 0) DESC,
                       j.embedder_down DESC, array_position('{running,queued,cancelled}', j.state), j.attempt DESC,
                       j.run_at, j.id
-             LIMIT 1) t ON true"
+             LIMIT 1) t ON true", $crate::store::rejections::rejections_of_source!())
     };
 }
 pub(super) use source_jobs;

@@ -222,6 +222,7 @@ impl Store {
                   chunks AS (DELETE FROM weir.chunks WHERE source_id = $1),
                   embeddings AS (DELETE FROM weir.embeddings WHERE source_id = $1 RETURNING 1),
                   rejections AS (DELETE FROM weir.rejections WHERE source_id = $1),
+                  counts AS (DELETE FROM weir.rejection_counts WHERE source_id = $1),
                   former AS (DELETE FROM weir.former_models WHERE source_id = $1),
                   source AS (DELETE FROM weir.sources WHERE id = $1 RETURNING namespace, name, revision),
                   -- One that is put again goes on from there.

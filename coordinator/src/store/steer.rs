@@ -6,8 +6,9 @@ use super::{
     locks::{
         LockedSource, UnsettledJob, cancel_open_jobs, lock_source_row, lock_unsettled_jobs, settle,
     },
-    planning::{Order, queue_pending},
-    rows::{Job, job_columns},
+    planning::{Order, Wanted, queue_pending},
+    rejections::{self, Resumed},
+    rows::{Job, SourceKey, job_columns},
     scope::in_scope,
     sources::{MAX_JOBS_WITH_SOURCE, notify},
 };
@@ -29,6 +30,26 @@ pub struct Retry {
     pub max_chunks_per_job: i32,
     /// W3C trace context of the caller.
     pub traceparent: Option<String>,
+}
+
+/// A client's wish to have all of a source run again that came to a stop.
+#[derive(Debug, Clone)]
+pub struct SourceRetry {
+    /// The source.
+    pub key: SourceKey,
+    /// Most pending chunks in one of the jobs it queues.
+    pub max_chunks_per_job: i32,
+    /// W3C trace context of the caller.
+    pub traceparent: Option<String>,
+}
+
+/// What became of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SourceRetried {
+    /// Rejected chunks that are pending again.
+    pub taken_back: i64,
+    /// The source's open jobs, newest first, at most [`MAX_JOBS_WITH_SOURCE`].
+    pub jobs: Vec<Job>,
 }
 
 impl Store {
@@ -79,10 +100,10 @@ impl Store {
         )))
     }
 
-    /// Has a job run again, and returns the jobs that are queued for it, newest
-    /// first, at most [`MAX_JOBS_WITH_SOURCE`]. A job that waits for its next
+    /// Has a job run again, and returns the jobs that do it, newest first, at most [`MAX_JOBS_WITH_SOURCE`]. A job that waits for its next
     /// try may run at once; what a failed or cancelled one left pending is
-    /// queued again; with `force` all of its range is embedded anew. Fails
+    /// queued again, and so is what was rejected of its range, whatever its
+    /// state; with `force` all of its range is embedded anew. Fails
     /// where there is nothing to do, or the source is gone.
     pub async fn retry_job(&self, retry: &Retry) -> Result<Vec<Job>, StoreError> {
         let source_id = self.job(&retry.scope, retry.job_id).await?.source_id;
@@ -100,41 +121,97 @@ impl Store {
         let ids = if retry.force {
             embed_anew(&mut tx, &source, &unsettled, &job, retry).await?
         } else {
-            let here = unsettled.iter().find(|unsettled| unsettled.id == job.id);
-            match (job.state, here) {
-                (JobState::Queued, _) => run_now(&mut tx, &job).await?,
-                (JobState::Running, _) => return Err(StoreError::Precondition(running(&job))),
-                (_, Some(ended)) => {
-                    let order = Order {
-                        trigger: Trigger::Retry,
-                        priority: ended.priority,
-                        max_chunks_per_job: retry.max_chunks_per_job,
-                        traceparent: retry.traceparent.as_deref(),
-                        parkings: 0,
-                    };
-                    resume(&mut tx, &source, ended, &order).await?
-                }
-                (_, None) => return Err(StoreError::Precondition(settled(&job))),
-            }
+            run_again(&mut tx, &source, &unsettled, &job, retry).await?
         };
         let jobs = jobs_in(&mut tx, &ids).await?;
-        notify(&mut tx, QUEUE_CHANNEL, source_id).await?;
-        notify(&mut tx, CHANGE_CHANNEL, source_id).await?;
+        tell(&mut tx, source_id).await?;
         tx.commit().await?;
         Ok(jobs)
     }
+
+    /// Has all of a source run again that came to a stop: what was rejected, what
+    /// failed and cancelled jobs left pending, and jobs that wait for their next
+    /// try. What is embedded stays. Doing it twice is doing it once.
+    pub async fn retry_source(&self, retry: &SourceRetry) -> Result<SourceRetried, StoreError> {
+        let source_id = self.source_id(&retry.key).await?;
+        let mut tx = self.pool.begin().await?;
+        let Some(source) = lock_source_row(&mut tx, source_id).await? else {
+            return Err(retry.key.not_found());
+        };
+        let unsettled = lock_unsettled_jobs(&mut tx, source_id).await?;
+        let ended: Vec<_> = unsettled.iter().filter(|job| !job.open).collect();
+        let order = Order {
+            trigger: Trigger::Retry,
+            priority: ended.iter().map(|job| job.priority).max().unwrap_or(0),
+            max_chunks_per_job: retry.max_chunks_per_job,
+            traceparent: retry.traceparent.as_deref(),
+            parkings: 0,
+        };
+        let everything = Some(ItemRange::everything());
+        let resumed =
+            rejections::resume(&mut tx, &source, &unsettled, &ended, everything, &order).await?;
+        let hastened = run_now(&mut tx, source_id, None).await?;
+        let jobs = open_jobs_in(&mut tx, source_id).await?;
+        // Transactions that notify are committed one after the other: no more of them than news.
+        if resumed.taken_back > 0 || hastened || !ended.is_empty() {
+            tell(&mut tx, source_id).await?;
+        }
+        tx.commit().await?;
+        Ok(SourceRetried {
+            taken_back: resumed.taken_back,
+            jobs,
+        })
+    }
+
+    /// Takes back what was rejected of a source, and nothing else of it: what a
+    /// client cancelled stays so, and what waits goes on waiting. Returns how many
+    /// chunks are pending again; none where the source is gone. For whoever finds
+    /// that the embedder has become another.
+    pub async fn retry_rejected(
+        &self,
+        source_id: i64,
+        max_chunks_per_job: i32,
+        traceparent: Option<&str>,
+    ) -> Result<i64, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        let Some(source) = lock_source_row(&mut tx, source_id).await? else {
+            return Ok(0);
+        };
+        let unsettled = lock_unsettled_jobs(&mut tx, source_id).await?;
+        let order = Order {
+            trigger: Trigger::Retry,
+            priority: 0,
+            max_chunks_per_job,
+            traceparent,
+            parkings: 0,
+        };
+        let everything = Some(ItemRange::everything());
+        let resumed =
+            rejections::resume(&mut tx, &source, &unsettled, &[], everything, &order).await?;
+        if resumed.taken_back > 0 {
+            tell(&mut tx, source_id).await?;
+        }
+        tx.commit().await?;
+        Ok(resumed.taken_back)
+    }
+}
+
+/// Tells who waits for jobs, and who watches, once the transaction is committed.
+async fn tell(tx: &mut Transaction, source_id: i64) -> Result<(), StoreError> {
+    notify(tx, QUEUE_CHANNEL, source_id).await?;
+    notify(tx, CHANGE_CHANNEL, source_id).await
 }
 
 fn running(job: &Job) -> String {
     format!(
-        "job {} is running: cancel it first, or use force to embed its range anew",
+        "job {} is running, and nothing of its range is rejected: cancel it first, or use force to embed its range anew",
         job.id
     )
 }
 
 fn settled(job: &Job) -> String {
     let why = match job.state {
-        JobState::Succeeded => "nothing of it is pending",
+        JobState::Succeeded => "nothing of it is pending or rejected",
         _ => "later jobs have taken over what it left pending",
     };
     format!(
@@ -147,28 +224,66 @@ fn settled(job: &Job) -> String {
     )
 }
 
-/// Settles a job that failed or was cancelled and queues what it left pending.
-/// Its source and that one's unsettled jobs are locked; its range is its own.
-pub(super) async fn resume(
+/// Has a job run again without touching what is embedded. Its source and that
+/// one's unsettled jobs are locked.
+async fn run_again(
     tx: &mut Transaction,
     source: &LockedSource,
-    ended: &UnsettledJob,
-    order: &Order<'_>,
+    unsettled: &[UnsettledJob],
+    job: &Job,
+    retry: &Retry,
 ) -> Result<Vec<i64>, StoreError> {
-    settle(tx, [ended]).await?;
-    queue_pending(tx, source, vec![ended.range()], Vec::new(), order).await
+    let here = unsettled.iter().find(|unsettled| unsettled.id == job.id);
+    let ended: Vec<_> = here.into_iter().filter(|job| !job.open).collect();
+    let range = ItemRange {
+        first: job.first_item_id.clone(),
+        last: job.last_item_id.clone(),
+    };
+    let order = Order {
+        trigger: Trigger::Retry,
+        priority: job.priority,
+        max_chunks_per_job: retry.max_chunks_per_job,
+        traceparent: retry.traceparent.as_deref(),
+        parkings: 0,
+    };
+    let Resumed {
+        taken_back,
+        mut jobs,
+    } = rejections::resume(tx, source, unsettled, &ended, Some(range), &order).await?;
+    match job.state {
+        JobState::Queued => {
+            run_now(tx, source.id, Some(job.id)).await?;
+            if !jobs.contains(&job.id) {
+                jobs.push(job.id);
+            }
+        }
+        JobState::Running if taken_back == 0 => return Err(StoreError::Precondition(running(job))),
+        _ if taken_back == 0 && here.is_none() => {
+            return Err(StoreError::Precondition(settled(job)));
+        }
+        _ => {}
+    }
+    Ok(jobs)
 }
 
-/// Lets a queued job run at once, with all its tries before it.
-async fn run_now(tx: &mut Transaction, job: &Job) -> Result<Vec<i64>, StoreError> {
-    sqlx::query(
+/// Lets queued jobs of a source, or one of them, run at once, with all their
+/// tries before them. Returns whether any had to wait.
+async fn run_now(
+    tx: &mut Transaction,
+    source_id: i64,
+    job_id: Option<i64>,
+) -> Result<bool, StoreError> {
+    let hastened = sqlx::query(
         "-- store::steer::run_now
-         UPDATE weir.jobs SET run_at = least(run_at, now()), attempt = 0 WHERE id = $1 AND state = 'queued'",
+         UPDATE weir.jobs SET run_at = least(run_at, now()), attempt = 0
+         WHERE source_id = $1 AND NOT settled AND state = 'queued' AND ($2::bigint IS NULL OR id = $2)
+           AND (run_at > now() OR attempt > 0)",
     )
-    .bind(job.id)
+    .bind(source_id)
+    .bind(job_id)
     .execute(&mut **tx)
     .await?;
-    Ok(vec![job.id])
+    Ok(hastened.rows_affected() > 0)
 }
 
 /// Forgets what was made of the job's range, ends the source's open jobs and
@@ -187,23 +302,22 @@ async fn embed_anew(
     );
     cancel_open_jobs(tx, source.id, RevokeReason::Superseded, &why).await?;
     settle(tx, unsettled.iter().filter(|job| !job.open)).await?;
+    let range = ItemRange {
+        first: job.first_item_id.clone(),
+        last: job.last_item_id.clone(),
+    };
+    rejections::forget(tx, source.id, &range).await?;
     sqlx::query(
         "-- store::steer::embed_anew
-         WITH rejections AS (
-             DELETE FROM weir.rejections WHERE source_id = $1 AND item_id BETWEEN $2 AND $3
-         )
          DELETE FROM weir.embeddings WHERE source_id = $1 AND item_id BETWEEN $2 AND $3",
     )
     .bind(source.id)
-    .bind(&job.first_item_id)
-    .bind(&job.last_item_id)
+    .bind(&range.first)
+    .bind(&range.last)
     .execute(&mut **tx)
     .await?;
     let mut dirty: Vec<ItemRange> = unsettled.iter().map(UnsettledJob::range).collect();
-    dirty.push(ItemRange {
-        first: job.first_item_id.clone(),
-        last: job.last_item_id.clone(),
-    });
+    dirty.push(range);
     let order = Order {
         trigger: Trigger::Retry,
         priority: job.priority,
@@ -211,7 +325,7 @@ async fn embed_anew(
         traceparent: retry.traceparent.as_deref(),
         parkings: 0,
     };
-    queue_pending(tx, source, dirty, Vec::new(), &order).await
+    queue_pending(tx, source, Wanted::pending(dirty), Vec::new(), &order).await
 }
 
 async fn job_in(tx: &mut Transaction, retry: &Retry) -> Result<Job, StoreError> {
@@ -235,6 +349,19 @@ async fn jobs_in(tx: &mut Transaction, ids: &[i64]) -> Result<Vec<Job>, StoreErr
         " FROM weir.jobs j WHERE j.id = ANY($1) ORDER BY j.id DESC LIMIT $2"
     ))
     .bind(ids)
+    .bind(MAX_JOBS_WITH_SOURCE)
+    .fetch_all(&mut **tx)
+    .await?)
+}
+
+async fn open_jobs_in(tx: &mut Transaction, source_id: i64) -> Result<Vec<Job>, StoreError> {
+    Ok(sqlx::query_as(concat!(
+        "-- store::steer::open_jobs_in\nSELECT ",
+        job_columns!(),
+        " FROM weir.jobs j WHERE j.source_id = $1 AND NOT j.settled AND j.state IN ('queued', 'running')
+         ORDER BY j.id DESC LIMIT $2"
+    ))
+    .bind(source_id)
     .bind(MAX_JOBS_WITH_SOURCE)
     .fetch_all(&mut **tx)
     .await?)

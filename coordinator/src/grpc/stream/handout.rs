@@ -177,7 +177,14 @@ impl Handout {
             if self.ready.is_empty() {
                 if self.outstanding.is_empty() {
                     let began = SystemTime::now();
-                    let job = services.store.complete(&self.fence).await?;
+                    let job = match services.store.complete(&self.fence).await {
+                        // Rejections of this job were taken back after it had listed what is pending.
+                        Err(StoreError::Precondition(_)) if self.listed_all => {
+                            self.listed_all = false;
+                            continue;
+                        }
+                        ended => ended?,
+                    };
                     services.wakeup.report_change(job.source_id);
                     services.metrics.jobs_ended.succeeded.increment(1);
                     self.succeeded(services, began);

@@ -143,7 +143,16 @@ macro_rules! outcomes_sql {
          ON CONFLICT (source_id, item_id, chunk_index) DO UPDATE
          SET model = EXCLUDED.model, text_hash = EXCLUDED.text_hash, reason = EXCLUDED.reason, rejected_at = now()
          WHERE (r.model, r.text_hash) IS DISTINCT FROM (EXCLUDED.model, EXCLUDED.text_hash)
-         RETURNING r.source_id, r.item_id, r.chunk_index
+         RETURNING r.source_id, r.item_id, r.chunk_index, r.xmax = 0 AS added
+     ), turned_down AS MATERIALIZED (
+         SELECT r.n, count(*) AS rejected, count(*) FILTER (WHERE f.added) AS added
+         FROM refused f JOIN rejected r USING (source_id, item_id, chunk_index)
+         GROUP BY r.n
+     ), noted AS (
+         -- The row is this job's alone, and nobody else waits for it.
+         INSERT INTO weir.rejection_counts AS k (source_id, job_id, chunks)
+         SELECT l.source_id, l.id, t.added FROM turned_down t JOIN lease l USING (n) WHERE t.added > 0
+         ON CONFLICT (source_id, job_id) DO UPDATE SET chunks = k.chunks + EXCLUDED.chunks
      ), settled AS MATERIALIZED (
          -- A vector deleted by hand under a running job is counted when it is made again; the
          -- counts stay within the plan all the same.
@@ -169,9 +178,7 @@ macro_rules! outcomes_sql {
                                             FROM written) both_of_it
                                       GROUP BY source_id, item_id, chunk_index HAVING bool_or(fresh)) counted
                                 GROUP BY n) w USING (n)
-                     LEFT JOIN (SELECT r.n, count(*) AS rejected
-                                FROM refused f JOIN rejected r USING (source_id, item_id, chunk_index)
-                                GROUP BY r.n) f USING (n)) fresh) counted
+                     LEFT JOIN turned_down f USING (n)) fresh) counted
      ), updated AS (
          UPDATE weir.jobs j
          SET chunks_done = s.done,

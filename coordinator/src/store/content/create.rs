@@ -129,6 +129,8 @@ fn created(jobs: &[Job], items: usize, chunks: usize) -> Option<Source> {
         chunks_total: chunks as i64,
         chunks_pending: chunks as i64,
         chunks_rejected: 0,
+        rejected_since: None,
+        last_rejection: None,
         chunks_truncated: 0,
         telling_state: Some(JobState::Queued),
         telling_attempt: Some(oldest.attempt),

@@ -7,7 +7,7 @@ use crate::job::plan::{PlannedItem, StoredHashes, TextHash, changed_ranges, diff
 use crate::store::StoreError;
 
 /// Goes on from the deleted `items`: their chunks, vectors and rejections go in
-/// the same statement. Answers how many items and chunks went.
+/// the same statement. Answers how many items, chunks and rejections went.
 macro_rules! with_what_belongs_to_them {
     () => {
         ", chunks AS (
@@ -15,9 +15,9 @@ macro_rules! with_what_belongs_to_them {
          ), embeddings AS (
              DELETE FROM weir.embeddings e USING items i WHERE e.source_id = $1 AND e.item_id = i.item_id
          ), rejections AS (
-             DELETE FROM weir.rejections r USING items i WHERE r.source_id = $1 AND r.item_id = i.item_id
+             DELETE FROM weir.rejections r USING items i WHERE r.source_id = $1 AND r.item_id = i.item_id RETURNING 1
          )
-         SELECT (SELECT count(*) FROM items), (SELECT count(*) FROM chunks)"
+         SELECT (SELECT count(*) FROM items), (SELECT count(*) FROM chunks), (SELECT count(*) FROM rejections)"
     };
 }
 
@@ -71,10 +71,11 @@ impl ContentWrite<'_> {
         self.check_late()
     }
 
-    fn count_deleted(&mut self, (items, chunks): (i64, i64)) {
+    fn count_deleted(&mut self, (items, chunks, rejections): (i64, i64, i64)) {
         self.change.items_deleted += items;
         self.chunks_delta -= chunks;
         self.chunks_touched |= chunks > 0;
+        self.rejections_gone += rejections;
     }
 
     /// Writes a page of items, in order of id. `dense` says that the source has
@@ -177,7 +178,7 @@ impl ContentWrite<'_> {
     async fn write_chunks(&mut self, rows: &ChunkRows<'_>) -> Result<(), StoreError> {
         if !rows.removed_ids.is_empty() {
             self.chunks_touched = true;
-            sqlx::query(
+            let rejections: i64 = sqlx::query_scalar(
                 "-- store::content::write_chunks
                  WITH gone AS (SELECT * FROM unnest($2::text[], $3::int[]) AS gone(item_id, first)),
                  embeddings AS (
@@ -186,19 +187,23 @@ impl ContentWrite<'_> {
                  ), rejections AS (
                      DELETE FROM weir.rejections r USING gone g
                      WHERE r.source_id = $1 AND r.item_id = g.item_id AND r.chunk_index >= g.first
+                     RETURNING 1
+                 ), chunks AS (
+                     DELETE FROM weir.chunks c USING gone g
+                     WHERE c.source_id = $1 AND c.item_id = g.item_id AND c.chunk_index >= g.first
                  )
-                 DELETE FROM weir.chunks c USING gone g
-                 WHERE c.source_id = $1 AND c.item_id = g.item_id AND c.chunk_index >= g.first",
+                 SELECT count(*) FROM rejections",
             )
             .bind(self.source.id)
             .bind(&rows.removed_ids)
             .bind(&rows.removed_from)
-            .execute(&mut *self.tx)
+            .fetch_one(&mut *self.tx)
             .await?;
+            self.rejections_gone += rejections;
         }
         if !rows.ids.is_empty() {
             self.chunks_touched = true;
-            sqlx::query(
+            let rejections: i64 = sqlx::query_scalar(
                 "-- store::content::write_chunks
                  WITH changed AS (
                      SELECT * FROM unnest($2::text[], $3::int[], $4::bytea[], $5::text[])
@@ -209,19 +214,23 @@ impl ContentWrite<'_> {
                  ), rejections AS (
                      DELETE FROM weir.rejections r USING changed n
                      WHERE r.source_id = $1 AND r.item_id = n.item_id AND r.chunk_index = n.chunk_index
+                     RETURNING 1
+                 ), chunks AS (
+                     INSERT INTO weir.chunks (source_id, item_id, chunk_index, text_hash, text)
+                     SELECT $1, item_id, chunk_index, text_hash, text FROM changed
+                     ON CONFLICT (source_id, item_id, chunk_index)
+                     DO UPDATE SET text_hash = EXCLUDED.text_hash, text = EXCLUDED.text
                  )
-                 INSERT INTO weir.chunks (source_id, item_id, chunk_index, text_hash, text)
-                 SELECT $1, item_id, chunk_index, text_hash, text FROM changed
-                 ON CONFLICT (source_id, item_id, chunk_index)
-                 DO UPDATE SET text_hash = EXCLUDED.text_hash, text = EXCLUDED.text",
+                 SELECT count(*) FROM rejections",
             )
             .bind(self.source.id)
             .bind(&rows.ids)
             .bind(&rows.indexes)
             .bind(&rows.hashes)
             .bind(&rows.texts)
-            .execute(&mut *self.tx)
+            .fetch_one(&mut *self.tx)
             .await?;
+            self.rejections_gone += rejections;
         }
         Ok(())
     }
