@@ -17,7 +17,9 @@ const EXIT_CODES: &str = "Exit codes:
   1  something failed
   2  the command line, or the configuration file, is wrong
   3  the coordinator, or its database, cannot be reached
-  4  for status: degraded";
+  4  for status: degraded
+  5  for watch and put --watch: all is embedded but texts that were rejected (weir chunks NAME says
+     why; weir retry --source NAME takes it back)";
 
 /// Keeps vector embeddings up to date: hands documents to a coordinator, and
 /// shows how far they are.

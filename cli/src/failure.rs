@@ -34,6 +34,18 @@ pub(crate) enum Failure {
     /// wrong is told already.
     #[error("not everything is embedded")]
     Incomplete,
+    /// The command did its work, and some texts were rejected; which and why is
+    /// told already, how to go on is said here.
+    #[error(
+        "all is embedded but what was rejected: {list} has the texts and why. Once the embedder takes them, take it \
+         back: weir retry --source {source}", list = .list, source = .source_name
+    )]
+    Rejected {
+        /// The command that lists them.
+        list: String,
+        /// The source, or a word for it, with the flag of its namespace.
+        source_name: String,
+    },
     /// What was asked about is degraded; why is told already.
     #[error("degraded")]
     Degraded,
@@ -54,6 +66,7 @@ impl Failure {
             Self::Unreachable { .. } => 3,
             Self::Refused(status) if status.code() == Code::Unavailable => 3,
             Self::Degraded => 4,
+            Self::Rejected { .. } => 5,
             Self::Refused(_)
             | Self::Overtaken(_)
             | Self::Incomplete
@@ -76,6 +89,28 @@ impl Failure {
         error
             .downcast_ref::<io::Error>()
             .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    }
+}
+
+impl Failure {
+    /// Texts of these sources were rejected.
+    pub(crate) fn rejected(namespace: &str, sources: &[String]) -> Self {
+        let flag = match namespace {
+            "default" | "" => String::new(),
+            namespace => format!(" --namespace {namespace}"),
+        };
+        match sources {
+            [source] => Self::Rejected {
+                list: format!("`weir chunks {source}{flag}`"),
+                source_name: format!("{source}{flag}"),
+            },
+            _ => Self::Rejected {
+                list: format!(
+                    "of each source that `weir ls{flag}` marks, `weir chunks NAME{flag}`"
+                ),
+                source_name: format!("NAME{flag}"),
+            },
+        }
     }
 }
 
@@ -165,6 +200,17 @@ mod tests {
         );
         assert_eq!(Failure::Incomplete.exit_code(), ExitCode::from(1));
         assert_eq!(Failure::Degraded.exit_code(), ExitCode::from(4));
+        let rejected = Failure::rejected("shop", &["prices".to_owned()]);
+        assert_eq!(rejected.exit_code(), ExitCode::from(5));
+        let words = rejected.to_string();
+        assert!(
+            words.contains("weir chunks prices --namespace shop"),
+            "{words}"
+        );
+        assert!(
+            words.ends_with("weir retry --source prices --namespace shop"),
+            "{words}"
+        );
     }
 
     #[test]

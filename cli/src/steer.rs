@@ -19,6 +19,9 @@ use crate::{
 /// Most jobs of a failure that one command steers.
 const MAX_JOBS: usize = 100_000;
 
+/// Most jobs that are told by their numbers.
+const JOBS_NAMED: usize = 10;
+
 /// What `weir retry` understands.
 #[derive(Debug, Args)]
 pub(crate) struct RetryArgs {
@@ -49,7 +52,7 @@ struct SteerArgs {
     /// The jobs that this failure last befell, by the number that `weir failures` shows.
     #[arg(long, value_name = "ID")]
     failure: Option<i64>,
-    /// The jobs of this source.
+    /// The jobs of this source; `weir retry` takes back what was rejected of it, too.
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
 }
@@ -71,6 +74,9 @@ struct Refusal {
 
 /// Has jobs run again, and tells for each what is queued for it.
 pub(crate) async fn retry(session: &Session, args: RetryArgs) -> Result<(), Failure> {
+    if let Some(name) = args.which.source {
+        return retry_source(session, name).await;
+    }
     // A running job, or one that waits for its first try, needs no retry.
     let worth = |job: &v1::Job| match job.state() {
         JobState::Queued => !job.last_error.is_empty(),
@@ -84,6 +90,29 @@ pub(crate) async fn retry(session: &Session, args: RetryArgs) -> Result<(), Fail
         Ok(answer.into_inner().jobs)
     };
     steer(session, &chosen, "retry", retry, queued).await
+}
+
+/// Has all of a source run again that came to a stop, and tells what is queued.
+async fn retry_source(session: &Session, name: String) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct Answer {
+        chunks_taken_back: i64,
+        jobs: Vec<view::Job>,
+    }
+
+    let source = format!("{}/{}", printable(&session.namespace), printable(&name));
+    let request = v1::RetrySourceRequest {
+        namespace: session.namespace.clone(),
+        name,
+    };
+    let answer = session.jobs().retry_source(request).await?.into_inner();
+    if session.json {
+        return Ok(output::json(&Answer {
+            chunks_taken_back: answer.chunks_taken_back,
+            jobs: view::all(&answer.jobs),
+        })?);
+    }
+    Ok(output::line(resumed(&source, &answer))?)
 }
 
 /// Cancels jobs, and tells for each what it left.
@@ -198,6 +227,34 @@ fn is_refusal(status: &Status) -> bool {
     )
 }
 
+/// What the retry of a source came to, in a sentence.
+fn resumed(source: &str, answer: &v1::RetrySourceResponse) -> String {
+    let jobs = &answer.jobs;
+    if jobs.is_empty() {
+        return "There is nothing to retry.".to_owned();
+    }
+    let taken_back = match answer.chunks_taken_back {
+        0 => String::new(),
+        chunks => format!("{} queued again, ", count(chunks, "rejected chunk")),
+    };
+    let pending = jobs
+        .iter()
+        .map(|job| job.chunks_total - job.chunks_done - job.chunks_rejected)
+        .sum();
+    let first: Vec<String> = jobs
+        .iter()
+        .take(JOBS_NAMED)
+        .map(|job| job.job_id.to_string())
+        .collect();
+    let more = if jobs.len() > JOBS_NAMED { ", …" } else { "" };
+    format!(
+        "{source}: {taken_back}{} pending in {} {}{more}.",
+        count(pending, "chunk"),
+        if jobs.len() == 1 { "job" } else { "jobs" },
+        first.join(", ")
+    )
+}
+
 /// What a retry queued, in a sentence.
 fn queued(job_id: i64, jobs: &[v1::Job]) -> String {
     let ids: Vec<String> = jobs.iter().map(|job| job.job_id.to_string()).collect();
@@ -266,6 +323,26 @@ mod tests {
         assert_eq!(
             queued(7, &[job(9), job(8)]),
             "Job 7: 12 chunks queued again in jobs 9, 8."
+        );
+    }
+
+    #[test]
+    fn a_retry_of_a_source_says_what_was_taken_back() {
+        let mut answer = v1::RetrySourceResponse::default();
+        assert_eq!(
+            resumed("default/shop", &answer),
+            "There is nothing to retry."
+        );
+        answer.jobs = vec![job(9), job(8)];
+        assert_eq!(
+            resumed("default/shop", &answer),
+            "default/shop: 12 chunks pending in jobs 9, 8."
+        );
+        answer.chunks_taken_back = 1;
+        answer.jobs = (0..11).rev().map(job).collect();
+        assert_eq!(
+            resumed("default/shop", &answer),
+            "default/shop: 1 rejected chunk queued again, 66 chunks pending in jobs 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, …."
         );
     }
 

@@ -30,6 +30,7 @@ mod model;
 mod models;
 mod orphans;
 mod positions;
+mod rejections;
 mod restart;
 mod revisions;
 mod rolling;

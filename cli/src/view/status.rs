@@ -18,6 +18,8 @@ pub(crate) struct Badge {
     pub(crate) last_error: String,
     pub(crate) next_run_time: Option<String>,
     pub(crate) degraded: bool,
+    pub(crate) first_rejection_time: Option<String>,
+    pub(crate) last_rejection_reason: String,
 }
 
 impl From<&v1::Badge> for Badge {
@@ -32,6 +34,8 @@ impl From<&v1::Badge> for Badge {
             last_error: badge.last_error.clone(),
             next_run_time: time(badge.next_run_time),
             degraded: badge.degraded,
+            first_rejection_time: time(badge.first_rejection_time),
+            last_rejection_reason: badge.last_rejection_reason.clone(),
         }
     }
 }
@@ -86,6 +90,8 @@ pub(crate) struct NamespaceStatus {
     pub(crate) jobs_failed: i64,
     pub(crate) jobs_cancelled: i64,
     pub(crate) oldest_ready_age_seconds: f64,
+    pub(crate) first_rejection_time: Option<String>,
+    pub(crate) last_rejection_reason: String,
 }
 
 impl From<&v1::NamespaceStatus> for NamespaceStatus {
@@ -105,6 +111,8 @@ impl From<&v1::NamespaceStatus> for NamespaceStatus {
             jobs_failed: status.jobs_failed,
             jobs_cancelled: status.jobs_cancelled,
             oldest_ready_age_seconds: status.oldest_ready_age_seconds,
+            first_rejection_time: time(status.first_rejection_time),
+            last_rejection_reason: status.last_rejection_reason.clone(),
         }
     }
 }

@@ -44,7 +44,11 @@ pub(super) async fn watch(
                         continue;
                     }
                     board.end(&status, &total)?;
+                    let left = total.jobs_failed + total.jobs_cancelled + total.chunks_pending;
                     return match total.verdict() {
+                        Verdict::Degraded if left == 0 && total.chunks_rejected > 0 => {
+                            Err(Failure::rejected(&total.namespace, &[]))
+                        }
                         Verdict::Degraded => Err(Failure::Incomplete),
                         _ => Ok(()),
                     };

@@ -20,6 +20,7 @@ pub(super) struct LastLine {
     time: Option<Instant>,
     state: BadgeState,
     error: String,
+    rejected: i64,
     lost: bool,
 }
 
@@ -28,7 +29,10 @@ impl LastLine {
     pub(super) fn state(&mut self, name: &str, progress: &Progress) -> io::Result<()> {
         let badge = progress.badge();
         let due = self.time.is_none_or(|time| time.elapsed() >= LINE_EVERY);
-        let changed = self.state != badge.state() || self.error != badge.last_error;
+        // Of more and more rejections the first is news, and the others wait for their time.
+        let counted = self.rejected > 0 && self.rejected != badge.rejected;
+        let news = self.error != badge.last_error && !counted;
+        let changed = self.state != badge.state() || news;
         if !due && !self.lost && !changed {
             return Ok(());
         }
@@ -36,6 +40,7 @@ impl LastLine {
             time: Some(Instant::now()),
             state: badge.state(),
             error: badge.last_error,
+            rejected: badge.rejected,
             lost: false,
         };
         output::line(line(name, progress))

@@ -16,7 +16,10 @@ use tokio_stream::{StreamExt as _, StreamMap, wrappers::ReceiverStream};
 use tonic::{Code, Status};
 use weir_proto::v1::{self, BadgeState, WatchSourceRequest, WatchSourceResponse};
 
-use self::{progress::Progress, screen::Screen};
+use self::{
+    progress::{End, Progress},
+    screen::Screen,
+};
 use crate::{
     connect::Session,
     failure::{self, Failure},
@@ -45,7 +48,7 @@ pub(crate) struct WatchArgs {
 }
 
 /// Watches until nothing of the sources is open. Fails when a source did not
-/// become complete. When the coordinator goes away, it waits five minutes for
+/// become complete, or texts were rejected. When the coordinator goes away, it waits five minutes for
 /// it to come back.
 pub(crate) async fn watch(session: &Session, args: WatchArgs) -> Result<(), Failure> {
     if args.all {
@@ -123,7 +126,7 @@ async fn run(session: &Session, names: Vec<String>, follow: bool) -> Result<(), 
     }
     let mut screen = Screen::new(&names, session.json);
     let mut progress: Vec<Progress> = names.iter().map(|_| Progress::default()).collect();
-    let mut failure = None;
+    let (mut failure, mut rejected) = (None, Vec::new());
     let mut second = tokio::time::interval(Duration::from_secs(1));
     loop {
         let next = tokio::select! {
@@ -143,8 +146,12 @@ async fn run(session: &Session, names: Vec<String>, follow: bool) -> Result<(), 
             }
             Event::Lost(reason) => screen.lost(place, &reason)?,
             Event::Ended => {
-                if !progress[place].is_complete() {
-                    failure.get_or_insert(Failure::Incomplete);
+                match progress[place].end() {
+                    End::Complete => {}
+                    End::Rejected => rejected.push(names[place].clone()),
+                    End::Incomplete => {
+                        failure.get_or_insert(Failure::Incomplete);
+                    }
                 }
                 screen.end(place, &progress[place])?;
             }
@@ -154,7 +161,11 @@ async fn run(session: &Session, names: Vec<String>, follow: bool) -> Result<(), 
             }
         }
     }
-    failure.map_or(Ok(()), Err)
+    match failure {
+        Some(failure) => Err(failure),
+        None if rejected.is_empty() => Ok(()),
+        None => Err(Failure::rejected(&session.namespace, &rejected)),
+    }
 }
 
 /// Why a source is not watched any more.

@@ -15,6 +15,17 @@ pub(super) struct Progress {
     rate: Rate,
 }
 
+/// How a source ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// Everything is embedded.
+    Complete,
+    /// Everything but what was rejected.
+    Rejected,
+    /// Something is missing.
+    Incomplete,
+}
+
 impl Progress {
     /// Takes the next state.
     pub(super) fn update(&mut self, source: v1::Source, now: Instant) {
@@ -38,11 +49,16 @@ impl Progress {
         self.source.badge.clone().unwrap_or_default()
     }
 
-    /// Whether everything is embedded but what was rejected.
-    pub(super) fn is_complete(&self) -> bool {
+    /// How it stands, as the end of a watch.
+    pub(super) fn end(&self) -> End {
         let badge = self.badge();
         let settled = matches!(badge.state(), BadgeState::Indexed | BadgeState::Empty);
-        settled && !badge.degraded
+        let missing = badge.done + badge.rejected < badge.total;
+        match badge.rejected {
+            _ if settled && !badge.degraded => End::Complete,
+            1.. if settled && !missing => End::Rejected,
+            _ => End::Incomplete,
+        }
     }
 
     /// The badge's words and their meaning, and what else there is to say: how
@@ -85,6 +101,8 @@ mod tests {
     fn source(embedded: i64, rejected: i64, state: BadgeState, text: &str) -> v1::Source {
         let mut badge = v1::Badge {
             text: text.into(),
+            done: embedded,
+            total: 100,
             rejected,
             ..v1::Badge::default()
         };
@@ -131,7 +149,7 @@ mod tests {
         let mut failed = source(40, 1, BadgeState::Failed, "failed");
         failed.badge.as_mut().unwrap().last_error = "503".into();
         progress.update(failed, Instant::now());
-        assert!(!progress.is_complete());
+        assert_eq!(progress.end(), End::Incomplete);
         assert_eq!(
             words(&progress, Instant::now()),
             "failed|41/100  1 rejected  503"
@@ -142,16 +160,20 @@ mod tests {
     fn the_end_says_how_many_chunks_were_truncated() {
         let mut progress = Progress::default();
         let mut end = source(97, 3, BadgeState::Indexed, "97/100 indexed, 3 rejected");
+        end.badge.as_mut().unwrap().degraded = true;
         end.chunks_truncated = 2;
         progress.update(end.clone(), Instant::now());
         assert_eq!(
             words(&progress, Instant::now()),
             "97/100 indexed, 3 rejected|2 truncated"
         );
-        assert!(progress.is_complete());
-        end.badge.as_mut().unwrap().degraded = true;
+        assert_eq!(progress.end(), End::Rejected);
+        end.badge.as_mut().unwrap().done = 96;
+        progress.update(end.clone(), Instant::now());
+        assert_eq!(progress.end(), End::Incomplete, "a chunk is missing");
+        end.badge = source(100, 0, BadgeState::Indexed, "100/100 indexed").badge;
         progress.update(end, Instant::now());
-        assert!(!progress.is_complete(), "chunks are missing");
+        assert_eq!(progress.end(), End::Complete);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use weir_proto::v1::WatchSourceResponse;
 use super::{
     bars::{self, Bars, draw, message},
     lines::{LastLine, lost},
-    progress::Progress,
+    progress::{End, Progress},
     rate::Rate,
 };
 use crate::{badge, output, printable::printable, view};
@@ -159,7 +159,10 @@ impl Total {
         let (done, chunks) = positions.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
         let now = Instant::now();
         self.rate.sample(done, now);
-        let complete = progress.iter().filter(|one| one.is_complete()).count();
+        let complete = progress
+            .iter()
+            .filter(|one| one.end() == End::Complete)
+            .count();
         let mut parts = vec![
             format!("{done}/{chunks}"),
             format!("{complete} of {} complete", progress.len()),
