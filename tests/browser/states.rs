@@ -67,7 +67,15 @@ async fn the_page_and_the_command_line_say_the_same_of_every_state() {
     let badges = [
         ("default", "blank", "empty", None),
         ("default", "catalogue", "120/120 indexed", None),
-        ("default", "handbook", "83/84 indexed, 1 rejected", None),
+        (
+            "default",
+            "handbook",
+            "83/84 indexed, 1 rejected",
+            Some((
+                "1 of 84 chunks rejected",
+                "the input is longer than the context",
+            )),
+        ),
         ("default", "logistics", "indexing 77/201", None),
         (
             "shop",
@@ -127,7 +135,7 @@ async fn the_page_and_the_command_line_say_the_same_of_every_state() {
     }
 
     for (namespace, state) in [
-        ("default", "indexing"),
+        ("default", "degraded"),
         ("shop", "degraded"),
         ("wiki", "degraded"),
     ] {

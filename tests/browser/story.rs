@@ -91,6 +91,41 @@ async fn a_black_hole_is_told_of_and_what_fell_into_it_goes_on_by_itself() {
 }
 
 #[tokio::test]
+async fn what_was_rejected_is_the_reason_until_a_button_takes_it_back() {
+    let world = World::start(&PATIENT).await;
+    let browser = Browser::open(&world.coordinator.url()).await;
+    let _worker = world.worker("8");
+    world.embedder.rule(|texts| {
+        let odd = texts.iter().any(|text| text.contains("NANTEXT"));
+        odd.then(|| Rude::Status(500, None, "NaN".to_owned()))
+    });
+    let odd = ("odd".to_owned(), "NANTEXT".to_owned());
+    let put = items(7).chain([odd]);
+    world.put_items("pages", put).await;
+    badge(&browser, "7/8 indexed, 1 rejected").await;
+    verdict(&browser, "degraded").await;
+    browser
+        .until(
+            "reasons().length === 1 && reasons()[0].startsWith('1 of 8 chunks rejected, since ')",
+        )
+        .await;
+    browser.click("link('default/pages')").await;
+    browser
+        .until("document.querySelector('.trouble').textContent.includes('NaN')")
+        .await;
+    world.embedder.behave();
+    let retry = "Retry what was rejected of default/pages";
+    browser.click(&format!("button({})", json!(retry))).await;
+    browser
+        .until("text(document.querySelector('.source .badge')) === '8/8 indexed'")
+        .await;
+    browser.until(&format!("!button({})", json!(retry))).await;
+    browser.click("link('Overview')").await;
+    verdict(&browser, "healthy").await;
+    world.assert_exact("pages").await;
+}
+
+#[tokio::test]
 async fn an_embedder_that_is_down_is_the_reason_and_no_jobs_fault() {
     let world = World::start(&PATIENT).await;
     let browser = Browser::open(&world.coordinator.url()).await;

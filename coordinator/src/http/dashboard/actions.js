@@ -93,6 +93,15 @@ async function toFailure(action, failure, then) {
   then?.();
 }
 
+/** Takes back what was rejected of a source, and has all of it run again that came to a stop. */
+async function retrySource({ namespace, name }) {
+  const what = `Retry ${namespace}/${name}`;
+  await attempt(what, async () => {
+    const answer = await call("JobService/RetrySource", { namespace, name });
+    return `${what}: ${counted(answer.chunksTakenBack, "rejected chunk")} queued again`;
+  });
+}
+
 /** Takes a failure off the list. */
 async function dismiss(failure, then) {
   const ask = () => call("JobService/DismissFailure", { failureId: failure.failureId });
@@ -136,6 +145,13 @@ export function FailureButtons({ failure, then }) {
     <${Button} label=${`Dismiss: ${failure.cause}`} disabled=${Boolean(failure.dismissTime)}
       does=${() => dismiss(failure, then)}>Dismiss<//>
   </div>`;
+}
+
+/** The button that takes back what was rejected of a source, where something was. */
+export function RetrySourceButton({ source }) {
+  if (Number(source.chunksRejected) === 0) return null;
+  return html`<${Button} look="main" label=${`Retry what was rejected of ${source.namespace}/${source.name}`}
+    does=${() => retrySource(source)}>Retry rejected<//>`;
 }
 
 /** The button that deletes a source. */

@@ -1,6 +1,6 @@
 // The first page: how all stands, what moves, what failed.
 
-import { JobButtons } from "./actions.js";
+import { JobButtons, RetrySourceButton } from "./actions.js";
 import { call, every, watch } from "./api.js";
 import { Tally, Time, count, goesOn, span, word } from "./format.js";
 import { Failures, followFailures } from "./failures.js";
@@ -72,7 +72,7 @@ function Sources({ list, unsettled }) {
       name: "Actions",
       quiet: true,
       look: "actions",
-      cell: ({ source, job }) => (source.badge.degraded && job ? html`<${JobButtons} job=${job} only=${["retry"]} />` : null),
+      cell: ({ source, job }) => (source.badge.degraded && job ? html`<${JobButtons} job=${job} only=${["retry"]} />` : html`<${RetrySourceButton} source=${source} />`),
     },
   ];
   const rows = [...list.sources.values()].sort(byName);

@@ -1,7 +1,7 @@
 // One source: its counts, its jobs with their tries, and the chunks that were
 // rejected or truncated. Follows the source live.
 
-import { DeleteButton, JobButtons } from "./actions.js";
+import { DeleteButton, JobButtons, RetrySourceButton } from "./actions.js";
 import { Attempts, followAttempts } from "./attempts.js";
 import { call, every, watch } from "./api.js";
 import { Due, Time, count, goesOn, word } from "./format.js";
@@ -105,7 +105,8 @@ function Head({ name, source, gone }) {
     <section class="card source" aria-labelledby="title">
       <div class="heading"><h1 id="title" tabindex="-1">${name.name}</h1>
         ${badge && !gone && html`<${Badge} badge=${badge} />
-        <div class="end"><${DeleteButton} source=${source} then=${() => (location.hash = to([]))} /></div>`}</div>
+        <div class="end buttons"><${RetrySourceButton} source=${source} />
+          <${DeleteButton} source=${source} then=${() => (location.hash = to([]))} /></div>`}</div>
       ${gone ? html`<p class="muted">There is no such source, or no longer.</p>` : source && html`<${Facts} source=${source} />`}
     </section>`;
 }
