@@ -9,9 +9,13 @@ use crate::config::{LogConfig, LogFormat};
 
 /// Starts logging for this process.
 pub fn init(config: &LogConfig) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&config.log).context(
+    let mut filter = EnvFilter::try_new(&config.log).context(
         "--log (WEIR_LOG) is not a list of directives such as info,weir_coordinator=debug",
     )?;
+    if !config.log.contains("sqlx") {
+        // It says of every connection that it cannot have what calls and maintenance say once.
+        filter = filter.add_directive("sqlx_core::pool=off".parse()?);
+    }
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(io::stderr().is_terminal())

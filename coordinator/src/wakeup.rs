@@ -10,14 +10,14 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{Executor as _, postgres::PgListener};
+use sqlx::postgres::PgListener;
 use tokio::{
     sync::{Notify, watch},
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::store::{CHANGE_CHANNEL, QUEUE_CHANNEL, REVOKE_CHANNEL, Store};
+use crate::store::{CHANGE_CHANNEL, QUEUE_CHANNEL, REVOKE_CHANNEL, Store, is_writable};
 
 /// How long changes are gathered before the other replicas hear of them.
 const ANNOUNCE_EVERY: Duration = Duration::from_millis(100);
@@ -29,8 +29,8 @@ const ANNOUNCE_QUEUED_EVERY: Duration = Duration::from_millis(10);
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
 /// After how long without a notification the database is asked whether it is
-/// still there, and how long it may take to answer: a connection that the
-/// network lost says nothing either.
+/// still there and takes writes, and how long it may take to answer: a
+/// connection that the network lost says nothing either.
 const LISTEN_CHECK: Duration = Duration::from_secs(10);
 
 /// Where everything that waits registers, and everything that changes reports.
@@ -232,7 +232,9 @@ impl Wakeup {
                 Ok(Ok(None)) => return Err(gone("the database ended the connection")),
                 Ok(Err(error)) => return Err(error),
                 Err(_) => {
-                    answer(listener.execute("-- wakeup::listen\nSELECT 1")).await?;
+                    if !answer(is_writable(&mut listener)).await? {
+                        return Err(gone("the database takes no writes any more"));
+                    }
                 }
             }
         }

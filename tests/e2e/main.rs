@@ -19,6 +19,7 @@ mod database_away;
 mod doctor;
 mod door;
 mod drain;
+mod failover;
 mod foreign;
 mod heartbeat;
 mod json;

@@ -46,7 +46,7 @@ async fn readyz(State(health): State<Health>) -> (StatusCode, &'static str) {
     } else {
         (
             StatusCode::SERVICE_UNAVAILABLE,
-            "the database does not answer",
+            "the database does not answer, or takes no writes",
         )
     }
 }

@@ -35,11 +35,19 @@ pub mod sources;
 pub mod status;
 pub mod steer;
 
-use std::{str::FromStr, time::Duration};
+use std::{
+    io,
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use sqlx::{
-    AssertSqlSafe, Connection as _, Executor as _, PgPool, SqlSafeStr as _,
+    AssertSqlSafe, Executor, PgPool, Postgres, Row as _, SqlSafeStr as _,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
@@ -64,7 +72,7 @@ pub const CHANGE_CHANNEL: &str = "weir_change";
 pub const REVOKE_CHANNEL: &str = "weir_revoke";
 
 /// How long a connection may have been idle before it is asked whether it is
-/// still there.
+/// still there, and still takes writes.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
 
 /// Connections for claims, openings and results. They go in groups, so that a
@@ -153,12 +161,19 @@ impl Store {
         &self.aside.inner
     }
 
-    /// Asks the database for nothing, to see whether it answers.
+    /// Sees whether the database answers and takes writes.
     pub async fn ping(&self) -> Result<(), StoreError> {
-        sqlx::query("-- store::ping\nSELECT 1")
-            .execute(&self.aside)
-            .await?;
-        Ok(())
+        let read_only: bool = sqlx::query_scalar(
+            "-- store::ping
+             SELECT current_setting('transaction_read_only')::boolean",
+        )
+        .fetch_one(&self.aside)
+        .await?;
+        if read_only {
+            Err(read_only_server().into())
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -212,12 +227,25 @@ fn pool_options(config: &DatabaseConfig, settings: &str) -> PgPoolOptions {
          {settings}"
     ))
     .into_sql_str();
+    let refusing = Arc::new(AtomicBool::new(false));
     PgPoolOptions::new()
         .acquire_timeout(config.database_timeout)
         .max_lifetime(Duration::from_mins(30))
         .after_connect(move |connection, _| {
-            let settings = settings.clone();
+            let (settings, refusing) = (settings.clone(), Arc::clone(&refusing));
             Box::pin(async move {
+                let writable = is_writable(&mut *connection).await?;
+                // Said once: a pool connects again and again.
+                if refusing.swap(!writable, Ordering::Relaxed) == writable {
+                    if writable {
+                        tracing::info!("The database server takes writes again.");
+                    } else {
+                        tracing::warn!("The database server is read-only, a standby perhaps; calls fail until it, or another at its address, takes writes.");
+                    }
+                }
+                if !writable {
+                    return Err(read_only_server());
+                }
                 connection.execute(settings).await?;
                 Ok(())
             })
@@ -226,18 +254,36 @@ fn pool_options(config: &DatabaseConfig, settings: &str) -> PgPoolOptions {
         .test_before_acquire(false)
         .before_acquire(|connection, used| {
             Box::pin(async move {
-                if used.idle_for > TRUSTED_FOR {
-                    connection.ping().await?;
-                }
-                Ok(true)
+                Ok(used.idle_for <= TRUSTED_FOR || is_writable(connection).await?)
             })
         })
         .after_release(move |connection, _| {
             // A connection that was given up in the midst of a statement comes back as well. The
-            // pool would wait for its answer for ever, and have one connection less.
+            // pool would wait for its answer for ever, and have one connection less. And a server
+            // that was demoted keeps its connections.
             Box::pin(async move {
-                let answered = tokio::time::timeout(patience, connection.ping()).await;
-                Ok(matches!(answered, Ok(Ok(()))))
+                let answered = tokio::time::timeout(patience, is_writable(connection)).await;
+                Ok(matches!(answered, Ok(Ok(true))))
             })
         })
+}
+
+/// Whether the server takes writes: a standby does not, nor a server that was
+/// made read-only. Costs as little as a ping.
+pub(crate) async fn is_writable(
+    connection: impl Executor<'_, Database = Postgres>,
+) -> sqlx::Result<bool> {
+    let row = sqlx::raw_sql("SHOW transaction_read_only")
+        .fetch_one(connection)
+        .await?;
+    Ok(row.try_get::<&str, _>(0)? == "off")
+}
+
+/// The error of a server that takes no writes. Another may be reached at the
+/// same address in a moment.
+fn read_only_server() -> sqlx::Error {
+    sqlx::Error::Io(io::Error::new(
+        io::ErrorKind::ReadOnlyFilesystem,
+        "the database server is read-only: a standby, or set so; connections to it are not used",
+    ))
 }
