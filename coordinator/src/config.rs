@@ -4,7 +4,7 @@ mod limits;
 mod models;
 mod security;
 
-use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
+use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use weir_telemetry::TraceConfig;
@@ -95,6 +95,15 @@ pub struct ServeConfig {
     /// so, and these are from a worker of all namespaces.
     #[arg(long, env = "WEIR_MODELS", value_delimiter = ',')]
     pub models: Vec<ModelSettings>,
+    /// Instead of --models: the file of models that workers have too, in TOML, a table a model.
+    /// Names, dimensions and the prompts of documents are read of it.
+    #[arg(
+        long,
+        env = "WEIR_MODELS_FILE",
+        value_name = "FILE",
+        conflicts_with = "models"
+    )]
+    pub models_file: Option<PathBuf>,
     /// Whether serving begins with bringing the database up to date.
     #[arg(long, env = "WEIR_MIGRATE", default_value = "true", action = clap::ArgAction::Set)]
     pub migrate: bool,
@@ -204,12 +213,15 @@ pub enum ConfigError {
     /// No model was named.
     #[error(
         "--models (WEIR_MODELS) is not set: name the embedding models that sources may use, \
-         separated by commas; the first is the default"
+         separated by commas, the first is the default; or give --models-file (WEIR_MODELS_FILE)"
     )]
     NoModels,
     /// A model is there twice.
     #[error("--models (WEIR_MODELS): {0:?} is named twice")]
     ModelTwice(String),
+    /// The file of models cannot be used.
+    #[error("{0}")]
+    ModelsFile(String),
     /// The chunker cannot work with its settings.
     #[error(transparent)]
     Chunker(#[from] ChunkerError),
@@ -241,8 +253,13 @@ impl DatabaseConfig {
 }
 
 impl ServeConfig {
-    /// Checks what the flags' own types cannot, and builds the chunker.
-    pub fn validate(&self) -> Result<Chunker, ConfigError> {
+    /// Checks what the flags' own types cannot, reads the file of models into
+    /// `models`, and builds the chunker.
+    pub fn validate(&mut self) -> Result<Chunker, ConfigError> {
+        if let Some(path) = &self.models_file {
+            let models = models::from_file(path);
+            self.models = models.map_err(|error| ConfigError::ModelsFile(format!("{error:#}")))?;
+        }
         if self.models.is_empty() {
             return Err(ConfigError::NoModels);
         }
@@ -264,6 +281,16 @@ impl ServeConfig {
     /// The names of the models; the first is the default.
     pub fn model_names(&self) -> Vec<String> {
         self.models.iter().map(|model| model.name.clone()).collect()
+    }
+
+    /// Returns what comes before a document's text for a model: what its
+    /// settings say, else what its built-in profile has.
+    pub fn document_prompt(&self, model: &str) -> String {
+        let told = self.models.iter().find(|it| it.name == model);
+        told.map_or_else(
+            || weir_embedder::document_prompt(model),
+            |told| told.document_prompt.clone(),
+        )
     }
 
     /// How failed tries are retried.
@@ -322,7 +349,7 @@ mod tests {
 
     #[test]
     fn defaults_are_those_of_the_documentation() {
-        let config = parse(&["--models", "m"]).unwrap();
+        let mut config = parse(&["--models", "m"]).unwrap();
         config.serve.validate().unwrap();
         assert_eq!(config.serve.lease_duration, Duration::from_mins(10));
         assert_eq!(config.serve.orphan_grace, Duration::from_secs(10));
@@ -377,12 +404,15 @@ mod tests {
             ),
             (&["--models", "a,,b"], "--models"),
             (&["--models", "a,b=0"], "--models"),
+            (&["--models", "a", "--models-file", "f"], "--models-file"),
         ] {
             let error = parse(args).unwrap_err().to_string();
             assert!(error.contains(setting), "{args:?}: {error}");
         }
         for (args, setting) in [
             (&[][..], "--models"),
+            (&[], "--models-file"),
+            (&["--models-file", "/nowhere"], "--models-file"),
             (&["--models", "a,a"], "--models"),
             (&["--models", "a,a=3"], "--models"),
             (&["--models", "a", "--chunk-size", "0"], "chunk_size"),
@@ -404,5 +434,18 @@ mod tests {
         }
         let error = parse(&[]).unwrap().database.url().unwrap_err();
         assert!(error.to_string().contains("WEIR_DATABASE_URL"));
+    }
+
+    #[test]
+    fn prompts_are_those_of_the_settings_or_the_built_in_ones() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "[e5-base]\ndocument.prompt = \"\"\n[m]\n").unwrap();
+        let path = file.path().to_str().unwrap();
+        let mut serve = parse(&["--models-file", path]).unwrap().serve;
+        serve.validate().unwrap();
+        assert_eq!(serve.model_names(), ["e5-base", "m"]);
+        assert_eq!(serve.document_prompt("e5-base"), "");
+        assert_eq!(serve.document_prompt("m"), "");
+        assert_eq!(serve.document_prompt("intfloat/e5-large-v2"), "passage: ");
     }
 }

@@ -85,7 +85,7 @@ pub struct Server {
 
 /// Checks the configuration, brings the database up to date where it is to be,
 /// and takes the port.
-pub async fn bind(config: Config) -> anyhow::Result<Server> {
+pub async fn bind(mut config: Config) -> anyhow::Result<Server> {
     let chunker = config.serve.validate()?;
     let doors = Doors::open(&config.serve.security)?;
     let pools = store::connect(&config.database)?;

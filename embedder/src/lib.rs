@@ -12,7 +12,10 @@ use std::time::Duration;
 
 pub use self::config::EmbedderConfig;
 use self::judge::Hint;
-pub use self::profile::{EmbedderKind, Encoding, HeaderSource, Profile, Role, RoleProfile};
+pub use self::profile::{
+    EmbedderKind, Encoding, HeaderSource, ModelsFile, Profile, Role, RoleProfile, document_prompt,
+    model_name,
+};
 pub use self::provider::build;
 use async_trait::async_trait;
 

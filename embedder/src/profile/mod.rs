@@ -1,15 +1,25 @@
 //! What is to be known of a model: how it is reached, what it wants around a
 //! text and what it takes.
 
+mod de;
+mod file;
+mod known;
+mod partial;
+pub(crate) mod value;
+
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
 use anyhow::{bail, ensure};
 use clap::ValueEnum;
 use reqwest::Url;
+use serde::Deserialize;
 use weir_proto::secret::is_kept_on_the_way;
 
+pub(crate) use self::partial::Partial;
+pub use self::{file::ModelsFile, value::model_name};
+
 /// What is to be known of a model, every default filled in.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Profile {
     /// The name that sources and workers give it.
     pub name: String,
@@ -71,7 +81,8 @@ pub struct Profile {
 }
 
 /// The embedders there are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum EmbedderKind {
     /// An Ollama server.
     Ollama,
@@ -135,7 +146,8 @@ impl fmt::Debug for HeaderSource {
 }
 
 /// How vectors are asked for, of servers with OpenAI's API.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Encoding {
     /// `base64`, `float` or no such field: whichever the server takes.
     #[default]
@@ -148,7 +160,20 @@ pub enum Encoding {
     Omit,
 }
 
+/// Returns the prompt of documents that the built-in profile of a model has;
+/// empty where it has none.
+pub fn document_prompt(model: &str) -> String {
+    Partial::default().resolve(model).document.prompt
+}
+
 impl Profile {
+    /// Returns the name of the built-in profile below this one, where there is
+    /// one for the model.
+    pub fn built_in(&self) -> Option<&'static str> {
+        let known = known::of(&self.name, self.served_as.as_deref());
+        known.map(|known| known.name.as_str())
+    }
+
     /// Returns the name of the model at its server.
     pub fn served_name(&self) -> &str {
         self.served_as.as_deref().unwrap_or(&self.name)
