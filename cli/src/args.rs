@@ -143,6 +143,8 @@ pub(crate) enum Command {
 mod tests {
     use std::path::Path;
 
+    use weir_embedder::EmbedderKind;
+
     use super::*;
 
     #[test]
@@ -165,5 +167,28 @@ mod tests {
         };
         assert!(found(&["weir", "up"]));
         assert!(!found(&["weir", "up", "--runtime-dir", "/there"]));
+    }
+
+    /// A file means the same to all programs, whatever the defaults of this one.
+    #[test]
+    fn texts_are_embedded_here_unless_a_file_says_how() {
+        let embedder = |words: &[&str]| {
+            let command = local::embed_locally_by_default(Cli::command(), Path::new("/there"));
+            let matches = command.try_get_matches_from(words).unwrap();
+            match Cli::of(&matches).unwrap().command {
+                Command::Search(args) => args.embedder.embedder,
+                Command::Up(args) => args.embedder.embedder,
+                other => panic!("{other:?}"),
+            }
+        };
+        let local = Some(EmbedderKind::Local);
+        assert_eq!(embedder(&["weir", "search", "words"]), local);
+        assert_eq!(embedder(&["weir", "up"]), local);
+        let of_file = ["--models-file", "f"];
+        assert_eq!(embedder(&[&["weir", "up"][..], &of_file].concat()), None);
+        let search = [&["weir", "search", "words"][..], &of_file].concat();
+        assert_eq!(embedder(&search), None);
+        let tei = [&search[..], &["--embedder", "tei"]].concat();
+        assert_eq!(embedder(&tei), Some(EmbedderKind::Tei));
     }
 }

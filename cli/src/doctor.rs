@@ -30,20 +30,15 @@ pub(crate) struct DoctorArgs {
         value_name = "URL"
     )]
     database_url: Option<String>,
-    /// Try the embedder of this model too, as a worker would use it.
-    #[arg(long, env = "WEIR_MODEL", value_name = "NAME")]
-    model: Option<String>,
-    /// Instead of --model: try the embedder of each model in this file of a worker.
-    #[arg(
-        long,
-        env = "WEIR_MODELS_FILE",
-        value_name = "FILE",
-        conflicts_with = "model"
-    )]
+    /// Try the embedder of this model too, as a worker would use it; of several, separated by commas.
+    #[arg(long, env = "WEIR_MODEL", value_name = "NAMES", value_delimiter = ',')]
+    model: Vec<String>,
+    /// Try the embedders of this file of model profiles; with --model, of those models alone.
+    #[arg(long, env = "WEIR_MODELS_FILE", value_name = "FILE")]
     models_file: Option<PathBuf>,
     /// How a worker embeds.
     #[command(flatten)]
-    embedder: Option<EmbedderConfig>,
+    embedder: EmbedderConfig,
 }
 
 /// Checks configuration and coordinator, and database and embedder where they
@@ -61,7 +56,9 @@ pub(crate) async fn doctor(global: &Global, args: DoctorArgs) -> Result<(), Fail
     if let Some(url) = url {
         database::check(url, &mut findings).await?;
     }
-    if args.model.is_some() || args.models_file.is_some() || args.embedder.is_some() {
+    let of_embedder = &args.embedder;
+    let named = of_embedder.embedder.is_some() || of_embedder.embedder_url.is_some();
+    if named || !args.model.is_empty() || args.models_file.is_some() {
         embedder::check(&args, &mut findings).await?;
     }
     findings.conclude()

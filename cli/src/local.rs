@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::Command;
+use clap::{Command, builder::ArgPredicate};
 
 /// The local model.
 pub(crate) const DEFAULT_MODEL: &str = "all-MiniLM-L6-v2";
@@ -30,14 +30,19 @@ pub(crate) fn runtime_dir() -> PathBuf {
 
 /// Makes the local model the default embedder of the commands that embed: on
 /// one machine it works without a server. Workers on their own default to a
-/// server instead, and `doctor` looks at what they would use.
+/// server instead, and so does a file of models, which must mean the same to
+/// all; `doctor` looks at what they would use.
 pub(crate) fn embed_locally_by_default(command: Command, runtime_dir: &Path) -> Command {
     let model_dir = runtime_dir.join("model").into_os_string();
     let runtime_dir = runtime_dir.as_os_str().to_owned();
     command.mut_subcommands(|command| {
         let embeds = command.get_name() != "doctor";
         command.mut_args(|arg| match arg.get_long() {
-            Some("embedder") if embeds => arg.default_value("local"),
+            Some("embedder") if embeds => arg.default_value("local").default_value_if(
+                "models_file",
+                ArgPredicate::IsPresent,
+                None,
+            ),
             Some("local-model-dir") => arg.default_value(model_dir.clone()),
             Some("runtime-dir") => arg.default_value(runtime_dir.clone()),
             _ => arg,

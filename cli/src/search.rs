@@ -1,5 +1,7 @@
 //! `weir search`.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use console::{Term, truncate_str};
 use serde::Serialize;
@@ -26,9 +28,13 @@ pub(crate) struct SearchArgs {
     /// default all-MiniLM-L6-v2.
     #[arg(long, env = "WEIR_MODEL", value_name = "NAME")]
     model: Option<String>,
+    /// File of model profiles, as workers have it: the model's table there says how
+    /// the text is embedded.
+    #[arg(long, env = "WEIR_MODELS_FILE", value_name = "FILE")]
+    models_file: Option<PathBuf>,
     /// How the text is embedded.
     #[command(flatten)]
-    embedder: EmbedderConfig,
+    pub(crate) embedder: EmbedderConfig,
 }
 
 /// Embeds the text here and asks the coordinator for the chunks nearest to it.
@@ -51,7 +57,14 @@ pub(crate) async fn search(session: &Session, args: SearchArgs) -> Result<(), Fa
             "--model (WEIR_MODEL) is {named:?}, but the source has the model {model:?}: leave it out"
         )));
     }
-    let embedder = weir_embedder::build(&args.embedder.profile(&model), Role::Query).await?;
+    let file = args.models_file.as_deref();
+    let profile = args.embedder.profile_in(file, &model)?;
+    let embedder = weir_embedder::build(&profile, Role::Query).await?;
+    // Finds out how the server wants to be asked.
+    embedder
+        .probe(0)
+        .await
+        .map_err(|error| anyhow::anyhow!("cannot embed the text: {error}"))?;
     let vectors = embedder
         .embed(&[&text])
         .await

@@ -1,6 +1,7 @@
 //! `weir up`: Postgres, the coordinator and workers in one process.
 
 use std::{
+    ffi::OsString,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     process,
@@ -15,9 +16,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use weir_coordinator::server::{self, Server};
-use weir_embedder::{Embedder, EmbedderConfig, Role};
+use weir_embedder::{Embedder, EmbedderConfig, Profile, Role};
 use weir_telemetry::TraceConfig;
-use weir_worker::{Served, config::Model};
+use weir_worker::Served;
 
 use crate::{
     failure::Failure,
@@ -78,9 +79,18 @@ pub(crate) struct UpArgs {
     /// The embedding model.
     #[arg(long, env = "WEIR_MODEL", default_value = DEFAULT_MODEL, value_name = "NAME")]
     model: String,
+    /// Instead of --model: the models of this file of profiles, the first of which is the default of
+    /// sources.
+    #[arg(
+        long,
+        env = "WEIR_MODELS_FILE",
+        value_name = "FILE",
+        conflicts_with = "model"
+    )]
+    models_file: Option<PathBuf>,
     /// How chunks are embedded.
     #[command(flatten)]
-    embedder: EmbedderConfig,
+    pub(crate) embedder: EmbedderConfig,
     /// Which traces are sent, and where.
     #[command(flatten)]
     trace: TraceConfig,
@@ -128,35 +138,29 @@ async fn start_postgres(args: &UpArgs) -> Result<EmbeddedPostgres> {
 }
 
 async fn serve(args: &UpArgs, url: &str, stop: &CancellationToken) -> Result<()> {
-    let listen = args.listen.to_string();
-    let mut config = weir_coordinator::config::Config::try_parse_from([
-        "weir-coordinator",
-        "--database-url",
-        url,
-        "--listen",
-        &listen,
-        "--models",
-        &args.model,
-    ])
-    .context("the coordinator's settings are wrong")?;
+    let file = args.models_file.as_deref();
+    let models = args.embedder.profiles(file, &args.named())?;
+    let mut config = coordinator_config(args, url)?;
     config.trace = args.trace.clone();
     let server = server::bind(config)
         .await
         .context("the coordinator cannot start")?;
     let address = server.local_addr();
-    let embedder = if args.workers == 0 {
-        None
-    } else {
-        let embedder =
-            weir_embedder::build(&args.embedder.profile(&args.model), Role::Document).await;
-        Some(embedder.context("the workers cannot embed")?)
-    };
-    let mut running = Running::start(args, server, address, embedder.as_ref())?;
+    let mut embedders = Vec::new();
+    if args.workers > 0 {
+        for model in &models {
+            let embedder = weir_embedder::build(model, Role::Document).await;
+            let embedder = embedder.with_context(|| format!("model {:?}", model.name));
+            embedders.push((model.clone(), embedder.context("the workers cannot embed")?));
+        }
+    }
+    let mut running = Running::start(args, server, address, &embedders)?;
+    let models: Vec<&str> = models.iter().map(|model| model.name.as_str()).collect();
     output::line(format!(
         "Weir is ready at http://{address}, with {} for {}.\nPut a document: weir put FILE \
          --watch{}\nCtrl-C stops everything.",
         count(args.workers.into(), "worker"),
-        args.model,
+        models.join(", "),
         if address == SocketAddr::from(([127, 0, 0, 1], 7400)) {
             String::new()
         } else {
@@ -183,7 +187,7 @@ impl Running {
         args: &UpArgs,
         server: Server,
         address: SocketAddr,
-        embedder: Option<&Arc<dyn Embedder>>,
+        embedders: &[(Profile, Arc<dyn Embedder>)],
     ) -> Result<Self> {
         let mut running = Self {
             coordinator: JoinSet::new(),
@@ -193,16 +197,11 @@ impl Running {
         };
         for number in 1..=args.workers {
             let config = worker_config(args, address, number)?;
-            let Some(embedder) = embedder.cloned() else {
-                break;
-            };
-            let model = Model {
-                name: args.model.clone(),
-                settings: config.settings.clone(),
-            };
+            let models = embedders.iter().cloned();
+            let models = models.map(|(model, embedder)| Served::by(model, embedder));
             running.workers.spawn(weir_worker::run(
                 config,
-                vec![Served::by(model, embedder)],
+                models.collect(),
                 running.stop_workers.clone(),
             ));
         }
@@ -240,6 +239,32 @@ impl Running {
     }
 }
 
+impl UpArgs {
+    /// The models that are named by flags: none where a file names them.
+    fn named(&self) -> Vec<String> {
+        let named = self.models_file.is_none().then(|| self.model.clone());
+        named.into_iter().collect()
+    }
+}
+
+fn coordinator_config(args: &UpArgs, url: &str) -> Result<weir_coordinator::config::Config> {
+    let listen = args.listen.to_string();
+    let words = [
+        "weir-coordinator",
+        "--database-url",
+        url,
+        "--listen",
+        &listen,
+    ];
+    let mut words: Vec<OsString> = words.iter().map(OsString::from).collect();
+    match &args.models_file {
+        Some(path) => words.extend(["--models-file".into(), path.into()]),
+        None => words.extend(["--models", &args.model].map(OsString::from)),
+    }
+    weir_coordinator::config::Config::try_parse_from(words)
+        .context("the coordinator's settings are wrong")
+}
+
 fn worker_config(
     args: &UpArgs,
     address: SocketAddr,
@@ -258,7 +283,6 @@ fn worker_config(
     }
     let mut config = weir_worker::config::Config::try_parse_from(words)
         .context("the workers' settings are wrong")?;
-    config.settings.embedder = args.embedder.clone();
     config.trace = args.trace.clone();
     // One id, or one address, from the environment would be the same for all of them.
     config.worker_id = format!("{}-{number}", config.worker_id);

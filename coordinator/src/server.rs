@@ -119,7 +119,7 @@ pub async fn bind(mut config: Config) -> anyhow::Result<Server> {
     store
         .set_dimensions()
         .await
-        .context("--models (WEIR_MODELS)")?;
+        .context("--models (WEIR_MODELS), or dimension in the models file")?;
     Ok(Server {
         config: config.serve,
         chunker: Arc::new(chunker),

@@ -78,6 +78,7 @@ async fn all_is_well_where_it_is() {
         visit.assert(part, "ok", "");
     }
     visit.assert("embedder of fake", "ok", "vectors of 16 numbers");
+    visit.assert("profile of fake", "ok", "no built-in profile");
     assert!(world.embedder.calls().len() >= 2, "it was called");
 
     // In words, a line each.
@@ -152,4 +153,61 @@ async fn a_coordinator_without_its_database_does_not_serve() {
     visit.assert("health", "failed", "its database does not answer");
     assert_eq!(visit.code, Some(1));
     postgres.start_again().await;
+}
+
+#[tokio::test]
+async fn each_profile_of_a_file_is_tried_and_told() {
+    let world = World::start(&[]).await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    let tables = |dimension| {
+        format!(
+            "[nomic-embed-text]\nurl = \"{0}\"\ndimension = {dimension}\n[\"own.model\"]\nurl = \"{0}\"\n\
+             served-as = \"fake\"\ndocument.prompt = \"doc: \"\n[away]\nurl = \"http://127.0.0.1:1\"\n",
+            world.embedder.url()
+        )
+    };
+    std::fs::write(file.path(), tables(16)).unwrap();
+    let environment = [("WEIR_COORDINATOR", &*world.coordinator.url())];
+    let visit = Visit::of(&environment, &["--models-file", path]).await;
+    assert_eq!(visit.code, Some(1), "{:?}", visit.findings);
+    let nomic = "built-in profile: nomic-embed-text; ollama at http://";
+    visit.assert("profile of nomic-embed-text", "ok", nomic);
+    for prompt in [
+        "\"search_document: \" before documents",
+        "\"search_query: \" before queries",
+    ] {
+        visit.assert("profile of nomic-embed-text", "ok", prompt);
+    }
+    visit.assert(
+        "embedder of nomic-embed-text",
+        "ok",
+        "vectors of 16 numbers",
+    );
+    visit.assert(
+        "profile of own.model",
+        "ok",
+        "no built-in profile; served as fake",
+    );
+    visit.assert(
+        "profile of own.model",
+        "ok",
+        "\"doc: \" before documents; no prompt before queries",
+    );
+    visit.assert("embedder of own.model", "ok", "vectors of 16 numbers");
+    visit.assert("embedder of away", "failed", "127.0.0.1:1");
+
+    // One of them alone.
+    let args = ["--models-file", path, "--model", "own.model"];
+    let visit = Visit::of(&environment, &args).await;
+    assert_eq!(visit.code, Some(0), "{:?}", visit.findings);
+    let args = ["--models-file", path, "--model", "none"];
+    let visit = Visit::of(&environment, &args).await;
+    visit.assert("embedder", "failed", "it has no table [\"none\"]");
+
+    // A file that is wrong keeps the doctor from nothing else.
+    std::fs::write(file.path(), tables(0)).unwrap();
+    let visit = Visit::of(&environment, &["--models-file", path]).await;
+    visit.assert("coordinator", "ok", "");
+    visit.assert("embedder", "failed", "dimension: it is 0; 1 to 16000");
 }

@@ -9,8 +9,9 @@ use weir_proto::v1::{
 };
 use weir_tests::{
     clients::{http, until},
-    cluster::{Coordinator, Process, Worker, weir},
+    cluster::{Coordinator, Process, Worker, weir, weir_in},
     embedder::{FakeEmbedder, Rude},
+    postgres::TestDatabase,
 };
 
 use crate::world::World;
@@ -54,7 +55,7 @@ async fn each_model_has_its_embedder_and_one_that_is_down_holds_up_no_other() {
     large.rule(|_| Some(Rude::Status(503, None, "the model is loading".into())));
     let file = tempfile::NamedTempFile::new().unwrap();
     let tables = format!(
-        "[small]\nembedder-url = \"{}\"\n[large]\nembedder-url = \"{}\"\nbatch-size = 5\n",
+        "[small]\nurl = \"{}\"\n[large]\nurl = \"{}\"\nbatch-size = 5\n[unserved]\nurl = \"http://127.0.0.1:9\"\n",
         world.embedder.url(),
         large.url()
     );
@@ -62,6 +63,7 @@ async fn each_model_has_its_embedder_and_one_that_is_down_holds_up_no_other() {
     let jobs = (put(&world, "small").await, put(&world, "large").await);
     let settings = [
         ("WEIR_MODELS_FILE", file.path().to_str().unwrap()),
+        ("WEIR_MODEL", "small,large"),
         ("WEIR_HTTP_LISTEN", "127.0.0.1:0"),
     ];
     let worker = Worker::spawn(&world.coordinator.url(), "http://127.0.0.1:9", &settings);
@@ -130,15 +132,14 @@ async fn a_model_that_is_not_served_is_told_of_and_nothing_of_it_is_lost() {
         .process
         .wait_for_event(
             "Sources have a model that is not served by this coordinator, and nothing of them can be embedded: \
-             add it to --models (WEIR_MODELS).",
+             add it to --models (WEIR_MODELS) or its models file.",
         )
         .await;
     assert_eq!(
         (&told["model"], &told["sources"], &told["open_jobs"]),
         (&"large".into(), &1.into(), &1.into())
     );
-    let why =
-        "the model \"large\" is not served by this coordinator: add it to --models (WEIR_MODELS)";
+    let why = "the model \"large\" is not served by this coordinator: add it to --models (WEIR_MODELS) or its models file";
     let mut sources = SourceServiceClient::new(other.connect().await);
     let get = GetSourceRequest {
         name: "of-large".to_owned(),
@@ -201,4 +202,59 @@ async fn a_dimension_that_is_not_that_of_the_vectors_is_refused_at_the_start() {
         assert!(said.contains(part), "{said}");
     }
     let _right = Coordinator::spawn(world.database.url(), &[("WEIR_MODELS", "fake=16")]).await;
+}
+
+/// One file for coordinator, worker and command line.
+#[tokio::test]
+async fn one_file_of_models_serves_all_programs() {
+    let embedder = FakeEmbedder::start().await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let tables = format!(
+        "[docs]\nurl = \"{}\"\nkey-file = \"/of/the/worker\"\ninsecure-key = true\ndimension = 16\n\
+         [docs.query]\nprompt = \"query: \"\n",
+        embedder.url()
+    );
+    fs::write(file.path(), &tables).unwrap();
+    let path = file.path().to_str().unwrap();
+    // The keys of others need not be there.
+    let world = World::start(&[("WEIR_MODELS_FILE", path)]).await;
+
+    let tables = tables.replace("key-file = \"/of/the/worker\"\n", "");
+    fs::write(file.path(), tables).unwrap();
+    let job_id = put(&world, "").await;
+    let settings = [("WEIR_MODEL", "docs"), ("WEIR_MODELS_FILE", path)];
+    let _worker = Worker::spawn(&world.coordinator.url(), "http://127.0.0.1:9", &settings);
+    world.succeeded(job_id).await;
+
+    let environment = [
+        ("WEIR_COORDINATOR", &*world.coordinator.url()),
+        ("WEIR_MODELS_FILE", path),
+    ];
+    let search = ["search", "--source", "of-", "--json", "text 1 for "];
+    let ran = weir_in(&environment, &search).await;
+    let said = String::from_utf8_lossy(&ran.stdout).into_owned();
+    assert!(ran.status.success(), "{ran:?}");
+    assert!(said.contains("\"hits\""), "{said}");
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_used_ends_each_program_at_its_start() {
+    let database = TestDatabase::create().await;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), "[docs]\nurll = \"http://hunter2\"\n").unwrap();
+    let path = file.path().to_str().unwrap();
+    for name in ["weir-coordinator", "weir-worker"] {
+        let settings = [
+            ("WEIR_DATABASE_URL", database.url()),
+            ("WEIR_LISTEN", "127.0.0.1:0"),
+            ("WEIR_MODELS_FILE", path),
+        ];
+        let mut process = Process::spawn(name, &[], &settings);
+        assert!(!process.wait().await.success());
+        let said = process.log().join("\n");
+        for part in ["WEIR_MODELS_FILE", path, "docs", "`urll`", "`url`"] {
+            assert!(said.contains(part), "{name}: {said}");
+        }
+        assert!(!said.contains("hunter2"), "{name}: {said}");
+    }
 }

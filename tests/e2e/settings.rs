@@ -27,7 +27,7 @@ async fn a_worker_refuses_what_cannot_work_and_names_the_setting() {
     fs::write(&empty, "").unwrap();
     let empty = empty.to_str().unwrap();
     let models = folder.path().join("models.toml");
-    fs::write(&models, "[m]\nembedder = 'oracle'").unwrap();
+    fs::write(&models, "[m]\nprovider = 'oracle'").unwrap();
     let models = models.to_str().unwrap();
     let openai = [
         ("WEIR_EMBEDDER", "openai"),
@@ -46,10 +46,7 @@ async fn a_worker_refuses_what_cannot_work_and_names_the_setting() {
         (vec![("WEIR_EMBEDDER", "local")], "WEIR_LOCAL_MODEL_DIR"),
         (key("/no/key"), "WEIR_EMBEDDER_API_KEY_FILE"),
         (key(empty), "WEIR_EMBEDDER_API_KEY_FILE"),
-        (
-            vec![("WEIR_MODELS_FILE", "/no/file"), ("WEIR_MODEL", "m")],
-            "--models-file",
-        ),
+        (vec![("WEIR_MODELS_FILE", "/no/file")], "--models-file"),
         (
             vec![("WEIR_HTTP_LISTEN", "192.0.2.1:1")],
             "WEIR_HTTP_LISTEN",
@@ -60,7 +57,7 @@ async fn a_worker_refuses_what_cannot_work_and_names_the_setting() {
         assert!(said.contains(named), "{bad:?}: {said}");
     }
     let said = refused("weir-worker", &[], &[("WEIR_MODELS_FILE", models)]).await;
-    for named in ["WEIR_MODELS_FILE", models, "\"m\"", "--embedder", "oracle"] {
+    for named in ["WEIR_MODELS_FILE", models, "\"m\"", "provider", "oracle"] {
         assert!(said.contains(named), "{named}: {said}");
     }
 }

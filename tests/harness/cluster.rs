@@ -218,10 +218,12 @@ impl Coordinator {
         let mut all = vec![
             ("WEIR_DATABASE_URL", database_url),
             ("WEIR_LISTEN", "127.0.0.1:0"),
-            ("WEIR_MODELS", MODEL),
             ("WEIR_LOG_FORMAT", "json"),
             ("WEIR_LOG", "info"),
         ];
+        if !has_models_file(environment) {
+            all.push(("WEIR_MODELS", MODEL));
+        }
         all.extend_from_slice(environment);
         let process = Process::spawn("weir-coordinator", &[], &all);
         let event = process.wait_for_event("listening").await;
@@ -257,6 +259,12 @@ impl Coordinator {
     }
 }
 
+/// Whether a file says which models there are.
+fn has_models_file(environment: &[(&str, &str)]) -> bool {
+    let mut names = environment.iter().map(|(name, _)| *name);
+    names.any(|name| name == "WEIR_MODELS_FILE")
+}
+
 /// A running worker.
 #[derive(Debug)]
 pub struct Worker {
@@ -269,10 +277,6 @@ impl Worker {
     /// their URLs. `environment` adds variables and overrides what is set
     /// here, `WEIR_MODEL` ([`MODEL`]) among it.
     pub fn spawn(coordinator: &str, embedder: &str, environment: &[(&str, &str)]) -> Self {
-        // One or several models, and not both.
-        let several = environment
-            .iter()
-            .any(|(name, _)| *name == "WEIR_MODELS_FILE");
         let mut all = vec![
             ("WEIR_COORDINATOR", coordinator),
             ("WEIR_EMBEDDER", "ollama"),
@@ -280,7 +284,7 @@ impl Worker {
             ("WEIR_LOG_FORMAT", "json"),
             ("WEIR_LOG", "info"),
         ];
-        if !several {
+        if !has_models_file(environment) {
             all.push(("WEIR_MODEL", MODEL));
         }
         all.extend_from_slice(environment);

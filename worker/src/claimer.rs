@@ -130,7 +130,7 @@ impl Claimer {
 
     /// The worker learns the lease duration with the first answer.
     fn warn_of_short_lease(&mut self, lease_duration: Duration) {
-        let embed_timeout = self.context.model.settings.embedder.embed_timeout;
+        let embed_timeout = self.context.model.timeout;
         if self.warned_of_lease || embed_timeout < lease_duration {
             return;
         }

@@ -1,20 +1,18 @@
 //! The settings: command line, then environment, checked once.
 
 mod credentials;
-mod model;
 
 use std::{net::SocketAddr, path::PathBuf, process, time::Duration};
 
+use anyhow::ensure;
 use clap::Parser;
 use rand::distr::{Alphanumeric, SampleString as _};
 use tonic::transport::Uri;
+use weir_embedder::{EmbedderConfig, Profile};
 use weir_proto::limits;
 use weir_telemetry::TraceConfig;
 
-pub use self::{
-    credentials::Credentials,
-    model::{Model, ModelSettings},
-};
+pub use self::credentials::Credentials;
 use crate::telemetry::LogFormat;
 
 /// Claims embedding jobs, embeds their chunks and streams the vectors back.
@@ -30,18 +28,15 @@ pub struct Config {
     #[command(flatten)]
     pub credentials: Credentials,
 
-    /// The model whose jobs are claimed.
-    #[arg(long, env = "WEIR_MODEL", required_unless_present = "models_file", value_parser = model)]
-    pub model: Option<String>,
+    /// The models whose jobs are claimed, separated by commas. With
+    /// --models-file, those of the file; all of it where none is named.
+    #[arg(long, env = "WEIR_MODEL", value_name = "NAMES", required_unless_present = "models_file", value_delimiter = ',', value_parser = model)]
+    pub model: Vec<String>,
 
-    /// File of several models to serve instead, each with its own embedder: a
-    /// TOML table a model, whose keys are flags, `embedder-url` and the like.
-    #[arg(
-        long,
-        env = "WEIR_MODELS_FILE",
-        value_name = "FILE",
-        conflicts_with = "model"
-    )]
+    /// File of model profiles, in TOML, a table a model: how each is reached and
+    /// what it wants. Over the flags, which hold for all models. The same file
+    /// may be given to the coordinator and the command line.
+    #[arg(long, env = "WEIR_MODELS_FILE", value_name = "FILE")]
     pub models_file: Option<PathBuf>,
 
     /// Who this worker is, unique among live workers: up to 200 visible ASCII
@@ -74,9 +69,9 @@ pub struct Config {
     #[arg(long, env = "WEIR_HTTP_LISTEN", value_name = "ADDRESS")]
     pub http_listen: Option<SocketAddr>,
 
-    /// How the model is embedded with.
+    /// How texts are embedded.
     #[command(flatten)]
-    pub settings: ModelSettings,
+    pub embedder: EmbedderConfig,
 
     /// How logs are written.
     #[arg(long, env = "WEIR_LOG_FORMAT", default_value = "human")]
@@ -105,14 +100,23 @@ fn coordinator(text: &str) -> Result<Uri, String> {
 }
 
 fn model(text: &str) -> Result<String, String> {
-    let chars = text.chars().count();
-    if text.trim().is_empty() || chars > limits::MAX_MODEL_CHARS {
-        return Err(format!(
-            "a model's name has 1 to {} characters",
-            limits::MAX_MODEL_CHARS
-        ));
-    }
+    weir_embedder::model_name(text)?;
     Ok(text.to_owned())
+}
+
+impl Config {
+    /// Returns the profiles of the models to serve. Fails, naming the setting,
+    /// when they cannot be read.
+    pub fn models(&self) -> anyhow::Result<Vec<Profile>> {
+        for (index, model) in self.model.iter().enumerate() {
+            ensure!(
+                !self.model[..index].contains(model),
+                "--model (WEIR_MODEL): {model:?} is named twice"
+            );
+        }
+        let file = self.models_file.as_deref();
+        self.embedder.profiles(file, &self.model)
+    }
 }
 
 fn worker_id(text: &str) -> Result<String, String> {
@@ -163,12 +167,12 @@ mod tests {
         assert_eq!(config.coordinator, "http://127.0.0.1:7400/");
         assert_eq!((config.concurrency, config.window), (64, 2));
         assert_eq!(config.http_listen, None);
-        let settings = config.settings;
-        assert_eq!((settings.batch_size, settings.batch_tokens), (32, 16_384));
-        assert_eq!(settings.embedder_concurrency, 4);
+        let model = config.models().unwrap().remove(0);
+        assert_eq!((model.batch_size, model.batch_tokens), (32, 16_384));
+        assert_eq!(model.concurrency, 4);
+        assert_eq!(model.timeout, Duration::from_mins(5));
         assert_eq!(config.drain_timeout, Duration::from_secs(30));
         assert_eq!(config.claim_wait, Duration::from_secs(20));
-        assert_eq!(settings.embedder.embed_timeout, Duration::from_mins(5));
         assert_eq!(config.log_format, LogFormat::Human);
         assert_eq!(config.log, "info");
     }
@@ -218,9 +222,48 @@ mod tests {
                 "{name}={value} gave: {error}"
             );
         }
-        for model in ["", " ", &long] {
+        for model in ["", " ", &long, "a,,b", "a, b"] {
             let error = Config::try_parse_from(["weir-worker", "--model", model]).unwrap_err();
             assert!(error.to_string().contains("--model"), "{error}");
         }
+    }
+
+    fn models(file: &str, flags: &[&str]) -> anyhow::Result<Vec<Profile>> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("models.toml");
+        std::fs::write(&path, file).unwrap();
+        let words = ["weir-worker", "--models-file", path.to_str().unwrap()];
+        let words = words.iter().chain(flags);
+        Config::try_parse_from(words).unwrap().models()
+    }
+
+    #[test]
+    fn all_models_of_the_file_are_served_or_those_that_are_named() {
+        let file = "[small]\nbatch-size = 8\n[large]\n[other]\n";
+        let names = |flags: &[&str]| -> Vec<String> {
+            let models = models(file, flags).unwrap().into_iter();
+            models.map(|model| model.name).collect()
+        };
+        assert_eq!(names(&[]), ["small", "large", "other"]);
+        assert_eq!(names(&["--model", "other,small"]), ["other", "small"]);
+        let sizes = models(file, &["--batch-size=16"]).unwrap().into_iter();
+        let sizes: Vec<u32> = sizes.map(|model| model.batch_size).collect();
+        assert_eq!(sizes, [8, 16, 16]);
+        let error = models(file, &["--model", "large,little"]).unwrap_err();
+        for part in ["WEIR_MODELS_FILE", "[\"little\"]", "small, large, other"] {
+            assert!(error.to_string().contains(part), "{error}");
+        }
+        let error = models(file, &["--model", "large,large"]).unwrap_err();
+        assert!(error.to_string().contains("WEIR_MODEL"), "{error}");
+    }
+
+    #[test]
+    fn models_without_a_file_are_reached_as_the_flags_say() {
+        let words = ["weir-worker", "--model", "a,b", "--batch-size=7"];
+        let models = Config::try_parse_from(words).unwrap().models().unwrap();
+        let told: Vec<_> = models.iter().map(|it| (&*it.name, it.batch_size)).collect();
+        assert_eq!(told, [("a", 7), ("b", 7)]);
+        let error = Config::try_parse_from(["weir-worker"]).unwrap_err();
+        assert!(error.to_string().contains("--model"), "{error}");
     }
 }

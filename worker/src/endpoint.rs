@@ -24,8 +24,8 @@ use tokio::{
     time::{Instant, sleep_until, timeout_at},
 };
 use weir_embedder::{
-    Embedder, Probe,
-    judge::{self, Call, CallId, Judge, TextId},
+    Embedder, Probe, Profile,
+    judge::{self, Call, CallId, CallSize, Judge, TextId},
     pace::{Concurrency, Rates},
 };
 use weir_telemetry::TraceContext;
@@ -42,6 +42,10 @@ use crate::{health::Health, metrics::Metrics, plan::Batch};
 /// bring. Far less than any call takes.
 const MERGE_WAIT: Duration = Duration::from_millis(2);
 
+/// A text that is too long is not shortened to less than this, in bytes: a
+/// vector of so little would say nothing of it.
+const SHORTEST_TEXT: usize = 64;
+
 /// How an endpoint is used.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Settings {
@@ -54,6 +58,25 @@ pub(crate) struct Settings {
     /// Quotas of the embedder.
     pub(crate) requests_per_minute: Option<NonZeroU32>,
     pub(crate) tokens_per_minute: Option<NonZeroU32>,
+}
+
+impl Settings {
+    /// What the profile of a model says of it.
+    pub(crate) const fn of(model: &Profile) -> Self {
+        Self {
+            judge: judge::Settings {
+                ceiling: CallSize {
+                    texts: model.batch_size as usize,
+                    tokens: model.batch_tokens as usize,
+                },
+                shortest: SHORTEST_TEXT,
+            },
+            calls: model.concurrency as usize,
+            timeout: model.timeout,
+            requests_per_minute: model.requests_per_minute,
+            tokens_per_minute: model.tokens_per_minute,
+        }
+    }
 }
 
 /// The way to an embedder.

@@ -1,6 +1,6 @@
 //! The process `weir-worker`: one worker, until it is told to stop.
 
-use std::{env, ffi::OsString, process};
+use std::process;
 
 use clap::Parser as _;
 use tokio::signal::unix::{SignalKind, signal};
@@ -13,12 +13,11 @@ const EXIT_INTERRUPTED: i32 = 130;
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let command_line: Vec<OsString> = env::args_os().collect();
-    let config = Config::parse_from(&command_line);
+    let config = Config::parse();
     telemetry::init(config.log_format, &config.log)?;
     let shutdown = CancellationToken::new();
     stop_on_signals(shutdown.clone())?;
-    let served = Served::all(config.models(&command_line)?).await?;
+    let served = Served::all(config.models()?).await?;
     weir_worker::run(config, served, shutdown).await
 }
 

@@ -7,14 +7,14 @@ use anyhow::Context as _;
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{Instrument as _, info, info_span};
-use weir_embedder::{Embedder, Role};
+use weir_embedder::{Embedder, Profile, Role};
 use weir_telemetry::Tracer;
 
 use crate::{
     claimer::claim_and_drain,
-    config::{Config, Model},
+    config::Config,
     coordinator::Coordinator,
-    endpoint::{CallSpans, Endpoint},
+    endpoint::{CallSpans, Endpoint, Settings},
     http,
     metrics::{self, Metrics},
     session::Context,
@@ -22,28 +22,25 @@ use crate::{
 
 /// A model with its embedder.
 pub struct Served {
-    model: Model,
+    model: Profile,
     embedder: Arc<dyn Embedder>,
 }
 
 impl Served {
     /// Has a model embedded by an embedder made before.
-    pub fn by(model: Model, embedder: Arc<dyn Embedder>) -> Self {
+    pub fn by(model: Profile, embedder: Arc<dyn Embedder>) -> Self {
         Self { model, embedder }
     }
 
     /// Makes the embedder of each model. Calls no server.
     ///
     /// Fails, naming model and setting, when one cannot be used.
-    pub async fn all(models: Vec<Model>) -> anyhow::Result<Vec<Self>> {
+    pub async fn all(models: Vec<Profile>) -> anyhow::Result<Vec<Self>> {
         let mut served = Vec::with_capacity(models.len());
         for model in models {
-            let embedder = weir_embedder::build(
-                &model.settings.embedder.profile(&model.name),
-                Role::Document,
-            )
-            .await
-            .with_context(|| format!("model {:?} cannot be served", model.name))?;
+            let embedder = weir_embedder::build(&model, Role::Document)
+                .await
+                .with_context(|| format!("model {:?} cannot be served", model.name))?;
             served.push(Self { model, embedder });
         }
         Ok(served)
@@ -68,10 +65,10 @@ pub async fn run(
     let contexts: Vec<Arc<Context>> = served
         .into_iter()
         .map(|Served { model, embedder }| {
-            let kind = model.settings.embedder.embedder;
+            let kind = model.provider;
             let metrics = Metrics::new(&page, &model.name, kind);
             let spans = CallSpans::new(tracer.clone(), kind, &model.name);
-            let endpoint = Endpoint::new(embedder, model.settings.endpoint(), metrics);
+            let endpoint = Endpoint::new(embedder, Settings::of(&model), metrics);
             Arc::new(Context {
                 config: Arc::clone(&config),
                 coordinator: coordinator.clone(),

@@ -14,10 +14,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, instrument, warn};
+use weir_embedder::Profile;
 use weir_telemetry::{TraceContext, Tracer};
 
 use crate::{
-    config::{Config, Model},
+    config::Config,
     coordinator::{Coordinator, Event, HandBack, Lease},
     endpoint::{Endpoint, Outcome, Share},
     metrics::LeasesEnded,
@@ -33,7 +34,7 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 /// What all sessions of a model share.
 pub(crate) struct Context {
     pub(crate) config: Arc<Config>,
-    pub(crate) model: Model,
+    pub(crate) model: Profile,
     pub(crate) coordinator: Coordinator,
     pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) tracer: Tracer,
@@ -166,7 +167,7 @@ impl<'a> Session<'a> {
     fn new(context: &'a Context, lease: &Lease, dimension: usize) -> Self {
         let config = &context.config;
         let batch_size = plan::batch_size(
-            context.model.settings.batch_size,
+            context.model.batch_size,
             lease.max_batch_size,
             config.window,
             dimension,

@@ -16,9 +16,9 @@ use tokio::{
 };
 use tonic::transport::Uri;
 use tracing::subscriber::DefaultGuard;
-use weir_embedder::{EmbedError, Embedder, Embedding, Limits, Probe};
+use weir_embedder::{EmbedError, Embedder, Embedding, Limits, Probe, Profile};
 
-use crate::config::{Config, Model};
+use crate::config::Config;
 
 type Answer = Result<Vec<Embedding>, EmbedError>;
 
@@ -33,7 +33,7 @@ pub(crate) async fn soon<T>(event: impl Future<Output = T>) -> T {
 }
 
 /// The settings of a worker for one model, "model".
-pub(crate) fn config(coordinator: &Uri, settings: &[&str]) -> (Config, Model) {
+pub(crate) fn config(coordinator: &Uri, settings: &[&str]) -> (Config, Profile) {
     let coordinator = coordinator.to_string();
     let args = [
         "weir-worker",
@@ -45,7 +45,7 @@ pub(crate) fn config(coordinator: &Uri, settings: &[&str]) -> (Config, Model) {
         "worker",
     ];
     let config = Config::try_parse_from(args.iter().chain(settings)).unwrap();
-    let model = config.models(&[]).unwrap().remove(0);
+    let model = config.models().unwrap().remove(0);
     (config, model)
 }
 

@@ -220,7 +220,7 @@ pub struct Tally {
 /// What to say of a model that workers cannot claim jobs of.
 pub fn not_served(model: &str) -> String {
     format!(
-        "the model {model:?} is not served by this coordinator: add it to --models (WEIR_MODELS)"
+        "the model {model:?} is not served by this coordinator: add it to --models (WEIR_MODELS) or its models file"
     )
 }
 
@@ -381,7 +381,7 @@ mod tests {
             jobs.reasons(),
             [
                 "3 jobs wait for nobody: the model \"m\" is not served by this coordinator: add it to --models \
-                 (WEIR_MODELS)"
+                 (WEIR_MODELS) or its models file"
             ]
         );
     }

@@ -16,7 +16,7 @@ pub(crate) async fn tell_unserved(store: &Store, served: &[String]) {
                     sources = of.sources,
                     open_jobs = of.open_jobs,
                     "Sources have a model that is not served by this coordinator, and nothing of them can be embedded: \
-                     add it to --models (WEIR_MODELS)."
+                     add it to --models (WEIR_MODELS) or its models file."
                 );
             }
         }

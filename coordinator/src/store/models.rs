@@ -116,7 +116,7 @@ pub(super) async fn fix_dimension(
             return Err(StoreError::NoDimension(format!(
                 "no vector of the model {model:?} is stored, and this worker's token, which is for some namespaces, \
                  may not decide for all how many numbers its vectors have: set it on the coordinator, as --models \
-                 {model}={dimension} (WEIR_MODELS), or let a worker of all namespaces embed with the model first"
+                 {model}={dimension} (WEIR_MODELS) or in its models file, or let a worker of all namespaces embed with the model first"
             )));
         }
         _ => {}

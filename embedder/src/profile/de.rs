@@ -159,7 +159,7 @@ fn object(table: toml::Table) -> Result<Map<String, Value>, String> {
     table.into_iter().map(json).collect()
 }
 
-/// What JSON cannot say is refused, not changed.
+/// A date is a string in JSON; a number that it cannot say is refused.
 fn json(value: toml::Value) -> Result<Value, String> {
     Ok(match value {
         toml::Value::String(text) => text.into(),
@@ -168,9 +168,7 @@ fn json(value: toml::Value) -> Result<Value, String> {
             .ok_or("JSON has no such number")?
             .into(),
         toml::Value::Boolean(said) => said.into(),
-        toml::Value::Datetime(_) => {
-            return Err("JSON has no dates: write it as a string".to_owned());
-        }
+        toml::Value::Datetime(date) => date.to_string().into(),
         toml::Value::Array(values) => {
             Value::Array(values.into_iter().map(json).collect::<Result<_, _>>()?)
         }

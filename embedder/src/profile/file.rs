@@ -54,21 +54,21 @@ fn tables(text: &str) -> anyhow::Result<Vec<(String, Partial)>> {
     let tables: toml::Table = text.parse().map_err(|error| place_of(text, &error))?;
     ensure!(!tables.is_empty(), "it names no model");
     let tables = tables.into_iter().map(|(name, table)| {
-        let partial = table_of(&name, table);
+        let partial = table_of(&name, &table);
         let partial = partial.with_context(|| format!("model {name:?}"))?;
         Ok((name, partial))
     });
     tables.collect()
 }
 
-fn table_of(name: &str, table: toml::Value) -> anyhow::Result<Partial> {
+fn table_of(name: &str, table: &toml::Value) -> anyhow::Result<Partial> {
     ensure!(
         table.is_table(),
         "this is no table; settings follow a line [the-model]"
     );
     value::model_name(name).map_err(anyhow::Error::msg)?;
     let read: Result<Partial, _> = table.clone().try_into();
-    read.map_err(|error| in_words(name, &table, &error))
+    read.map_err(|error| in_words(name, table, &error))
 }
 
 /// Where a text is not TOML. The line itself is not shown, for it may hold a
@@ -82,7 +82,7 @@ fn place_of(text: &str, error: &toml::de::Error) -> anyhow::Error {
 /// The key, before what is wrong with it.
 fn in_words(name: &str, table: &toml::Value, error: &toml::de::Error) -> anyhow::Error {
     let text = error.to_string();
-    let what = error.message().replace("unknown field", "there is no key");
+    let what = unquoted(error.message()).replace("unknown field", "there is no key");
     if let Some((_, key)) = text.trim_end().rsplit_once("\nin `") {
         return anyhow::anyhow!("{}: {what}", key.trim_end_matches('`'));
     }
@@ -93,4 +93,16 @@ fn in_words(name: &str, table: &toml::Value, error: &toml::de::Error) -> anyhow:
         String::new()
     };
     anyhow::anyhow!("{what}{hint}")
+}
+
+/// What is wrong with a string, without the string, which may be a secret.
+fn unquoted(message: &str) -> String {
+    match (message.find(" string \""), message.rfind("\", expected")) {
+        (Some(start), Some(end)) => {
+            let before = message.get(..start).unwrap_or_default();
+            let after = message.get(end + 1..).unwrap_or_default();
+            format!("{before} string{after}")
+        }
+        _ => message.to_owned(),
+    }
 }

@@ -10,7 +10,7 @@ pub(super) struct Known {
     /// What it is called in messages.
     pub(super) name: String,
     /// The names that it is known by, in lower case.
-    names: Vec<String>,
+    pub(super) names: Vec<String>,
     /// What is to be known of it. Never where it is or who may call it.
     pub(super) says: Partial,
 }
@@ -32,8 +32,14 @@ pub(super) fn of(name: &str, served_as: Option<&str>) -> Option<&'static Known> 
     by(name).or_else(|| served_as.and_then(by))
 }
 
+/// Returns all that are known.
+#[cfg(test)]
+pub(super) fn all() -> &'static [Known] {
+    &KNOWN
+}
+
 /// The name without its owner, tag and format, in lower case.
-fn plain(name: &str) -> String {
+pub(super) fn plain(name: &str) -> String {
     let name = name.trim_end_matches('/');
     let name = name.rsplit('/').next().unwrap_or(name);
     let name = name.split(':').next().unwrap_or(name).to_lowercase();

@@ -192,28 +192,62 @@ impl Profile {
         let local = self.provider == EmbedderKind::Local;
         ensure!(
             !(local && self.url.is_some()),
-            "--embedder-url (WEIR_EMBEDDER_URL) is set, but the local embedder calls no server: unset it"
+            "url (--embedder-url, WEIR_EMBEDDER_URL) is set, but the local embedder calls no server: unset it"
         );
         ensure!(
             !local || self.model_dir.is_some(),
-            "the local embedder needs --local-model-dir (WEIR_LOCAL_MODEL_DIR), the folder of its model"
+            "the local embedder needs model-dir (--local-model-dir, WEIR_LOCAL_MODEL_DIR), the folder of its model"
         );
         let kind = self.provider;
         ensure!(
             kind != EmbedderKind::Openai || self.url.is_some(),
-            "the openai embedder needs --embedder-url (WEIR_EMBEDDER_URL), such as https://api.openai.com"
+            "the openai embedder needs url (--embedder-url, WEIR_EMBEDDER_URL), such as https://api.openai.com"
         );
         ensure!(
             kind != EmbedderKind::Tei || self.url.is_some(),
-            "the tei embedder needs --embedder-url (WEIR_EMBEDDER_URL), such as http://127.0.0.1:8080"
+            "the tei embedder needs url (--embedder-url, WEIR_EMBEDDER_URL), such as http://127.0.0.1:8080"
         );
         ensure!(
-            matches!(kind, EmbedderKind::Openai | EmbedderKind::Tei) || self.key_file.is_none(),
-            "--embedder-api-key-file (WEIR_EMBEDDER_API_KEY_FILE) is for the openai and tei embedders only: unset it"
+            !local || self.key_file.is_none(),
+            "key-file (--embedder-api-key-file, WEIR_EMBEDDER_API_KEY_FILE) is set, but the local embedder calls no \
+             server: unset it"
         );
         ensure!(
             kind == EmbedderKind::Openai || !self.send_dimension,
-            "--dimensions (WEIR_DIMENSIONS) is for the openai embedder only: unset it"
+            "send-dimension, or --dimensions (WEIR_DIMENSIONS), is for the openai embedder only: unset it"
+        );
+        self.check_of_file()
+    }
+
+    /// The same of what only a file can say.
+    fn check_of_file(&self) -> anyhow::Result<()> {
+        let openai = self.provider == EmbedderKind::Openai;
+        let said = [
+            ("headers", !self.headers.is_empty()),
+            ("body", !self.body.is_empty()),
+            ("document.body", !self.document.body.is_empty()),
+            ("query.body", !self.query.body.is_empty()),
+            ("ca-file", self.ca_file.is_some()),
+            ("proxy", self.proxy.is_some()),
+        ];
+        for (key, said) in said {
+            ensure!(
+                !(self.provider == EmbedderKind::Local && said),
+                "{key} is set, but the local embedder calls no server: unset it"
+            );
+        }
+        ensure!(
+            openai || self.encoding == Encoding::Auto,
+            "encoding is for the openai embedder only: unset it"
+        );
+        ensure!(
+            !self.send_dimension || self.dimension.is_some(),
+            "send-dimension is set, but dimension does not say which: set it too"
+        );
+        ensure!(
+            self.key_file.is_none() || !self.headers.contains_key(&self.key_header),
+            "headers has {:?}, which carries the key of key-file: set one of them",
+            self.key_header
         );
         Ok(())
     }
@@ -253,3 +287,6 @@ impl Profile {
         Ok(url)
     }
 }
+
+#[cfg(test)]
+mod tests;

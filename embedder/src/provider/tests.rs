@@ -742,6 +742,8 @@ fn unusable_values_are_refused_by_name() {
     for (flag, value) in [
         ("--embedder", "tea-leaves"),
         ("--embedder-url", "not a url"),
+        ("--embedder-api-key-header", "content-type"),
+        ("--embedder-api-key-header", "a b"),
         ("--dimensions", "0"),
         ("--dimensions", "16001"),
         ("--embed-timeout", "0s"),
@@ -753,7 +755,7 @@ fn unusable_values_are_refused_by_name() {
         assert!(message.contains(flag), "{message}");
     }
     assert_eq!(
-        config(&["--embed-timeout", "90s"]).embed_timeout,
+        config(&["--embed-timeout", "90s"]).profile("m").timeout,
         Duration::from_secs(90)
     );
 }

@@ -83,7 +83,7 @@ pub(crate) async fn work(args: WorkerArgs) -> anyhow::Result<()> {
         vectors: vectors(args.dimension),
         delay: args.delay,
     });
-    let served = config.models(&words)?.into_iter();
+    let served = config.models()?.into_iter();
     let served = served.map(|model| Served::by(model, Arc::clone(&stub)));
     weir_worker::run(config.clone(), served.collect(), CancellationToken::new()).await
 }

@@ -6,6 +6,7 @@ use weir_telemetry::Tracer;
 use super::*;
 use crate::{
     coordinator::fake::{FakeCoordinator, FakeStream, lease},
+    endpoint::Settings,
     metrics::Metrics,
     testing::{EmbedCalls, FakeEmbedder, config, packed, soon},
 };
@@ -42,7 +43,7 @@ impl Scene {
             settings.push("--batch-size=1");
         }
         let (config, model) = config(uri, &settings);
-        let endpoint = Endpoint::new(Arc::new(fake), model.settings.endpoint(), Metrics::unseen());
+        let endpoint = Endpoint::new(Arc::new(fake), Settings::of(&model), Metrics::unseen());
         let endpoint = Arc::new(endpoint);
         let running = Arc::clone(&endpoint);
         tokio::spawn(async move { running.run().await });
