@@ -13,7 +13,7 @@ COORDINATOR, WORKER = "weir-coordinator", "weir-worker"
 # worker must have another.
 OWN = {
     COORDINATOR: {
-        "database-url", "listen", "migrate", "models", "drain-delay", "drain-timeout", "otlp-endpoint", "trace-ratio",
+        "database-url", "listen", "migrate", "models", "models-file", "drain-delay", "drain-timeout", "otlp-endpoint", "trace-ratio",
         "tls-cert", "tls-key", "tls-client-ca", "tokens-file", "insecure", "allowed-hosts",
     },
     WORKER: {
@@ -26,6 +26,27 @@ NOT_IN_CHART = {(WORKER, "worker-id")}
 
 DURATION = {"type": "string", "pattern": r"^[0-9]+ ?[a-zµ]+( ?[0-9]+ ?[a-zµ]+)*$"}
 ENUMS = {"LogFormat": ["human", "json"], "EmbedderKind": ["ollama", "openai", "tei", "local"]}
+
+# What a table of a models file may say: embedder/src/profile/partial.rs.
+PROFILE = ROOT / "embedder/src/profile/partial.rs"
+MOST = {"dimension": 16000, "batch-size": 10000, "concurrency": 256}
+OF_PROFILE = {
+    "Encoding": {"enum": ["auto", "base64", "float", "omit"]},
+    "BTreeMap<String, HeaderSource>": {
+        "type": "object",
+        "additionalProperties": {
+            "oneOf": [
+                {"type": "string", "minLength": 1},
+                {
+                    "type": "object", "additionalProperties": False, "required": ["file"],
+                    "properties": {"file": {"type": "string", "minLength": 1}},
+                },
+            ],
+        },
+    },
+    "Map<String, Value>": {"type": "object"},
+    "PartialRole": {"$ref": "#/definitions/modelRole"},
+}
 
 
 def documents():
@@ -88,15 +109,28 @@ def definitions():
         return {"type": "object", "additionalProperties": False, "properties": properties}
 
     coordinator, worker = settings(docs, COORDINATOR), settings(docs, WORKER)
-    of_model = {
-        flag: setting for flag, setting in worker.items()
-        if setting[2] in ("worker/src/config/model.rs", "embedder/src/config.rs")
-    }
     return {
         "coordinatorConfig": config({k: v for k, v in coordinator.items() if k not in OWN[COORDINATOR]}),
         "workerConfig": config({k: v for k, v in worker.items() if k not in OWN[WORKER]}),
-        "modelConfig": config(of_model),
+        "modelProfile": profile("Partial"),
+        "modelRole": profile("PartialRole"),
     }
+
+
+def profile(name):
+    """The schema of what a struct of the models file takes."""
+    fields = re.search(rf"struct {name} \{{(.*?)^\}}", PROFILE.read_text(encoding="utf-8"), re.M | re.S)[1]
+    properties = {}
+    for field, kind in re.findall(r"^ +pub\(crate\) (\w+): (.+),$", fields, re.M):
+        key, kind = field.replace("_", "-"), re.sub(r"^Option<(.*)>$", r"\1", kind)
+        schema = dict(OF_PROFILE.get(kind) or schema_of(kind, "range(1.."))
+        if key == "prompt":
+            # An empty one takes the place of the built-in.
+            schema = {"type": "string", "maxLength": 4096}
+        if key in MOST:
+            schema["maximum"] = MOST[key]
+        properties[key] = schema
+    return {"type": "object", "additionalProperties": False, "properties": dict(sorted(properties.items()))}
 
 
 def unreachable(manifests):

@@ -249,10 +249,10 @@ topologySpreadConstraints:
 
 {{/* The models of a pool, as a list in JSON. */}}
 {{- define "weir.poolModels" -}}
-{{- if .models }}{{ keys .models | sortAlpha | toJson }}{{ else }}{{ list .model | toJson }}{{ end -}}
+{{- if .models }}{{ .models | toJson }}{{ else }}{{ list .model | toJson }}{{ end -}}
 {{- end -}}
 
-{{/* The models that sources may use, separated by commas. */}}
+{{/* The models that sources may use where no profiles are given, separated by commas. */}}
 {{- define "weir.models" -}}
 {{- $models := .Values.coordinator.models -}}
 {{- if not $models -}}
@@ -261,9 +261,42 @@ topologySpreadConstraints:
 {{- end -}}
 {{- end -}}
 {{- if not $models -}}
-{{- fail "coordinator.models: name the models that sources may use, or give workers.pools one" -}}
+{{- fail "coordinator.models: name the models that sources may use, or give workers.pools one, or models their profiles" -}}
 {{- end -}}
 {{- join "," (uniq $models) -}}
+{{- end -}}
+
+{{/* The names of the profiles, the default of sources first, as a list in JSON. */}}
+{{- define "weir.profiles" -}}
+{{- $names := keys .Values.models | sortAlpha -}}
+{{- with .Values.coordinator.defaultModel -}}
+{{- if not (has . $names) }}{{ fail (printf "coordinator.defaultModel: models has no %s" .) }}{{ end -}}
+{{- $names = prepend (without $names .) . -}}
+{{- end -}}
+{{- toJson $names -}}
+{{- end -}}
+
+{{/* A value as TOML has it, on one line. */}}
+{{- define "weir.toml" -}}
+{{- if kindIs "map" . -}}
+{ {{- $map := . -}}
+{{- range $index, $key := keys . | sortAlpha }}{{ if $index }}, {{ end }}{{ toJson $key }} = {{ include "weir.toml" (get $map $key) }}{{ end -}}
+}
+{{- else if kindIs "slice" . -}}
+[{{ range $index, $value := . }}{{ if $index }}, {{ end }}{{ include "weir.toml" $value }}{{ end }}]
+{{- else if kindIs "string" . -}}{{ toJson . }}
+{{- else -}}{{ include "weir.text" . }}
+{{- end -}}
+{{- end -}}
+
+{{/* The file of model profiles. */}}
+{{- define "weir.modelsToml" -}}
+{{- range $name := include "weir.profiles" . | fromJsonArray }}
+[{{ toJson $name }}]
+{{- range $key, $value := get $.Values.models $name }}
+{{ $key }} = {{ include "weir.toml" $value }}
+{{- end }}
+{{ end -}}
 {{- end -}}
 
 {{/* The port of a URL. */}}
