@@ -42,8 +42,8 @@ use crate::{
     job::chunk::Chunker,
     look::{Queue, Ready, Turns},
     maintenance::{
-        self, database, models, reconciler::Reconciler, rescuer::Rescuer, retention, sampler,
-        sweeper,
+        self, database, models, prompts, reconciler::Reconciler, rescuer::Rescuer, retention,
+        sampler, sweeper,
     },
     metrics::Metrics,
     opener::Opener,
@@ -120,6 +120,16 @@ pub async fn bind(mut config: Config) -> anyhow::Result<Server> {
         .set_dimensions()
         .await
         .context("--models (WEIR_MODELS), or dimension in the models file")?;
+    let models = config.serve.models.iter();
+    let prompts: Vec<_> = models
+        .map(|it| (it.name.as_str(), it.document_prompt.as_str()))
+        .collect();
+    for model in store.set_prompts(&prompts).await? {
+        tracing::info!(
+            model,
+            "Set the prompt of a model for documents; sources that have another are embedded anew."
+        );
+    }
     Ok(Server {
         config: config.serve,
         chunker: Arc::new(chunker),
@@ -299,6 +309,16 @@ impl Server {
             stop.run_until_cancelled(models::tell_unserved(&store, &models))
                 .await
         });
+        let (store, metrics) = (self.store.clone(), services.metrics.clone());
+        tasks.spawn(maintenance::every(
+            "pool",
+            POOL_EVERY,
+            shutdown.clone(),
+            async move || {
+                database::tick(&store, &metrics).await;
+                Ok(false)
+            },
+        ));
         self.start_maintenance(services, tasks, shutdown);
     }
 
@@ -348,6 +368,13 @@ impl Server {
             shutdown.clone(),
             async move || sweeper::tick(&store).await,
         ));
+        let (store, most) = (self.store.clone(), self.config.max_chunks_per_job);
+        tasks.spawn(maintenance::every(
+            "prompts",
+            poll,
+            shutdown.clone(),
+            async move || prompts::tick(&store, most).await,
+        ));
         let (store, keep) = (self.store.clone(), self.config.job_retention);
         tasks.spawn(maintenance::every(
             "retention",
@@ -382,16 +409,6 @@ impl Server {
                     .increment(step.unparked.queued as u64);
                 metrics.sources_repaired.increment(step.repaired as u64);
                 Ok(step.more)
-            },
-        ));
-        let (store, metrics) = (self.store.clone(), services.metrics.clone());
-        tasks.spawn(maintenance::every(
-            "pool",
-            POOL_EVERY,
-            shutdown.clone(),
-            async move || {
-                database::tick(&store, &metrics).await;
-                Ok(false)
             },
         ));
     }

@@ -213,7 +213,8 @@ pub struct Coordinator {
 impl Coordinator {
     /// Starts one on a database and waits until it listens, on a free port of
     /// this machine. `environment` adds variables and overrides what is set
-    /// here: `WEIR_LISTEN`, `WEIR_MODELS` ([`MODEL`]) and the log's.
+    /// here: `WEIR_LISTEN`, `WEIR_MODELS` ([`MODEL`]) unless there is a file of
+    /// them, and the log's.
     pub async fn spawn(database_url: &str, environment: &[(&str, &str)]) -> Self {
         let mut all = vec![
             ("WEIR_DATABASE_URL", database_url),

@@ -18,14 +18,24 @@ WITH pending AS (
                                                      = (c.source_id, c.item_id, c.chunk_index, s.model, c.text_hash))
       AND NOT EXISTS (SELECT FROM weir.rejections r WHERE (r.source_id, r.item_id, r.chunk_index, r.model, r.text_hash)
                                                      = (c.source_id, c.item_id, c.chunk_index, s.model, c.text_hash))
-), results AS (
-    SELECT source_id, item_id, chunk_index, text_hash FROM weir.embeddings
-    UNION ALL SELECT source_id, item_id, chunk_index, text_hash FROM weir.rejections
 )
-SELECT 'law 7: every result is of the present text of a chunk', count(*) FROM results r WHERE NOT EXISTS (
+SELECT 'law 7: every rejection is of the present text of a chunk', count(*) FROM weir.rejections r WHERE NOT EXISTS (
     SELECT FROM weir.chunks c WHERE (c.source_id, c.item_id, c.chunk_index, c.text_hash)
                                   = (r.source_id, r.item_id, r.chunk_index, r.text_hash))
-UNION ALL SELECT 'every hash is of its text', count(*) FROM weir.chunks WHERE text_hash <> sha256(convert_to(text, 'UTF8'))
+UNION ALL SELECT 'law 7: every vector is of the present text of a chunk, with a prompt that its model has had', count(*)
+    FROM weir.embeddings r WHERE NOT EXISTS (
+        SELECT FROM weir.chunks c
+        WHERE (c.source_id, c.item_id, c.chunk_index) = (r.source_id, r.item_id, r.chunk_index)
+          AND (r.text_hash = sha256(convert_to(c.text, 'UTF8')) OR r.text_hash IN (
+              SELECT sha256(convert_to(p.prompt || c.text, 'UTF8')) FROM weir.prompts p WHERE p.model = r.model)))
+UNION ALL SELECT 'every hash is of its prompt and its text', count(*)
+    FROM weir.chunks c JOIN weir.sources s ON s.id = c.source_id
+    WHERE text_hash <> sha256(convert_to(concat((SELECT p.prompt FROM weir.prompts p WHERE p.id
+        = CASE WHEN c.item_id <= s.prompted_to THEN s.next_prompt_id ELSE s.prompt_id END), text), 'UTF8'))
+UNION ALL SELECT 'a source has prompts of its model', count(*)
+    FROM weir.sources s JOIN weir.prompts p ON p.id IN (s.prompt_id, s.next_prompt_id) WHERE p.model <> s.model
+UNION ALL SELECT 'each prompt of a model is there once', count(*) FROM (
+    SELECT FROM weir.prompts GROUP BY model, prompt HAVING count(*) > 1) twice
 UNION ALL SELECT 'a chunk is embedded or rejected, not both', count(*)
     FROM weir.embeddings e JOIN weir.rejections r USING (source_id, item_id, chunk_index)
 UNION ALL SELECT 'every chunk has its item', count(*) FROM weir.chunks c WHERE NOT EXISTS (

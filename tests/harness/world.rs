@@ -64,7 +64,7 @@ pub struct Was {
 pub struct Chunk {
     /// Its item.
     pub item_id: String,
-    /// Its text.
+    /// What is embedded: the prompt of its source, and then its text.
     pub text: String,
     /// The vector stored for this chunk.
     pub embedding: Option<Vector>,
@@ -290,10 +290,11 @@ impl World {
     /// Every chunk of a source.
     pub async fn chunks(&self, source: &str) -> Vec<Chunk> {
         sqlx::query_as(
-            "SELECT c.item_id, c.text, e.embedding,
-                    e.text_hash = c.text_hash AND e.text_hash = sha256(convert_to(c.text, 'UTF8'))
+            "SELECT c.item_id, concat(p.prompt, c.text) AS text, e.embedding,
+                    e.text_hash = c.text_hash AND e.text_hash = sha256(convert_to(concat(p.prompt, c.text), 'UTF8'))
                         AND e.model = s.model AS current
              FROM weir.sources s JOIN weir.chunks c ON c.source_id = s.id
+             LEFT JOIN weir.prompts p ON p.id = s.prompt_id
              LEFT JOIN weir.embeddings e USING (source_id, item_id, chunk_index)
              WHERE s.name = $1",
         )

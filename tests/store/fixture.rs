@@ -451,9 +451,13 @@ impl Weir {
             let found = self.store.check_source(source_id).await.unwrap();
             assert!(!found.any(), "the reconciler would find {found:?}");
         }
+        // With one of the prompts that its model has had, if any.
         let vectors: Vec<(String, pgvector::Vector)> = sqlx::query_as(
-            "SELECT c.text, e.embedding FROM weir.chunks c
-             JOIN weir.embeddings e USING (source_id, item_id, chunk_index)",
+            "SELECT p.prompt || c.text, e.embedding FROM weir.chunks c
+             JOIN weir.embeddings e USING (source_id, item_id, chunk_index)
+             CROSS JOIN LATERAL (
+                 SELECT '' AS prompt UNION SELECT prompt FROM weir.prompts WHERE model = e.model) p
+             WHERE e.text_hash = sha256(convert_to(p.prompt || c.text, 'UTF8'))",
         )
         .fetch_all(self.pool())
         .await

@@ -40,6 +40,10 @@ enum Step {
     Reconcile(bool),
     /// Another model from now on.
     Model(bool),
+    /// A coordinator starts that has this prompt for the models.
+    Prompt(u8),
+    /// Give so many chunks the prompt in force.
+    Reprompt(i64),
 }
 
 fn content() -> impl Strategy<Value = BTreeMap<u8, Vec<u8>>> {
@@ -64,6 +68,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0..6_usize, any::<bool>()).prop_map(|(job, force)| Step::Retry(job, force)),
         2 => any::<bool>().prop_map(Step::Reconcile),
         1 => any::<bool>().prop_map(Step::Model),
+        2 => (0..3_u8).prop_map(Step::Prompt),
+        4 => (1..5_i64).prop_map(Step::Reprompt),
     ]
 }
 
@@ -265,6 +271,20 @@ async fn take(weir: &Weir, model: &mut Model, step: &Step) {
                 model: Some(name.to_owned()),
                 ..write
             });
+        }
+        Step::Prompt(number) => {
+            let prompt = ["", "text 1", "the prompt: "][usize::from(*number)];
+            let prompts = [(crate::fixture::MODEL, prompt), ("other", prompt)];
+            weir.store.set_prompts(&prompts).await.unwrap();
+        }
+        Step::Reprompt(chunks) => {
+            for source_id in weir.store.sources_to_prompt(10).await.unwrap() {
+                let step = weir.store.reprompt(source_id, *chunks, 5).await.unwrap();
+                assert!(
+                    step.is_some(),
+                    "nobody else holds it, and something is to be done"
+                );
+            }
         }
     }
 }

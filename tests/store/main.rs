@@ -20,6 +20,7 @@ mod laws;
 mod models;
 mod openings;
 mod orphans;
+mod prompts;
 mod reads;
 mod reconcile;
 mod rejections;

@@ -43,6 +43,18 @@ impl Chunk {
         let text_hash = Sha256::digest(&text).into();
         Self { text, text_hash }
     }
+
+    /// SHA-256 of what is embedded for it: a prompt, and then its text.
+    pub fn hash_after(&self, prompt: &str) -> [u8; 32] {
+        if prompt.is_empty() {
+            return self.text_hash;
+        }
+        Sha256::new()
+            .chain_update(prompt)
+            .chain_update(&self.text)
+            .finalize()
+            .into()
+    }
 }
 
 /// Why the settings of a [`Chunker`] are refused.

@@ -7,7 +7,8 @@ use weir_proto::limits::MAX_ITEM_ID_BYTES;
 
 use super::chunk::Chunk;
 
-/// SHA-256 of a chunk's text.
+/// SHA-256 of what is embedded for a chunk: the prompt of its source, and then its
+/// text.
 pub type TextHash = [u8; 32];
 
 /// A span of item ids in bytewise order, both ends included.
@@ -155,20 +156,20 @@ pub struct ItemDiff {
     pub removed: usize,
 }
 
-/// Compares an item's chunks with the hashes stored for it, by index.
-pub fn diff_item(chunks: &[Chunk], stored: &BTreeMap<usize, TextHash>) -> ItemDiff {
-    let changed: Vec<usize> = (0..chunks.len())
-        .filter(|index| stored.get(index) != Some(&chunks[*index].text_hash))
+/// Compares the hashes of an item's chunks with those stored for it, by index.
+pub fn diff_item(hashes: &[TextHash], stored: &BTreeMap<usize, TextHash>) -> ItemDiff {
+    let changed: Vec<usize> = (0..hashes.len())
+        .filter(|index| stored.get(index) != Some(&hashes[*index]))
         .collect();
     let added = changed
         .iter()
         .filter(|index| !stored.contains_key(index))
         .count();
-    let removed = stored.range(chunks.len()..).count();
+    let removed = stored.range(hashes.len()..).count();
     ItemDiff {
         changed,
         added,
-        removed_from: (removed > 0).then_some(chunks.len()),
+        removed_from: (removed > 0).then_some(hashes.len()),
         removed,
     }
 }
@@ -200,7 +201,7 @@ pub struct PendingChunk {
     pub item_id: String,
     /// The place in the item.
     pub chunk_index: i32,
-    /// Length of the text in bytes.
+    /// Length of what is embedded in bytes, the prompt included.
     pub text_bytes: usize,
 }
 
@@ -246,8 +247,8 @@ mod tests {
 
     use super::*;
 
-    fn chunk(text: &str) -> Chunk {
-        Chunk::new(text.to_owned())
+    fn hash(text: &str) -> TextHash {
+        Chunk::new(text.to_owned()).text_hash
     }
 
     fn range(first: &str, last: &str) -> ItemRange {
@@ -259,20 +260,16 @@ mod tests {
 
     #[test]
     fn the_same_chunks_differ_in_nothing() {
-        let chunks = [chunk("one"), chunk("two")];
-        let stored = BTreeMap::from([(0, chunks[0].text_hash), (1, chunks[1].text_hash)]);
-        assert_eq!(diff_item(&chunks, &stored), ItemDiff::default());
+        let hashes = [hash("one"), hash("two")];
+        let stored = BTreeMap::from([(0, hashes[0]), (1, hashes[1])]);
+        assert_eq!(diff_item(&hashes, &stored), ItemDiff::default());
     }
 
     #[test]
     fn a_diff_tells_changed_added_and_removed() {
-        let stored = BTreeMap::from([
-            (0, chunk("one").text_hash),
-            (1, chunk("two").text_hash),
-            (2, chunk("three").text_hash),
-        ]);
+        let stored = BTreeMap::from([(0, hash("one")), (1, hash("two")), (2, hash("three"))]);
         assert_eq!(
-            diff_item(&[chunk("one"), chunk("zwei")], &stored),
+            diff_item(&[hash("one"), hash("zwei")], &stored),
             ItemDiff {
                 changed: vec![1],
                 added: 0,
@@ -281,7 +278,7 @@ mod tests {
             }
         );
         assert_eq!(
-            diff_item(&[chunk("one")], &BTreeMap::new()),
+            diff_item(&[hash("one")], &BTreeMap::new()),
             ItemDiff {
                 changed: vec![0],
                 added: 1,
@@ -408,18 +405,17 @@ mod tests {
                 old in prop::collection::vec("[a-c]{1,2}", 0..6), new in prop::collection::vec("[a-c]{1,2}", 0..6)
             ) {
                 let stored: BTreeMap<usize, TextHash> =
-                    old.iter().enumerate().map(|(index, text)| (index, chunk(text).text_hash)).collect();
-                let chunks: Vec<Chunk> = new.iter().map(|text| chunk(text)).collect();
-                let diff = diff_item(&chunks, &stored);
+                    old.iter().enumerate().map(|(index, text)| (index, hash(text))).collect();
+                let hashes: Vec<TextHash> = new.iter().map(|text| hash(text)).collect();
+                let diff = diff_item(&hashes, &stored);
                 let mut applied = stored.clone();
                 if let Some(from) = diff.removed_from {
                     applied.retain(|index, _| *index < from);
                 }
                 for index in &diff.changed {
-                    applied.insert(*index, chunks[*index].text_hash);
+                    applied.insert(*index, hashes[*index]);
                 }
-                let wanted: BTreeMap<usize, TextHash> =
-                    chunks.iter().enumerate().map(|(index, chunk)| (index, chunk.text_hash)).collect();
+                let wanted: BTreeMap<usize, TextHash> = hashes.iter().copied().enumerate().collect();
                 prop_assert_eq!(&applied, &wanted);
                 prop_assert_eq!(stored.len() + diff.added - diff.removed, wanted.len());
             }

@@ -3,6 +3,7 @@
 
 pub(crate) mod database;
 pub(crate) mod models;
+pub mod prompts;
 pub mod reconciler;
 pub mod rescuer;
 pub mod retention;

@@ -70,7 +70,8 @@ impl Store {
                         NULL::text AS reason, e.embedded_at AS at
                  FROM weir.sources s JOIN weir.embeddings e ON e.source_id = s.id AND e.model = s.model
                  JOIN weir.chunks c ON (c.source_id, c.item_id, c.chunk_index) = (s.id, e.item_id, e.chunk_index)
-                 WHERE s.id = $1 AND (e.item_id, e.chunk_index) > ($2, $3) AND e.truncated_to IS NULL
+                 WHERE s.id = $1 AND (e.item_id, e.chunk_index) > ($2, $3)
+                   AND e.text_hash = c.text_hash AND e.truncated_to IS NULL
                  ORDER BY e.item_id, e.chunk_index LIMIT $4"
             }
             ChunkState::Truncated => {
@@ -79,7 +80,8 @@ impl Store {
                         NULL::text AS reason, e.embedded_at AS at
                  FROM weir.sources s JOIN weir.embeddings e ON e.source_id = s.id AND e.model = s.model
                  JOIN weir.chunks c ON (c.source_id, c.item_id, c.chunk_index) = (s.id, e.item_id, e.chunk_index)
-                 WHERE s.id = $1 AND (e.item_id, e.chunk_index) > ($2, $3) AND e.truncated_to IS NOT NULL
+                 WHERE s.id = $1 AND (e.item_id, e.chunk_index) > ($2, $3)
+                   AND e.text_hash = c.text_hash AND e.truncated_to IS NOT NULL
                  ORDER BY e.item_id, e.chunk_index LIMIT $4"
             }
         };

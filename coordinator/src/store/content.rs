@@ -9,9 +9,11 @@ use super::{
     Store, StoreError,
     database::Transaction,
     locks::{
-        LockedSource, UnsettledJob, cancel_open_jobs, lock_source, lock_unsettled_jobs, settle,
+        LockedSource, UnsettledJob, cancel_open_jobs, lock_source, lock_unsettled_jobs,
+        locked_columns, settle,
     },
     planning::{Order, Wanted, queue_pending},
+    prompts::{SourcePrompts, hash_all_anew, in_force, prompt_in_force},
     quota::Quota,
     rejections::uncount,
     rows::SourceKey,
@@ -142,6 +144,8 @@ pub(super) struct ContentWrite<'a> {
     quota: Quota,
     write: &'a SourceWrite,
     source: LockedSource,
+    /// What its texts are embedded with.
+    prompts: SourcePrompts,
     /// Whether this write created it: nothing is there to be deleted or ended.
     created: bool,
     /// The revision that the write expected, where the source is at another: it
@@ -170,7 +174,7 @@ impl<'a> ContentWrite<'a> {
         let mut tx = store.pool.begin().await?;
         let expected = write.expected_revision;
         let may_create = create && expected.is_none_or(|revision| revision == 0);
-        let (source, created) = loop {
+        let (mut source, created) = loop {
             if may_create && let Some(source) = create_source(&mut tx, write).await? {
                 let namespace = &write.key.namespace;
                 store.quota.check_sources(&mut tx, namespace).await?;
@@ -189,12 +193,25 @@ impl<'a> ContentWrite<'a> {
         } else {
             lock_unsettled_jobs(&mut tx, source.id).await?
         };
+        let late = expected.filter(|revision| !created && *revision != source.revision);
+        let mut prompts = SourcePrompts::of(&mut tx, &source).await?;
+        let new_model = write.model.as_ref().filter(|model| **model != source.model);
+        if let Some(model) = new_model.filter(|_| late.is_none()) {
+            // What is stored is compared with the new content as it is for the new model.
+            let prompt = in_force(&mut tx, model).await?;
+            if !prompts.are_all(&prompt.text) {
+                hash_all_anew(&mut tx, source.id, &prompt.text).await?;
+            }
+            source.moved_on(prompt.id, None);
+            prompts = SourcePrompts::all(prompt);
+        }
         Ok(Self {
             tx,
             quota: store.quota,
             write,
-            late: expected.filter(|revision| !created && *revision != source.revision),
+            late,
             source,
+            prompts,
             created,
             unsettled,
             change: Change::default(),
@@ -289,7 +306,7 @@ impl<'a> ContentWrite<'a> {
              ), source AS (
                  UPDATE weir.sources
                  SET model = $2, revision = $3, items_total = items_total + $4, chunks_total = chunks_total + $5,
-                     updated_at = now()
+                     prompt_id = $6, next_prompt_id = $7, prompted_to = $8, updated_at = now()
                  WHERE id = $1
              )
              SELECT count(*) FROM stale",
@@ -299,6 +316,9 @@ impl<'a> ContentWrite<'a> {
         .bind(self.source.revision)
         .bind(self.change.items_added - self.change.items_deleted)
         .bind(self.chunks_delta)
+        .bind(self.source.prompt_id)
+        .bind(self.source.next_prompt_id)
+        .bind(&self.source.prompted_to)
         .fetch_one(&mut *self.tx)
         .await?;
         self.rejections_gone += rejections;
@@ -333,15 +353,18 @@ async fn create_source(
     tx: &mut Transaction,
     write: &SourceWrite,
 ) -> Result<Option<LockedSource>, StoreError> {
-    Ok(sqlx::query_as(
+    Ok(sqlx::query_as(concat!(
         "-- store::content::create_source
-         INSERT INTO weir.sources (namespace, name, model, revision)
+         INSERT INTO weir.sources (namespace, name, model, revision, prompt_id)
          SELECT $1, $2, $3, coalesce(
-             (SELECT revision FROM weir.deleted_sources WHERE namespace = $1 AND name = $2), 0)
+             (SELECT revision FROM weir.deleted_sources WHERE namespace = $1 AND name = $2), 0), coalesce(",
+        prompt_in_force!("id", "$3"),
+        ", 0)
          WHERE NOT EXISTS (SELECT FROM weir.sources WHERE namespace = $1 AND name = $2)
          ON CONFLICT (namespace, name) DO NOTHING
-         RETURNING id, namespace, name, model, revision",
-    )
+         RETURNING ",
+        locked_columns!()
+    ))
     .bind(&write.key.namespace)
     .bind(&write.key.name)
     .bind(write.model.as_ref().unwrap_or(&write.default_model))

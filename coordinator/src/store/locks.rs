@@ -14,18 +14,30 @@ pub(super) struct LockedSource {
     pub(super) name: String,
     pub(super) model: String,
     pub(super) revision: i64,
+    pub(super) prompt_id: i64,
+    pub(super) next_prompt_id: Option<i64>,
+    pub(super) prompted_to: Option<String>,
 }
+
+/// The columns of a [`LockedSource`].
+macro_rules! locked_columns {
+    () => {
+        "id, namespace, name, model, revision, prompt_id, next_prompt_id, prompted_to"
+    };
+}
+pub(super) use locked_columns;
 
 /// Takes the row lock of a source: the right to change its content.
 pub(super) async fn lock_source(
     tx: &mut Transaction,
     key: &SourceKey,
 ) -> Result<Option<LockedSource>, StoreError> {
-    Ok(sqlx::query_as(
+    Ok(sqlx::query_as(concat!(
         "-- store::sources::lock_source
-         SELECT id, namespace, name, model, revision FROM weir.sources
-         WHERE namespace = $1 AND name = $2 FOR UPDATE",
-    )
+         SELECT ",
+        locked_columns!(),
+        " FROM weir.sources WHERE namespace = $1 AND name = $2 FOR UPDATE"
+    ))
     .bind(&key.namespace)
     .bind(&key.name)
     .fetch_optional(&mut **tx)
@@ -37,10 +49,12 @@ pub(super) async fn lock_source_row(
     tx: &mut Transaction,
     source_id: i64,
 ) -> Result<Option<LockedSource>, StoreError> {
-    Ok(sqlx::query_as(
+    Ok(sqlx::query_as(concat!(
         "-- store::sources::lock_source_row
-         SELECT id, namespace, name, model, revision FROM weir.sources WHERE id = $1 FOR UPDATE",
-    )
+         SELECT ",
+        locked_columns!(),
+        " FROM weir.sources WHERE id = $1 FOR UPDATE"
+    ))
     .bind(source_id)
     .fetch_optional(&mut **tx)
     .await?)
@@ -63,6 +77,11 @@ pub(super) struct UnsettledJob {
 }
 
 impl UnsettledJob {
+    /// Whether it covers an item after `after`, up to and with `upto`.
+    pub(super) fn covers_any(&self, after: &str, upto: &str) -> bool {
+        self.last_item_id.as_str() > after && self.first_item_id.as_str() <= upto
+    }
+
     /// The items it covers.
     pub(super) fn range(&self) -> ItemRange {
         ItemRange {
@@ -119,10 +138,22 @@ pub(super) async fn cancel_open_jobs(
     reason: RevokeReason,
     why: &str,
 ) -> Result<i64, StoreError> {
+    cancel_jobs(tx, source_id, None, reason, why).await
+}
+
+/// As [`cancel_open_jobs`], of those with these ids.
+pub(super) async fn cancel_jobs(
+    tx: &mut Transaction,
+    source_id: i64,
+    ids: Option<&[i64]>,
+    reason: RevokeReason,
+    why: &str,
+) -> Result<i64, StoreError> {
     let (cancelled, revoked): (i64, i64) = sqlx::query_as(
         "-- store::sources::cancel_open_jobs
          WITH open AS (
              SELECT id, state FROM weir.jobs WHERE source_id = $1 AND state IN ('queued', 'running') AND NOT settled
+               AND ($4::bigint[] IS NULL OR id = ANY($4))
          ), attempts AS (
              INSERT INTO weir.attempts (job_id, epoch, worker_id, started_at, outcome, error, chunks_done, charged)
              SELECT j.id, j.epoch, j.worker_id, j.claimed_at, 'cancelled', $3,
@@ -140,6 +171,7 @@ pub(super) async fn cancel_open_jobs(
     .bind(source_id)
     .bind(reason.as_str())
     .bind(why)
+    .bind(ids)
     .fetch_one(&mut **tx)
     .await?;
     if revoked > 0 {

@@ -22,6 +22,7 @@ pub mod models;
 pub mod overview;
 pub mod pending;
 mod planning;
+pub mod prompts;
 pub mod queue;
 pub mod quota;
 pub mod reconcile;

@@ -6,6 +6,7 @@ use sqlx::PgExecutor;
 
 use super::{
     Store, StoreError,
+    prompts::prompt_of,
     rows::{ChunkText, LeaseKey},
 };
 use crate::job::plan::PendingChunk;
@@ -25,8 +26,8 @@ impl Store {
         Ok(pending)
     }
 
-    /// The texts of some chunks of a source, in the order asked for; a chunk
-    /// that is gone is left out.
+    /// The texts of some chunks of a source as they are embedded, its prompt
+    /// before each, in the order asked for; a chunk that is gone is left out.
     pub async fn texts<'a>(
         &self,
         source_id: i64,
@@ -35,7 +36,7 @@ impl Store {
         texts_in(&self.pool, source_id, chunks).await
     }
 
-    /// All pending texts, shortest first, of those of some jobs whose lease is
+    /// All pending texts with their prompts, shortest first, of those of some jobs whose lease is
     /// held and that have at most so many; the others are left out.
     pub async fn texts_of_small(
         &self,
@@ -45,10 +46,11 @@ impl Store {
         let (ids, epochs): (Vec<i64>, Vec<i64>) =
             leases.iter().map(|it| (it.job_id, it.epoch)).unzip();
         let rows: Vec<(i64, String, i32, Vec<u8>, String)> = sqlx::query_as(
-            "-- store::pending::texts_of_small
-             SELECT j.id, p.item_id, p.chunk_index, p.text_hash, p.text
+            concat!("-- store::pending::texts_of_small
+             SELECT j.id, p.item_id, p.chunk_index, p.text_hash, concat(", prompt_of!("s", "p.item_id"), ", p.text)
              FROM unnest($1::bigint[], $2::bigint[]) AS o(job_id, epoch)
              JOIN weir.jobs j ON j.id = o.job_id AND j.epoch = o.epoch
+             JOIN weir.sources s ON s.id = j.source_id
              CROSS JOIN LATERAL (
                  SELECT c.item_id, c.chunk_index, c.text_hash, c.text, octet_length(c.text) AS text_bytes
                  FROM weir.chunks c
@@ -64,7 +66,7 @@ impl Store {
                  -- One more tells that it is not small.
                  ORDER BY c.item_id, c.chunk_index LIMIT $3 + 1) p
              WHERE j.state = 'running'
-             ORDER BY p.text_bytes, p.item_id, p.chunk_index",
+             ORDER BY p.text_bytes, p.item_id, p.chunk_index"),
         )
         .bind(ids)
         .bind(epochs)
@@ -93,9 +95,11 @@ pub(super) async fn pending_in<'e>(
     limit: i64,
 ) -> Result<Vec<PendingChunk>, StoreError> {
     let rows: Vec<(String, i32, i32)> = sqlx::query_as(
-            "-- store::pending::pending_in
-         SELECT c.item_id, c.chunk_index, octet_length(c.text) AS text_bytes
+            concat!("-- store::pending::pending_in
+         SELECT c.item_id, c.chunk_index,
+                octet_length(c.text) + coalesce(octet_length(", prompt_of!("s", "c.item_id"), "), 0)
          FROM weir.jobs j
+         JOIN weir.sources s ON s.id = j.source_id
          JOIN weir.chunks c ON c.source_id = j.source_id AND c.item_id BETWEEN j.first_item_id AND j.last_item_id
          WHERE j.id = $1 AND j.epoch = $2 AND j.state = 'running'
            AND NOT EXISTS (
@@ -106,8 +110,8 @@ pub(super) async fn pending_in<'e>(
                SELECT FROM weir.rejections r
                WHERE r.source_id = c.source_id AND r.item_id = c.item_id AND r.chunk_index = c.chunk_index
                  AND r.model = j.model AND r.text_hash = c.text_hash)
-         ORDER BY text_bytes, c.item_id, c.chunk_index
-         LIMIT $3",
+         ORDER BY octet_length(c.text), c.item_id, c.chunk_index
+         LIMIT $3"),
         )
         .bind(lease.job_id)
         .bind(lease.epoch)
@@ -135,15 +139,16 @@ pub(super) async fn texts_in<'a, 'e>(
         .map(|chunk| (chunk.item_id.as_str(), chunk.chunk_index))
         .unzip();
     let rows: Vec<(String, i32, Vec<u8>, String)> = sqlx::query_as(
-            "-- store::pending::texts_in
-             SELECT c.item_id, c.chunk_index, c.text_hash, c.text
+            concat!("-- store::pending::texts_in
+             SELECT c.item_id, c.chunk_index, c.text_hash, concat(", prompt_of!("s", "c.item_id"), ", c.text)
              FROM unnest($2::text[], $3::int[]) WITH ORDINALITY AS wanted(item_id, chunk_index, place)
              -- Limited, so that each is looked up: a join may be planned to read the whole source.
              CROSS JOIN LATERAL (
                  SELECT item_id, chunk_index, text_hash, text FROM weir.chunks
                  WHERE source_id = $1 AND item_id = wanted.item_id AND chunk_index = wanted.chunk_index
                  LIMIT 1) c
-             ORDER BY wanted.place",
+             JOIN weir.sources s ON s.id = $1
+             ORDER BY wanted.place"),
         )
         .bind(source_id)
         .bind(&ids)

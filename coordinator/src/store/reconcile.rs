@@ -32,6 +32,29 @@ macro_rules! chunk_of_result {
 /// are summed up.
 const MANY_COUNTS: i64 = 100;
 
+/// The vectors of the source `$1` that are of no present text. Those made with
+/// another prompt that their model had, or without any, are of one: they stay
+/// until they are replaced. Only where the hash is not that of the chunk are
+/// texts hashed for that.
+macro_rules! stale_vectors {
+    () => {
+        concat!(
+            "SELECT r.item_id, r.chunk_index FROM (
+                 SELECT r.source_id, r.item_id, r.chunk_index, r.model, r.text_hash FROM weir.embeddings r
+                 WHERE r.source_id = $1 AND NOT EXISTS (",
+            chunk_of_result!(),
+            ") OFFSET 0) r
+             WHERE NOT EXISTS (
+                 SELECT FROM weir.chunks c
+                 WHERE c.source_id = r.source_id AND c.item_id = r.item_id AND c.chunk_index = r.chunk_index
+                   AND (r.text_hash = sha256(convert_to(c.text, 'UTF8'))
+                        OR EXISTS (
+                            SELECT FROM weir.prompts p
+                            WHERE p.model = r.model AND r.text_hash = sha256(convert_to(p.prompt || c.text, 'UTF8')))))"
+        )
+    };
+}
+
 /// What became of a source's failed jobs whose parking was over.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Unparked {
@@ -182,9 +205,9 @@ impl Store {
             is_pending!("s.model"),
             " LIMIT 1) pending) AS uncovered,
                     EXISTS (
-                        SELECT FROM weir.embeddings r WHERE r.source_id = $1 AND NOT EXISTS (",
-            chunk_of_result!(),
-            "))
+                        ",
+            stale_vectors!(),
+            ")
                     OR EXISTS (
                         SELECT FROM weir.rejections r WHERE r.source_id = $1 AND (r.model <> s.model OR NOT EXISTS (",
             chunk_of_result!(),
@@ -264,9 +287,10 @@ impl Store {
 async fn clear(tx: &mut Transaction, source: &LockedSource) -> Result<(u64, bool), StoreError> {
     let vectors = sqlx::query(concat!(
         "-- store::reconcile::clear
-         DELETE FROM weir.embeddings r WHERE r.source_id = $1 AND NOT EXISTS (",
-        chunk_of_result!(),
-        ")"
+         DELETE FROM weir.embeddings e USING (",
+        stale_vectors!(),
+        ") stale
+         WHERE e.source_id = $1 AND e.item_id = stale.item_id AND e.chunk_index = stale.chunk_index"
     ))
     .bind(source.id)
     .execute(&mut **tx)

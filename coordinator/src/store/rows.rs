@@ -261,7 +261,7 @@ pub struct ChunkText {
     pub chunk_index: i32,
     /// SHA-256 of the text.
     pub text_hash: Vec<u8>,
-    /// The text.
+    /// What is embedded: the prompt of its source, and then its text.
     pub text: String,
 }
 

@@ -18,6 +18,7 @@ use crate::{
         database::Transaction,
         fence::{holders, is_of},
         lease::interval,
+        prompts::prompt_of,
     },
 };
 
@@ -83,9 +84,12 @@ macro_rules! outcomes_sql {
      ), embedded AS MATERIALIZED (
          SELECT l.n, l.source_id, l.model, c.item_id, c.chunk_index, c.text_hash, e.embedding,
                 -- All of its characters, or more, is the whole text. Only of what is said to be truncated is
-                -- the text read.
-                CASE WHEN e.truncated_to IS NULL THEN NULL
-                     WHEN e.truncated_to < char_length(c.text) THEN e.truncated_to END AS truncated_to
+                -- the text read, and the prompt, which does not count.
+                CASE WHEN e.truncated_to IS NOT NULL THEN (
+                    SELECT greatest(it.chars, 1)
+                    FROM (SELECT e.truncated_to - coalesce(char_length(", prompt_of!("s", "c.item_id"), "), 0) AS chars
+                          FROM weir.sources s WHERE s.id = l.source_id) it
+                    WHERE it.chars < char_length(c.text)) END AS truncated_to
          FROM unnest($8::int[], $9::text[], $10::int[], $11::bytea[], $12::vector[], $13::int[])
              AS e(n, item_id, chunk_index, text_hash, embedding, truncated_to)
          JOIN lease l ON l.n = e.n

@@ -10,6 +10,7 @@ use crate::{
     },
     store::{
         Store, StoreError,
+        prompts::prompt_in_force,
         rows::{Job, Source, job_columns},
         sources::SourceState,
     },
@@ -51,10 +52,13 @@ impl Store {
             .collect();
         let mut jobs: Vec<Job> = sqlx::query_as(concat!(
             "-- store::content::create_small
-             WITH source AS (
-                 INSERT INTO weir.sources (namespace, name, model, revision, items_total, chunks_total)
+             WITH prompt AS MATERIALIZED ",
+            prompt_in_force!("id, nullif(prompt, '') AS prompt", "$3"),
+            ", source AS (
+                 INSERT INTO weir.sources (namespace, name, model, revision, items_total, chunks_total, prompt_id)
                  SELECT $1, $2, $3, 1 + coalesce(
-                     (SELECT revision FROM weir.deleted_sources WHERE namespace = $1 AND name = $2), 0), $4, $5
+                     (SELECT revision FROM weir.deleted_sources WHERE namespace = $1 AND name = $2), 0), $4, $5,
+                        coalesce((SELECT id FROM prompt), 0)
                  WHERE NOT EXISTS (SELECT FROM weir.sources WHERE namespace = $1 AND name = $2)
                  ON CONFLICT (namespace, name) DO NOTHING
                  RETURNING id, revision
@@ -64,7 +68,9 @@ impl Store {
                  FROM source s CROSS JOIN unnest($6::text[], $7::text[]) AS n(item_id, metadata)
              ), chunks AS (
                  INSERT INTO weir.chunks (source_id, item_id, chunk_index, text_hash, text)
-                 SELECT s.id, n.item_id, n.chunk_index, n.text_hash, n.text
+                 SELECT s.id, n.item_id, n.chunk_index,
+                        -- Without a prompt the hash is that of the text alone, which is known.
+                        coalesce(sha256(convert_to((SELECT prompt FROM prompt) || n.text, 'UTF8')), n.text_hash), n.text
                  FROM source s CROSS JOIN unnest($8::text[], $9::int[], $10::bytea[], $11::text[])
                      AS n(item_id, chunk_index, text_hash, text)
              )

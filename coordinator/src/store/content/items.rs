@@ -113,7 +113,8 @@ impl ContentWrite<'_> {
         let mut pending: BTreeSet<&str> = BTreeSet::new();
         for item in items {
             let none = BTreeMap::new();
-            let diff = diff_item(&item.chunks, stored.get(&item.item_id).unwrap_or(&none));
+            let hashes = self.prompts.hashes(&item.item_id, &item.chunks);
+            let diff = diff_item(&hashes, stored.get(&item.item_id).unwrap_or(&none));
             self.chunks_delta += diff.added as i64 - diff.removed as i64;
             if let Some(from) = diff.removed_from {
                 rows.removed_ids.push(&item.item_id);
@@ -125,11 +126,10 @@ impl ContentWrite<'_> {
                 touched.insert(&item.item_id);
             }
             for index in diff.changed {
-                let chunk = &item.chunks[index];
                 rows.ids.push(&item.item_id);
                 rows.indexes.push(index as i32);
-                rows.hashes.push(&chunk.text_hash);
-                rows.texts.push(&chunk.text);
+                rows.hashes.push(hashes[index]);
+                rows.texts.push(&item.chunks[index].text);
             }
         }
         self.change.items_added += added.len() as i64;
@@ -226,7 +226,7 @@ impl ContentWrite<'_> {
             .bind(self.source.id)
             .bind(&rows.ids)
             .bind(&rows.indexes)
-            .bind(&rows.hashes)
+            .bind(rows.hashes.iter().map(|it| &it[..]).collect::<Vec<_>>())
             .bind(&rows.texts)
             .fetch_one(&mut *self.tx)
             .await?;
@@ -241,7 +241,7 @@ impl ContentWrite<'_> {
 struct ChunkRows<'a> {
     ids: Vec<&'a str>,
     indexes: Vec<i32>,
-    hashes: Vec<&'a [u8]>,
+    hashes: Vec<TextHash>,
     texts: Vec<&'a str>,
     removed_ids: Vec<&'a str>,
     removed_from: Vec<i32>,
