@@ -32,6 +32,7 @@ mod models;
 mod orphans;
 mod positions;
 mod rejections;
+mod prompts;
 mod restart;
 mod revisions;
 mod rolling;
