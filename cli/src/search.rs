@@ -60,15 +60,10 @@ pub(crate) async fn search(session: &Session, args: SearchArgs) -> Result<(), Fa
     let file = args.models_file.as_deref();
     let profile = args.embedder.profile_in(file, &model)?;
     let embedder = weir_embedder::build(&profile, Role::Query).await?;
-    // Finds out how the server wants to be asked.
-    embedder
-        .probe(0)
-        .await
-        .map_err(|error| anyhow::anyhow!("cannot embed the text: {error}"))?;
-    let vectors = embedder
-        .embed(&[&text])
-        .await
-        .map_err(|error| anyhow::anyhow!("cannot embed the text: {error}"))?;
+    let failed = |error| anyhow::anyhow!("cannot embed the text: {error}");
+    // Finds out how the server is to be asked.
+    embedder.probe(0).await.map_err(failed)?;
+    let vectors = embedder.embed(&[&text]).await.map_err(failed)?;
     let vectors: Result<Vec<_>, _> = vectors.into_iter().collect();
     let vectors = vectors.map_err(|flaw| anyhow::anyhow!("cannot embed the text: {flaw}"))?;
     let request = v1::SearchRequest {

@@ -28,7 +28,9 @@ pub trait Embedder: Send + Sync + 'static {
 
     /// Embeds one harmless text of about so many bytes, the shortest for 0, and
     /// asks the server for its limits where it can tell them: shows at start
-    /// that the embedder works, and after an outage that it works again.
+    /// that the embedder works, and after an outage that it works again. What a
+    /// server does not tell of how it is asked is found out by it, so one probe
+    /// must come before the first texts.
     async fn probe(&self, bytes: usize) -> Result<Probe, EmbedError>;
 }
 

@@ -3,11 +3,17 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd,
 };
+use rustls::{
+    ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+};
+use tokio_rustls::TlsAcceptor;
 use tonic::transport::{Certificate, ClientTlsConfig, Identity};
 
 /// An authority, and a folder that everything it issues is written to.
@@ -24,6 +30,23 @@ pub struct Issued {
     pub cert: PathBuf,
     /// Its key.
     pub key: PathBuf,
+}
+
+impl Issued {
+    /// Takes connections with it.
+    pub fn acceptor(&self) -> TlsAcceptor {
+        let certs = CertificateDer::pem_file_iter(&self.cert).unwrap();
+        let certs = certs.map(Result::unwrap).collect();
+        let key = PrivateKeyDer::from_pem_file(&self.key).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(certs, key)
+            .unwrap();
+        TlsAcceptor::from(Arc::new(config))
+    }
 }
 
 impl Authority {

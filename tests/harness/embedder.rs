@@ -5,6 +5,8 @@
 
 mod answer;
 mod dialect;
+mod door;
+mod forward;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,6 +16,8 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use axum::http::{HeaderMap, StatusCode};
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tokio::{
     net::TcpListener,
@@ -21,8 +25,11 @@ use tokio::{
     task::JoinHandle,
     time::{self, Instant},
 };
+use tokio_rustls::TlsAcceptor;
 
-use crate::PATIENCE;
+use self::door::{Door, Wire};
+pub use self::forward::ForwardProxy;
+use crate::{PATIENCE, certificates::Issued};
 
 /// Numbers in a vector.
 pub const DIMENSION: usize = 16;
@@ -55,6 +62,12 @@ pub struct Call {
     pub authorization: Option<String>,
     /// The trace context that it came with.
     pub traceparent: Option<String>,
+    /// The path and query that were asked for, or the whole address by a proxy.
+    pub target: String,
+    /// All headers.
+    pub headers: HeaderMap,
+    /// All that was asked.
+    pub body: Value,
     /// Whether the right vectors were sent back.
     pub answered: bool,
 }
@@ -64,8 +77,24 @@ pub struct Call {
 pub enum Rude {
     /// This status, with `Retry-After` where given, and this body.
     Status(u16, Option<String>, String),
+    /// This status with a body of this content type.
+    Refusal(u16, &'static str, String),
     /// The right vectors without the last.
     WrongCount,
+    /// The right vectors and one more.
+    OneMore,
+    /// The right vectors, all with the same number, where they have any.
+    Twice,
+    /// Vectors of so many numbers.
+    Dimension(usize),
+    /// The right vectors, packed though nobody asked for it.
+    Gzip,
+    /// The right vectors with this content type.
+    Labelled(&'static str),
+    /// The connection ends before an answer.
+    Eof,
+    /// The same, with a reset.
+    Reset,
     /// 200 with this body.
     Body(String),
     /// The beginning of the right answer, and then the connection breaks.
@@ -133,8 +162,11 @@ impl Quota {
     }
 }
 
-/// Says how rudely the call with these texts is answered, if it is.
-type Rule = Box<dyn Fn(&[String]) -> Option<Rude> + Send>;
+/// Says how rudely a call is answered, if it is.
+type Rule = Box<dyn Fn(&Call) -> Option<Rude> + Send>;
+
+/// The status, the content type and the body of an answer.
+type Whole = (StatusCode, &'static str, &'static str);
 
 #[derive(Default)]
 struct Script {
@@ -147,8 +179,11 @@ struct Script {
     quota: Option<Quota>,
     /// Whether it is an Ollama that knows `/api/embeddings` only.
     old_ollama: bool,
-    /// Whether it refuses to pack vectors.
-    no_base64: bool,
+    /// The one path at which it takes texts, as OpenAI's API.
+    openai_at: Option<String>,
+    /// What it answers at paths where there is nothing, and those that were.
+    missing: Option<Whole>,
+    missed: Vec<String>,
     /// The name that it gives its model.
     model_id: Option<String>,
 }
@@ -171,6 +206,7 @@ impl Shared {
 /// A running server; it ends with this value.
 pub struct FakeEmbedder {
     address: SocketAddr,
+    scheme: &'static str,
     shared: Arc<Shared>,
     server: JoinHandle<()>,
 }
@@ -186,6 +222,15 @@ impl fmt::Debug for FakeEmbedder {
 impl FakeEmbedder {
     /// Starts a server on a free port of this machine.
     pub async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// Starts one that speaks TLS, with this certificate.
+    pub async fn start_tls(own: &Issued) -> Self {
+        Self::start_with(Some(own.acceptor())).await
+    }
+
+    async fn start_with(tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0")
             .await
             .expect("a port is free");
@@ -198,13 +243,17 @@ impl FakeEmbedder {
             gate: watch::Sender::new(usize::MAX),
         });
         let router = dialect::router(Arc::clone(&shared));
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let door = Door { listener, tls };
         let server = tokio::spawn(async move {
-            if let Err(error) = axum::serve(listener, router).await {
+            let service = router.into_make_service_with_connect_info::<Wire>();
+            if let Err(error) = axum::serve(door, service).await {
                 eprintln!("The fake embedder failed: {error}");
             }
         });
         Self {
             address,
+            scheme,
             shared,
             server,
         }
@@ -212,7 +261,12 @@ impl FakeEmbedder {
 
     /// The server's URL, without a path.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("{}://{}", self.scheme, self.address)
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Makes every call take this long, and this much longer for each text.
@@ -230,6 +284,11 @@ impl FakeEmbedder {
     /// now on and instead of an earlier rule. What [`Self::next`] said comes
     /// first.
     pub fn rule(&self, rule: impl Fn(&[String]) -> Option<Rude> + Send + 'static) {
+        self.rule_of_calls(move |call| rule(&call.texts));
+    }
+
+    /// The same, by all there is of a call.
+    pub fn rule_of_calls(&self, rule: impl Fn(&Call) -> Option<Rude> + Send + 'static) {
         self.shared.script().rule = Some(Box::new(rule));
     }
 
@@ -252,9 +311,20 @@ impl FakeEmbedder {
         self.shared.script().old_ollama = old;
     }
 
-    /// Refuses `encoding_format: base64` from now on.
-    pub fn refuse_base64(&self) {
-        self.shared.script().no_base64 = true;
+    /// Has OpenAI's API at this path from now on, and nothing anywhere else.
+    pub fn set_openai_at(&self, path: &str) {
+        self.shared.script().openai_at = Some(path.to_owned());
+    }
+
+    /// Answers like this, from now on, where there is nothing.
+    pub fn set_missing(&self, status: u16, kind: &'static str, body: &'static str) {
+        let status = StatusCode::from_u16(status).expect("the test names a status code");
+        self.shared.script().missing = Some((status, kind, body));
+    }
+
+    /// Takes out the paths that were asked for and where nothing is, oldest first.
+    pub fn take_missed(&self) -> Vec<String> {
+        std::mem::take(&mut self.shared.script().missed)
     }
 
     /// What `GET /info` says of the model.
@@ -301,6 +371,12 @@ impl FakeEmbedder {
     /// Every call so far, oldest first.
     pub fn calls(&self) -> Vec<Call> {
         self.shared.script().calls.clone()
+    }
+
+    /// Takes the calls so far out, oldest first: they are counted no more. Not
+    /// for tests that hold calls.
+    pub fn take_calls(&self) -> Vec<Call> {
+        std::mem::take(&mut self.shared.script().calls)
     }
 
     /// How often each text came in.

@@ -2,7 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
+mod profile;
 mod quotes;
+mod rude;
+mod ways;
 
 use std::{
     fs,
@@ -11,7 +14,7 @@ use std::{
 };
 
 use clap::Parser;
-use weir_embedder::{EmbedError, Embedder, EmbedderConfig, Embedding, Role};
+use weir_embedder::{EmbedError, Embedder, EmbedderConfig, Embedding, Profile, Role};
 use weir_tests::embedder::{DIMENSION, FakeEmbedder, Limits, RetryAfter, Rude, expected_vector};
 
 #[derive(Parser)]
@@ -33,25 +36,39 @@ use Dialect::{OldOllama, Ollama, OpenAi, Tei};
 
 const DIALECTS: [Dialect; 4] = [Ollama, OldOllama, OpenAi, Tei];
 
-async fn start_with(dialect: Dialect, flags: &[&str]) -> (FakeEmbedder, Arc<dyn Embedder>) {
-    let fake = FakeEmbedder::start().await;
-    fake.set_old_ollama(dialect == OldOllama);
+/// The profile of a server at this address.
+fn profile(dialect: Dialect, url: &str) -> Profile {
     let kind = match dialect {
         Ollama | OldOllama => "ollama",
         OpenAi => "openai",
         Tei => "tei",
     };
-    let url = fake.url();
-    let all = ["worker", "--embedder", kind, "--embedder-url", &url];
-    let config = Flags::parse_from(all.iter().chain(flags)).config;
-    let embedder = weir_embedder::build(&config.profile("fake"), Role::Document)
-        .await
-        .unwrap();
+    let flags = ["worker", "--embedder", kind, "--embedder-url", url];
+    Flags::parse_from(flags).config.profile("fake")
+}
+
+async fn build(profile: &Profile) -> Arc<dyn Embedder> {
+    weir_embedder::build(profile, Role::Document).await.unwrap()
+}
+
+/// A server and an embedder that has probed it, of a profile with this change.
+async fn start_as(
+    dialect: Dialect,
+    change: impl FnOnce(&mut Profile),
+) -> (FakeEmbedder, Arc<dyn Embedder>) {
+    let fake = FakeEmbedder::start().await;
+    fake.set_old_ollama(dialect == OldOllama);
+    let mut profile = profile(dialect, &fake.url());
+    change(&mut profile);
+    let embedder = build(&profile).await;
+    embedder.probe(0).await.unwrap();
+    fake.take_calls();
+    fake.take_missed();
     (fake, embedder)
 }
 
 async fn start(dialect: Dialect) -> (FakeEmbedder, Arc<dyn Embedder>) {
-    start_with(dialect, &[]).await
+    start_as(dialect, |_| ()).await
 }
 
 /// The error's kind, and its words.
@@ -93,19 +110,6 @@ async fn every_dialect_gives_the_vectors_in_order() {
         assert_eq!(fake.calls().len(), calls, "{dialect:?}");
         assert!(fake.calls().iter().all(|call| call.answered));
     }
-}
-
-#[tokio::test]
-async fn the_way_to_an_old_ollama_is_forgotten_at_the_next_probe() {
-    let (fake, embedder) = start(OldOllama).await;
-    embedder.embed(&["a"]).await.unwrap();
-    fake.set_old_ollama(false);
-    // Still one by one.
-    embedder.embed(&["a", "b"]).await.unwrap();
-    assert_eq!(fake.calls().len(), 3);
-    embedder.probe(0).await.unwrap();
-    embedder.embed(&["a", "b"]).await.unwrap();
-    assert_eq!(fake.calls().len(), 5);
 }
 
 #[tokio::test]
@@ -184,66 +188,6 @@ async fn whoever_is_told_to_wait_hears_how_long() {
 }
 
 #[tokio::test]
-async fn broken_answers_are_sorted_in_every_dialect() {
-    let mark = || "bad".to_owned();
-    let rude = [
-        (Rude::WrongCount, "transient", "vectors"),
-        (Rude::CutOff, "broken", "broke the connection"),
-        (Rude::Stall, "timeout", "sent nothing for 600ms"),
-        (
-            Rude::Drip(Duration::from_millis(100)),
-            "timeout",
-            "longer than 6s",
-        ),
-        (Rude::Hang, "timeout", "longer than 6s"),
-        (Rude::Page, "embedder", "a web page"),
-        (Rude::Redirect("/elsewhere".into()), "embedder", "redirects"),
-        (Rude::Zero(mark()), "flawed", "all zero"),
-        (Rude::Null(mark()), "flawed", "NaN"),
-        (Rude::Nan(mark()), "flawed", "NaN"),
-    ];
-    let all = DIALECTS
-        .into_iter()
-        .flat_map(|dialect| rude.iter().map(move |rude| (dialect, rude)));
-    let checks = all.map(|(dialect, (rude, kind, words))| async move {
-        if dialect == OldOllama && matches!(rude, Rude::WrongCount) {
-            // It answers one vector, which is then null.
-            return;
-        }
-        let (fake, embedder) = start_with(dialect, &["--embed-timeout", "6s"]).await;
-        let again = rude.clone();
-        fake.rule(move |_| Some(again.clone()));
-        // Long enough to drip for more than the timeout.
-        let texts = ["bad", "good", "c", "d", "e"];
-        let texts = &texts[..if dialect == OldOllama { 1 } else { 5 }];
-        let found = embedder.embed(texts).await;
-        let usable = |vectors: &Vec<Embedding>| vectors.iter().all(Result::is_ok);
-        if dialect == OldOllama && found.as_ref().is_ok_and(usable) {
-            assert!(matches!(rude, Rude::Drip(_)));
-            return;
-        }
-        let found = match found {
-            Ok(vectors) => {
-                // It is the first text's; the others have theirs.
-                assert_near(&vectors[1..], &texts[1..]);
-                ("flawed", vectors[0].clone().unwrap_err())
-            }
-            Err(error) => told(&error),
-        };
-        assert_eq!(found.0, *kind, "{dialect:?}, {rude:?}: {}", found.1);
-        assert!(
-            found.1.contains(words),
-            "{dialect:?}, {rude:?}: {}",
-            found.1
-        );
-        fake.behave();
-        fake.set_old_ollama(dialect == OldOllama);
-        assert_near(&embedder.embed(texts).await.unwrap(), texts);
-    });
-    futures::future::join_all(checks).await;
-}
-
-#[tokio::test]
 async fn a_slow_drip_that_comes_in_time_is_an_answer() {
     let (fake, embedder) = start(Ollama).await;
     fake.next(Rude::Drip(Duration::from_millis(1)));
@@ -275,18 +219,9 @@ async fn a_model_of_another_dimension_is_not_used() {
 }
 
 #[tokio::test]
-async fn numbers_are_asked_for_where_vectors_are_not_packed() {
-    let (fake, embedder) = start(OpenAi).await;
-    fake.refuse_base64();
-    for _ in 0..2 {
-        assert_near(&embedder.embed(&["a", "b"]).await.unwrap(), &["a", "b"]);
-    }
-    assert_eq!(fake.calls().len(), 2);
-}
-
-#[tokio::test]
 async fn openai_vectors_need_no_numbers_but_all_or_none() {
-    let (fake, embedder) = start(OpenAi).await;
+    let fake = FakeEmbedder::start().await;
+    let embedder = build(&profile(OpenAi, &fake.url())).await;
     fake.next(Rude::Body(
         r#"{"data": [{"embedding": [1]}, {"embedding": [2]}]}"#.into(),
     ));
@@ -299,23 +234,13 @@ async fn openai_vectors_need_no_numbers_but_all_or_none() {
 }
 
 #[tokio::test]
-async fn a_dimension_that_was_asked_for_must_come() {
-    let (_fake, embedder) = start_with(OpenAi, &["--dimensions", "16"]).await;
-    embedder.probe(0).await.unwrap();
-    let (_fake, embedder) = start_with(OpenAi, &["--dimensions", "8"]).await;
-    let (kind, words) = told(&embedder.probe(0).await.unwrap_err());
-    assert_eq!(kind, "embedder");
-    assert!(words.contains("WEIR_DIMENSIONS"), "{words}");
-}
-
-#[tokio::test]
 async fn a_new_key_is_used_from_the_next_call_on() {
     let key = tempfile::NamedTempFile::new().unwrap();
     fs::write(&key, "old").unwrap();
     let path = key.path().to_str().unwrap();
-    for dialect in [OpenAi, Tei] {
-        let (fake, embedder) = start_with(dialect, &["--embedder-api-key-file", path]).await;
+    for dialect in DIALECTS {
         fs::write(&key, "old").unwrap();
+        let (fake, embedder) = start_as(dialect, |it| it.key_file = Some(path.into())).await;
         embedder.embed(&["a"]).await.unwrap();
         fs::write(&key, "new key").unwrap();
         embedder.embed(&["a"]).await.unwrap();
@@ -348,18 +273,17 @@ async fn a_refused_key_is_read_again() {
     };
     write("one");
     let path = key.path().to_str().unwrap();
-    let (fake, embedder) = start_with(OpenAi, &["--embedder-api-key-file", path]).await;
-    embedder.embed(&["a"]).await.unwrap();
-    write("two");
-    embedder.embed(&["a"]).await.unwrap();
-    fake.next(Rude::Status(401, None, String::new()));
-    embedder.embed(&["a"]).await.unwrap();
-    let keys = fake
-        .calls()
-        .into_iter()
-        .filter_map(|call| call.authorization);
-    assert_eq!(
-        keys.collect::<Vec<_>>(),
-        ["Bearer one", "Bearer one", "Bearer one", "Bearer two"]
-    );
+    for (dialect, status) in DIALECTS.into_iter().zip([401, 403, 403, 401]) {
+        write("one");
+        let (fake, embedder) = start_as(dialect, |it| it.key_file = Some(path.into())).await;
+        embedder.embed(&["a"]).await.unwrap();
+        write("two");
+        embedder.embed(&["a"]).await.unwrap();
+        fake.next(Rude::Status(status, None, String::new()));
+        embedder.embed(&["a"]).await.unwrap();
+        let calls = fake.calls().into_iter();
+        let keys: Vec<_> = calls.filter_map(|call| call.authorization).collect();
+        let expected = ["Bearer one", "Bearer one", "Bearer one", "Bearer two"];
+        assert_eq!(keys, expected, "{dialect:?}");
+    }
 }

@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::json;
 use weir_tests::embedder::Rude;
 
-use super::{DIALECTS, OpenAi, Tei, fails, start, start_with};
+use super::{DIALECTS, OpenAi, fails, start, start_as};
 
 const TEXT: &str = "Dear Dr. Brown,\n\tthe biopsy of Jane \"Janie\" Döe (born 1961-04-23) shows \
                     that the tumour is malignant, 悪性腫瘍が見つかりました. Please call her at once.";
@@ -75,8 +75,8 @@ async fn half_a_key_is_not_passed_on() {
     let key = tempfile::NamedTempFile::new().unwrap();
     fs::write(&key, KEY).unwrap();
     let path = key.path().to_str().unwrap();
-    for dialect in [OpenAi, Tei] {
-        let (fake, embedder) = start_with(dialect, &["--embedder-api-key-file", path]).await;
+    for dialect in DIALECTS {
+        let (fake, embedder) = start_as(dialect, |it| it.key_file = Some(path.into())).await;
         for quote in [
             KEY.to_owned(),
             KEY[..20].to_owned(),
@@ -115,7 +115,7 @@ async fn neither_of_two_keys_is_passed_on_after_one_was_replaced() {
     let key = tempfile::NamedTempFile::new().unwrap();
     fs::write(&key, "old-Zq8vWm3nTtR5").unwrap();
     let path = key.path().to_str().unwrap();
-    let (fake, embedder) = start_with(OpenAi, &["--embedder-api-key-file", path]).await;
+    let (fake, embedder) = start_as(OpenAi, |it| it.key_file = Some(path.into())).await;
     // Of the same length and time, so that only the refusal has it read again.
     let modified = key.as_file().metadata().unwrap().modified().unwrap();
     fs::write(&key, "new-yLx0KdHsGfBc").unwrap();

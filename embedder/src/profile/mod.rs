@@ -9,11 +9,10 @@ pub(crate) mod value;
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use clap::ValueEnum;
 use reqwest::Url;
 use serde::Deserialize;
-use weir_proto::secret::is_kept_on_the_way;
 
 pub(crate) use self::partial::Partial;
 pub use self::{file::ModelsFile, value::model_name};
@@ -250,41 +249,6 @@ impl Profile {
             self.key_header
         );
         Ok(())
-    }
-
-    /// The address of the server, without the path of an endpoint. A `/v1` at
-    /// its end is taken as part of the endpoint's path, since many write it
-    /// there.
-    pub(crate) fn base(&self, default: Option<&str>) -> anyhow::Result<Url> {
-        const SETTING: &str = "--embedder-url (WEIR_EMBEDDER_URL)";
-        let mut url = match (&self.url, default) {
-            (Some(url), _) => url.clone(),
-            (None, Some(default)) => Url::parse(default)?,
-            (None, None) => bail!("{SETTING} is not set"),
-        };
-        ensure!(
-            matches!(url.scheme(), "http" | "https") && url.has_host(),
-            "{SETTING} must begin with http:// or https:// and name a host"
-        );
-        ensure!(
-            url.username().is_empty() && url.password().is_none(),
-            "{SETTING} must not hold a user or password; an API key goes into --embedder-api-key-file"
-        );
-        ensure!(
-            url.query().is_none() && url.fragment().is_none(),
-            "{SETTING} must not have a query or a fragment"
-        );
-        ensure!(
-            self.key_file.is_none()
-                || self.insecure_key
-                || is_kept_on_the_way(Some(url.scheme()), url.host_str()),
-            "--embedder-api-key-file (WEIR_EMBEDDER_API_KEY_FILE): the key would go to {url} for all on the way to read: \
-             use https://, or say --insecure-embedder-api-key (WEIR_INSECURE_EMBEDDER_API_KEY)"
-        );
-        let path = url.path().trim_end_matches('/');
-        let path = path.strip_suffix("/v1").unwrap_or(path).to_owned();
-        url.set_path(&path);
-        Ok(url)
     }
 }
 

@@ -4,21 +4,23 @@ mod reading;
 
 use std::time::{Duration, SystemTime};
 
-use anyhow::Context as _;
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
-use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
-use weir_proto::{limits::MAX_DIMENSION, secret::is_loopback, trace::TRACEPARENT};
+use reqwest::{
+    Client, RequestBuilder, Response, StatusCode, Url,
+    header::{ACCEPT_ENCODING, HeaderMap},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
+use weir_proto::{limits::MAX_DIMENSION, trace::TRACEPARENT};
 use weir_telemetry::{KeyValue, Span};
 
-use super::key::ApiKey;
-use super::refusal::Refusal;
-use super::vector;
+use super::{
+    address, body, client,
+    refusal::{self, Refusal},
+    secrets::Credentials,
+    vector,
+    ways::Fault,
+};
 use crate::{EmbedError, Profile, Role, redact::presentable};
-
-/// Longest wait for a connection; a server that is there answers far sooner.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Bytes that a number of a vector may take in JSON, with what parts it from
 /// the next.
@@ -33,13 +35,28 @@ const MAX_ANSWER_BYTES: usize = 256 << 20;
 /// An embedding server.
 pub(super) struct Server {
     client: Client,
-    base: Url,
     /// The server in messages: "the embedding server", host and port.
     name: String,
+    host: String,
     /// What to do about a 404, for a person.
     missing_hint: String,
-    key: Option<ApiKey>,
+    /// What else to check where it cannot be reached, for a person.
+    further_checks: &'static str,
+    credentials: Credentials,
+    /// What its address holds that no message may show.
+    secrets: Vec<String>,
+    fields: Map<String, Value>,
     timeout: Duration,
+}
+
+/// What a provider sends and says besides what the profile has.
+pub(super) struct Habits<'a> {
+    /// Fields of a request, which the profile may change.
+    pub(super) fields: Value,
+    /// Names of the fields that it may not.
+    pub(super) own: &'a [&'a str],
+    /// What to do about a 404, for a person.
+    pub(super) missing_hint: String,
 }
 
 /// Why there is no answer.
@@ -47,61 +64,54 @@ pub(super) enum Failure {
     /// The server answered that it would not.
     Refused(Refused),
     /// It did not answer, or nothing that can be used.
-    Other(EmbedError),
+    Other(Fault, EmbedError),
 }
 
-/// An answer that is not a success.
+/// An answer that says that there are no vectors.
 pub(super) struct Refused {
     pub(super) status: StatusCode,
+    /// Where, without what may be a key.
+    at: String,
     headers: HeaderMap,
     /// The body, or its beginning.
     pub(super) body: Vec<u8>,
-    /// The keys that were sent, the last one last, so that no message shows
-    /// them.
-    keys: Vec<HeaderValue>,
+    /// What was sent that no message may show.
+    secrets: Vec<String>,
 }
 
 impl Server {
-    /// `missing_hint` says what to do about a 404.
+    /// A server at these addresses, of which there is at least one.
     pub(super) fn new(
         profile: &Profile,
-        _role: Role,
-        default_url: Option<&str>,
-        missing_hint: String,
+        role: Role,
+        addresses: &[Url],
+        habits: Habits<'_>,
     ) -> anyhow::Result<Self> {
-        let base = profile.base(default_url)?;
-        let timeout = profile.timeout;
-        let key = profile.key_file.as_deref();
-        // Without a process-wide provider reqwest cannot build a client. An
-        // error means that there is one already.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut builder = Client::builder();
-        if base.host_str().is_some_and(is_loopback) {
-            // A proxy of the environment could not reach it.
-            builder = builder.no_proxy();
-        }
-        let client = builder
-            .timeout(timeout)
-            // Less than the whole, so that a server that cannot be reached is
-            // told from one that is slow.
-            .connect_timeout(CONNECT_TIMEOUT.min(timeout / 2))
-            // A redirected POST would send texts and the key to another host.
-            .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("weir/", env!("CARGO_PKG_VERSION")))
-            .build()
-            .context("cannot set up HTTP")?;
-        let host = base.host_str().unwrap_or_default();
-        let name = match base.port() {
+        let first = &addresses[0];
+        let host = first.host_str().unwrap_or_default().to_owned();
+        let name = match first.port() {
             Some(port) => format!("the embedding server {host}:{port}"),
             None => format!("the embedding server {host}"),
         };
+        let mut secrets = address::secrets(first);
+        let proxy = profile.proxy.as_ref();
+        secrets.extend(proxy.and_then(Url::password).map(str::to_owned));
+        let further_checks = match (&profile.proxy, &profile.ca_file, first.scheme()) {
+            (Some(_), ..) => ", and the profile's proxy",
+            (None, None, "https") => "; a certificate of an authority of your own needs ca-file",
+            (None, Some(_), "https") => ", and the profile's ca-file",
+            _ => "",
+        };
         Ok(Self {
-            client,
-            base,
+            client: client::client(profile, first)?,
             name,
-            missing_hint,
-            key: key.map(ApiKey::open).transpose()?,
-            timeout,
+            host,
+            missing_hint: habits.missing_hint,
+            further_checks,
+            credentials: Credentials::open(profile)?,
+            secrets,
+            fields: body::fields(profile, role, habits.fields, habits.own),
+            timeout: profile.timeout,
         })
     }
 
@@ -114,95 +124,103 @@ impl Server {
         self.timeout
     }
 
-    /// Posts the request that embeds these texts and reads the answer.
-    pub(super) async fn post<T: DeserializeOwned>(
-        &self,
-        path: &str,
-        request: &impl Serialize,
-        texts: &[&str],
-    ) -> Result<T, EmbedError> {
-        let answer = self.try_post(path, request, texts.len()).await;
-        answer.map_err(|failure| self.sort(failure, texts))
+    /// Fields of every request, besides the provider's own.
+    pub(super) fn fields(&self) -> &Map<String, Value> {
+        &self.fields
     }
 
-    /// Posts a request that embeds `count` texts.
-    pub(super) async fn try_post<T: DeserializeOwned>(
+    /// Posts a request that embeds `count` texts, and reads the answer.
+    pub(super) async fn post<T: DeserializeOwned>(
         &self,
-        path: &str,
+        url: &Url,
         request: &impl Serialize,
         count: usize,
     ) -> Result<T, Failure> {
-        let post = self.client.post(self.at(path)).json(request);
+        let post = self.client.post(url.clone()).json(request);
         let limit = count * MAX_DIMENSION * BYTES_PER_NUMBER + BYTES_AROUND;
-        self.exchange(post, limit).await
+        self.exchange(url, post, limit).await
     }
 
-    pub(super) async fn try_get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
-        self.exchange(self.client.get(self.at(path)), BYTES_AROUND)
+    pub(super) async fn get<T: DeserializeOwned>(&self, url: &Url) -> Result<T, Failure> {
+        self.exchange(url, self.client.get(url.clone()), BYTES_AROUND)
             .await
-    }
-
-    fn at(&self, path: &str) -> Url {
-        let mut url = self.base.clone();
-        let whole = format!("{}{path}", self.base.path().trim_end_matches('/'));
-        url.set_path(&whole);
-        url
     }
 
     /// Sends a request and reads the answer, of at most `limit` bytes.
     async fn exchange<T: DeserializeOwned>(
         &self,
+        url: &Url,
         request: RequestBuilder,
         limit: usize,
     ) -> Result<T, Failure> {
-        let response = self.send(request).await?;
+        let (response, sent) = self.send(url, request).await?;
+        let (status, headers) = (response.status(), response.headers().clone());
         let body = self.read(response, limit.min(MAX_ANSWER_BYTES)).await;
-        let body = body.map_err(Failure::Other)?;
-        // The parser's own words may quote the answer; its place is enough.
-        vector::parse(&body).map_err(|error| Failure::Other(self.unreadable(&error)))
+        let body = body.map_err(|error| Failure::Other(fault_of(&error), error))?;
+        vector::parse(&body).map_err(|error| {
+            if Self::is_page(&headers, &body) {
+                return Failure::Other(Fault::Address, self.no_api(url));
+            }
+            if refusal::tells_error(&body) {
+                return Failure::Refused(Refused {
+                    status,
+                    at: address::shown(url),
+                    headers,
+                    body,
+                    secrets: self.secrets_of(&sent),
+                });
+            }
+            // The parser's own words may quote the answer; its place is enough.
+            Failure::Other(Fault::Form, self.unreadable(&error))
+        })
     }
 
-    /// Returns an answer that is a success. A key that is refused is read
-    /// again, for it may just have been replaced.
-    async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
+    /// Returns an answer that is a success, and the headers it is for. Secrets
+    /// that are refused are read again, for they may just have been replaced.
+    async fn send(
+        &self,
+        url: &Url,
+        request: RequestBuilder,
+    ) -> Result<(Response, HeaderMap), Failure> {
         let again = request.try_clone();
-        let header = self.key.as_ref().map(ApiKey::header);
-        let refused = match self.send_with(request, header.clone()).await {
-            Err(Failure::Refused(refused)) if refused.status == StatusCode::UNAUTHORIZED => refused,
-            outcome => return outcome,
+        let headers = self.credentials.headers();
+        let refused = match self.send_with(url, request, &headers).await {
+            Err(Failure::Refused(refused)) if refused.is_of_secret() => refused,
+            outcome => return outcome.map(|response| (response, headers)),
         };
-        let other = self.key.as_ref().zip(header.as_ref());
-        let other = other.and_then(|(key, header)| key.other_than(header));
-        let (Some(again), Some(other)) = (again, other) else {
+        let (Some(again), Some(other)) = (again, self.credentials.other_than(&headers)) else {
             return Err(Failure::Refused(refused));
         };
-        let mut outcome = self.send_with(again, Some(other)).await;
+        let mut outcome = self.send_with(url, again, &other).await;
         if let Err(Failure::Refused(last)) = &mut outcome {
-            last.keys.splice(..0, refused.keys);
+            last.secrets.extend(refused.secrets);
         }
-        outcome
+        outcome.map(|response| (response, other))
     }
 
     async fn send_with(
         &self,
-        mut request: RequestBuilder,
-        key: Option<HeaderValue>,
+        url: &Url,
+        request: RequestBuilder,
+        headers: &HeaderMap,
     ) -> Result<Response, Failure> {
-        if let Some(key) = &key {
-            request = request.header(AUTHORIZATION, key);
-        }
+        // Numbers that are packed do not shrink.
+        let request = request.header(ACCEPT_ENCODING, "identity");
+        let mut request = request.headers(headers.clone());
         let span = Span::current();
         if let Some(trace) = span.context() {
             request = request.header(TRACEPARENT, trace.to_string());
         }
         let response = request.send().await;
-        let response = response.map_err(|error| Failure::Other(self.broken(&error)))?;
+        let response = response.map_err(|error| {
+            let error = self.broken(&error);
+            Failure::Other(fault_of(&error), error)
+        })?;
         span.set(|| {
             let status = i64::from(response.status().as_u16());
-            let host = self.base.host_str().unwrap_or_default();
             [
                 KeyValue::new("http.response.status_code", status),
-                KeyValue::new("server.address", host.to_owned()),
+                KeyValue::new("server.address", self.host.clone()),
             ]
         });
         if response.status().is_success() {
@@ -210,41 +228,88 @@ impl Server {
         }
         Err(Failure::Refused(Refused {
             status: response.status(),
+            at: address::shown(url),
             headers: response.headers().clone(),
             body: self.refusal_body(response).await,
-            keys: key.into_iter().collect(),
+            secrets: self.secrets_of(headers),
         }))
+    }
+
+    fn secrets_of(&self, sent: &HeaderMap) -> Vec<String> {
+        let mut secrets = self.credentials.secrets(sent);
+        secrets.extend_from_slice(&self.secrets);
+        secrets
     }
 
     /// What the server says of itself, fit for a log.
     pub(super) fn presentable(&self, said: &str) -> String {
-        let key = self.key.as_ref().map(ApiKey::header);
-        presentable(said, &[], &keys(key.as_slice()))
+        let secrets = self.secrets_of(&self.credentials.headers());
+        let secrets: Vec<&str> = secrets.iter().map(String::as_str).collect();
+        presentable(said, &[], &secrets)
     }
 
     /// Sorts the failure of a call that sent these texts.
     pub(super) fn sort(&self, failure: Failure, texts: &[&str]) -> EmbedError {
         let refused = match failure {
             Failure::Refused(refused) => refused,
-            Failure::Other(error) => return error,
+            Failure::Other(_, error) => return error,
         };
+        let secrets: Vec<&str> = refused.secrets.iter().map(String::as_str).collect();
         let refusal = Refusal {
             server: &self.name,
             status: refused.status,
+            at: &refused.at,
             headers: &refused.headers,
             body: &refused.body,
             texts,
-            keys: &keys(&refused.keys),
+            secrets: &secrets,
             missing_hint: &self.missing_hint,
         };
         refusal.sort(SystemTime::now())
     }
 }
 
-/// The keys in headers that were made of them.
-fn keys(headers: &[HeaderValue]) -> Vec<&str> {
-    let headers = headers.iter().filter_map(|header| header.to_str().ok());
-    headers
-        .filter_map(|header| header.strip_prefix("Bearer "))
-        .collect()
+impl Failure {
+    /// What it speaks against.
+    pub(super) fn fault(&self) -> Fault {
+        match self {
+            Self::Other(fault, _) => *fault,
+            Self::Refused(refused) => match refused.status.as_u16() {
+                300..=399 | 404 | 405 => Fault::Address,
+                // Whom it does not know, and who asks too often, is not helped
+                // by asking more.
+                401 | 403 | 407 | 429 => Fault::Server,
+                _ => Fault::Form,
+            },
+        }
+    }
+
+    /// Whether the server gave a reason in JSON, as an API does.
+    pub(super) fn is_json(&self) -> bool {
+        matches!(self, Self::Refused(refused) if refusal::tells_error(&refused.body))
+    }
+
+    /// Whether the server gave a reason.
+    pub(super) fn has_words(&self) -> bool {
+        matches!(self, Self::Refused(refused) if !refusal::words(&refused.body).is_empty())
+    }
+}
+
+impl Refused {
+    /// Whether another key might do.
+    fn is_of_secret(&self) -> bool {
+        matches!(
+            self.status,
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+        )
+    }
+}
+
+/// What a call that got no whole answer speaks against: one that broke the
+/// server may have done so by its form.
+fn fault_of(error: &EmbedError) -> Fault {
+    match error {
+        EmbedError::Broken { .. } | EmbedError::Transient { .. } => Fault::Form,
+        _ => Fault::Server,
+    }
 }

@@ -55,11 +55,12 @@ impl Provider for Local {
         "the local model"
     }
 
-    async fn limits(&self) -> Result<Limits, EmbedError> {
-        Ok(Limits {
+    async fn probe(&self, text: &str) -> Result<(Vec<Vec<f32>>, Limits), EmbedError> {
+        let limits = Limits {
             text_tokens: Some(self.model.max_tokens()),
             ..Limits::default()
-        })
+        };
+        Ok((self.call(&[text]).await?, limits))
     }
 
     async fn call(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {

@@ -2,36 +2,53 @@
 //! old for it.
 //! <https://docs.ollama.com/api/embed>
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use async_trait::async_trait;
-use reqwest::StatusCode;
+use reqwest::Url;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 use tokio::time::timeout;
-use tracing::info;
 
-use super::checked::Provider;
-use super::http::{Failure, Refused, Server};
-use super::vector::Vector;
-use crate::{EmbedError, Limits, Profile, Role};
+use super::{
+    address::addresses,
+    http::{Failure, Habits, Server},
+    remote::Remote,
+    vector::Vector,
+    ways::{Fault, Way, Ways},
+};
+use crate::{Profile, Role};
 
-const DEFAULT_URL: &str = "http://127.0.0.1:11434";
+/// What the server takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// Many texts a call.
+    New,
+    /// One text a call.
+    Old,
+}
+
+impl Form {
+    fn of(url: &Url) -> Self {
+        if url.path().trim_end_matches('/').ends_with("/embeddings") {
+            Self::Old
+        } else {
+            Self::New
+        }
+    }
+}
 
 /// A model on an Ollama server.
 pub(super) struct Ollama {
     server: Server,
     model: String,
-    /// Whether the server has the old route only.
-    old: AtomicBool,
+    ways: Ways<Form>,
 }
 
 #[derive(Serialize)]
 struct Request<'a> {
     model: &'a str,
     input: &'a [&'a str],
-    /// Whether the server cuts what is longer than the model's context. It
-    /// would not say so: who shortens a text must know that it did.
-    truncate: bool,
+    #[serde(flatten)]
+    fields: &'a Map<String, Value>,
 }
 
 #[derive(Deserialize)]
@@ -43,6 +60,8 @@ struct Answer {
 struct OldRequest<'a> {
     model: &'a str,
     prompt: &'a str,
+    #[serde(flatten)]
+    fields: &'a Map<String, Value>,
 }
 
 #[derive(Deserialize)]
@@ -53,26 +72,32 @@ struct OldAnswer {
 impl Ollama {
     pub(super) fn new(profile: &Profile, role: Role) -> anyhow::Result<Self> {
         let model = profile.served_name();
-        let hint = format!("run `ollama pull {model}` there, and check --embedder-url");
+        let habits = Habits {
+            // A server that cuts what is longer than the model's context does
+            // not say so: who shortens a text must know that it did.
+            fields: json!({"truncate": false}),
+            own: &["model", "input", "prompt"],
+            missing_hint: format!("run `ollama pull {model}` there, and check --embedder-url"),
+        };
+        let addresses = addresses(profile)?;
+        let server = Server::new(profile, role, &addresses, habits)?;
         Ok(Self {
-            server: Server::new(profile, role, Some(DEFAULT_URL), hint)?,
-            model: profile.served_name().to_owned(),
-            old: AtomicBool::new(false),
+            server,
+            model: model.to_owned(),
+            ways: Ways::new(addresses, |url| vec![Form::of(url)]),
         })
     }
 
     /// One text a call, for that is all the old route takes.
-    async fn one_by_one(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
+    async fn one_by_one(&self, way: &Way<Form>, texts: &[&str]) -> Result<Vec<Vec<f32>>, Failure> {
         let mut vectors = Vec::with_capacity(texts.len());
         for text in texts {
             let request = OldRequest {
                 model: &self.model,
                 prompt: text,
+                fields: self.server.fields(),
             };
-            let OldAnswer { embedding } = self
-                .server
-                .post("/api/embeddings", &request, &[text])
-                .await?;
+            let OldAnswer { embedding } = self.server.post(&way.url, &request, 1).await?;
             vectors.push(unit(embedding.0));
         }
         Ok(vectors)
@@ -80,55 +105,40 @@ impl Ollama {
 }
 
 #[async_trait]
-impl Provider for Ollama {
-    fn name(&self) -> &str {
-        self.server.name()
+impl Remote for Ollama {
+    type Form = Form;
+
+    fn server(&self) -> &Server {
+        &self.server
     }
 
-    async fn call(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
-        if !self.old.load(Ordering::Relaxed) {
-            let request = Request {
-                model: &self.model,
-                input: texts,
-                truncate: false,
-            };
-            match self
-                .server
-                .try_post("/api/embed", &request, texts.len())
-                .await
-            {
-                Ok(Answer { embeddings }) => {
-                    return Ok(embeddings.into_iter().map(|vector| vector.0).collect());
-                }
-                Err(Failure::Refused(refused)) if lacks_route(&refused) => {
-                    info!(
-                        server = self.name(),
-                        "The server has no /api/embed; using /api/embeddings, one text a call."
-                    );
-                    self.old.store(true, Ordering::Relaxed);
-                }
-                Err(failure) => return Err(self.server.sort(failure, texts)),
-            }
+    fn ways(&self) -> &Ways<Form> {
+        &self.ways
+    }
+
+    async fn ask(&self, way: &Way<Form>, texts: &[&str]) -> Result<Vec<Vec<f32>>, Failure> {
+        if way.form == Form::Old {
+            let vectors = timeout(self.server.timeout(), self.one_by_one(way, texts)).await;
+            let too_slow = |_| Err(Failure::Other(Fault::Server, self.server.too_slow()));
+            return vectors.unwrap_or_else(too_slow);
         }
-        let vectors = timeout(self.server.timeout(), self.one_by_one(texts)).await;
-        vectors.unwrap_or_else(|_| Err(self.server.too_slow()))
+        let request = Request {
+            model: &self.model,
+            input: texts,
+            fields: self.server.fields(),
+        };
+        let Answer { embeddings } = self.server.post(&way.url, &request, texts.len()).await?;
+        Ok(embeddings.into_iter().map(|vector| vector.0).collect())
     }
 
-    async fn limits(&self) -> Result<Limits, EmbedError> {
-        self.old.store(false, Ordering::Relaxed);
-        Ok(Limits::default())
+    /// Where it is the model that is missing and not the route, the server says
+    /// so in JSON.
+    fn fault(&self, failure: &Failure) -> Fault {
+        match failure.fault() {
+            Fault::Address if failure.is_json() => Fault::Server,
+            fault => fault,
+        }
     }
-}
-
-/// Whether it is the route that is missing. Where it is the model, the server
-/// says so in JSON.
-fn lacks_route(refused: &Refused) -> bool {
-    let of_route = matches!(
-        refused.status,
-        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED
-    );
-    let said = serde_json::from_slice::<serde_json::Value>(&refused.body);
-    of_route && !said.is_ok_and(|said| said.get("error").is_some())
 }
 
 /// Scales a vector to length 1, as the new route does. One that cannot be

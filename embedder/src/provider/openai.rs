@@ -1,33 +1,41 @@
 //! Servers with OpenAI's embeddings API: `POST /v1/embeddings`.
 //! <https://platform.openai.com/docs/api-reference/embeddings/create>
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use tracing::info;
+use serde_json::{Map, Value, json};
 
-use super::checked::Provider;
-use super::http::{Failure, Refused, Server};
-use super::vector::Vector;
-use crate::{EmbedError, Profile, Role};
+use super::{
+    address::{addresses, shown},
+    http::{Failure, Habits, Server},
+    remote::Remote,
+    vector::Vector,
+    ways::{Fault, Way, Ways},
+};
+use crate::{Encoding, Profile, Role};
+
+/// What is asked for: packed is a third of the bytes and no digits to read, but
+/// not every server packs, and some take no such field.
+type Format = Option<&'static str>;
 
 /// A model on a server with OpenAI's API.
 pub(super) struct OpenAi {
     server: Server,
     model: String,
-    dimensions: Option<u32>,
-    /// Whether the server refused to pack its vectors.
-    unpacked: AtomicBool,
+    dimension: Option<usize>,
+    /// Whether it is not settled how vectors are asked for.
+    may_unpack: bool,
+    ways: Ways<Format>,
 }
 
 #[derive(Serialize)]
 struct Request<'a> {
     model: &'a str,
     input: &'a [&'a str],
-    encoding_format: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    dimensions: Option<u32>,
+    encoding_format: Format,
+    #[serde(flatten)]
+    fields: &'a Map<String, Value>,
 }
 
 #[derive(Deserialize)]
@@ -43,41 +51,54 @@ struct Entry {
 
 impl OpenAi {
     pub(super) fn new(profile: &Profile, role: Role) -> anyhow::Result<Self> {
+        let addresses = addresses(profile)?;
+        let asked: Vec<String> = addresses.iter().map(shown).collect();
         let model = profile.served_name();
-        let hint = format!("check that it serves the model {model:?}, and --embedder-url");
+        let dimension = profile.dimension.filter(|_| profile.send_dimension);
+        let habits = Habits {
+            fields: dimension.map_or(Value::Null, |dimension| json!({"dimensions": dimension})),
+            own: &["model", "input"],
+            missing_hint: format!(
+                "check that it serves the model {model:?}, and --embedder-url, which leads to {}",
+                asked.join(" or ")
+            ),
+        };
+        let server = Server::new(profile, role, &addresses, habits)?;
+        let formats: &[Format] = match profile.encoding {
+            _ if server.fields().contains_key("encoding_format") => &[None],
+            Encoding::Auto => &[Some("base64"), Some("float"), None],
+            Encoding::Base64 => &[Some("base64")],
+            Encoding::Float => &[Some("float")],
+            Encoding::Omit => &[None],
+        };
         Ok(Self {
-            server: Server::new(profile, role, None, hint)?,
-            model: profile.served_name().to_owned(),
-            dimensions: profile
-                .dimension
-                .filter(|_| profile.send_dimension)
-                .map(u32::from),
-            unpacked: AtomicBool::new(false),
+            server,
+            model: model.to_owned(),
+            dimension: profile.dimension.map(usize::from),
+            may_unpack: formats.len() > 1,
+            ways: Ways::new(addresses, |_| formats.to_vec()),
         })
     }
 
-    async fn ask(&self, texts: &[&str], encoding_format: &'static str) -> Result<Answer, Failure> {
-        let request = Request {
-            model: &self.model,
-            input: texts,
-            encoding_format,
-            dimensions: self.dimensions,
-        };
-        self.server
-            .try_post("/v1/embeddings", &request, texts.len())
-            .await
+    /// Whether vectors that are packed are not of the dimension that they are to
+    /// have: of numbers of eight bytes there seem to be twice as many.
+    fn is_misread(&self, way: &Way<Format>, vectors: &[Vec<f32>]) -> bool {
+        let is_other = |dimension| vectors.iter().any(|vector| vector.len() != dimension);
+        self.may_unpack && way.form == Some("base64") && self.dimension.is_some_and(is_other)
+    }
+
+    fn bad_form(&self, what: &str) -> Failure {
+        Failure::Other(Fault::Form, self.server.transient(what))
     }
 
     /// The vectors in the order of the texts.
-    fn in_order(&self, mut data: Vec<Entry>) -> Result<Vec<Vec<f32>>, EmbedError> {
+    fn in_order(&self, mut data: Vec<Entry>) -> Result<Vec<Vec<f32>>, Failure> {
         // Some servers number nothing, and keep the order.
         if data.iter().any(|entry| entry.index.is_some()) {
             data.sort_by_key(|entry| entry.index);
             let numbers = data.iter().map(|entry| entry.index);
             if !numbers.eq((0..data.len()).map(Some)) {
-                return Err(self
-                    .server
-                    .transient("numbered its vectors twice or with gaps"));
+                return Err(self.bad_form("numbered its vectors twice or with gaps"));
             }
         }
         Ok(data.into_iter().map(|entry| entry.embedding.0).collect())
@@ -85,52 +106,29 @@ impl OpenAi {
 }
 
 #[async_trait]
-impl Provider for OpenAi {
-    fn name(&self) -> &str {
-        self.server.name()
+impl Remote for OpenAi {
+    type Form = Format;
+
+    fn server(&self) -> &Server {
+        &self.server
     }
 
-    async fn call(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
-        let packed = !self.unpacked.load(Ordering::Relaxed);
-        // A third of the bytes, and no digits to read.
-        let mut answer = self
-            .ask(texts, if packed { "base64" } else { "float" })
-            .await;
-        if let Err(Failure::Refused(refused)) = &answer
-            && packed
-            && refuses_base64(refused)
-        {
-            info!(
-                server = self.name(),
-                "The server does not pack vectors; asking for numbers."
-            );
-            self.unpacked.store(true, Ordering::Relaxed);
-            answer = self.ask(texts, "float").await;
-        }
-        let Answer { data } = answer.map_err(|failure| self.server.sort(failure, texts))?;
+    fn ways(&self) -> &Ways<Format> {
+        &self.ways
+    }
+
+    async fn ask(&self, way: &Way<Format>, texts: &[&str]) -> Result<Vec<Vec<f32>>, Failure> {
+        let request = Request {
+            model: &self.model,
+            input: texts,
+            encoding_format: way.form,
+            fields: self.server.fields(),
+        };
+        let Answer { data } = self.server.post(&way.url, &request, texts.len()).await?;
         let vectors = self.in_order(data)?;
-        if let Some(dimensions) = self.dimensions
-            && let Some(other) = vectors
-                .iter()
-                .find(|vector| !vector.is_empty() && vector.len() != dimensions as usize)
-        {
-            return Err(EmbedError::Embedder {
-                reason: format!(
-                    "{} returned vectors of {} numbers, though --dimensions (WEIR_DIMENSIONS) asks \
-                     for {dimensions}: the model may have one dimension only",
-                    self.name(),
-                    other.len()
-                ),
-                retry_after: None,
-            });
+        if self.is_misread(way, &vectors) {
+            return Err(self.bad_form("packed vectors of another dimension than its model has"));
         }
         Ok(vectors)
     }
-}
-
-/// Whether it is the encoding that the server refuses.
-fn refuses_base64(refused: &Refused) -> bool {
-    let body = String::from_utf8_lossy(&refused.body).to_lowercase();
-    matches!(refused.status.as_u16(), 400 | 422 | 500 | 501)
-        && (body.contains("encoding_format") || body.contains("base64"))
 }

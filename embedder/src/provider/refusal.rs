@@ -14,55 +14,45 @@ use crate::{EmbedError, redact::presentable};
 /// Longest time that a server may ask to be left alone.
 const MAX_RETRY_AFTER: Duration = Duration::from_hours(1);
 
-/// Words for a call that carries too much: of text-embeddings-inference, OpenAI
-/// (twice), and whoever computes on a GPU.
-const TOO_MUCH: [&str; 4] = [
-    "allowed batch",
-    "max_tokens_per_request",
-    "array_above_max_length",
-    "out of memory",
+/// What a call may be refused for, by words that servers share. They are looked
+/// for where the status leaves it open.
+#[derive(Clone, Copy)]
+enum Said {
+    TooMuch,
+    TooLong,
+    Busy,
+}
+
+/// Which words hint at what; the first that is found counts.
+const WORDS: [(&str, Said); 11] = [
+    ("allowed batch", Said::TooMuch),
+    ("per_request", Said::TooMuch),
+    ("above_max_length", Said::TooMuch),
+    ("out of memory", Said::TooMuch),
+    // With 429, of a call larger than a minute's quota: waiting does not help.
+    ("request too large", Said::TooMuch),
+    ("context", Said::TooLong),
+    ("input length", Said::TooLong),
+    ("too many tokens", Said::TooLong),
+    ("less than", Said::TooLong),
+    ("too large to process", Said::TooLong),
+    ("busy", Said::Busy),
 ];
 
-/// Words for a text that is too long, whatever status comes with them.
-const TOO_LONG: [&str; 7] = [
-    "context length",
-    "context_length",
-    "context size",
-    "input length",
-    "must have less than",
-    "too many tokens",
-    "too large to process",
-];
-
-/// What Ollama says, with 503, when too many requests wait there.
-const BUSY: &str = "server busy";
-
-/// What OpenAI says, with 429, of a call larger than a minute's quota: waiting
-/// does not help.
-const NEVER_WITHIN_QUOTA: &str = "request too large";
-
-/// Words for a model that is not there or cannot embed, where the status is not
-/// 404. A person is told what to do about it.
-const WRONG_MODEL: [&str; 5] = [
-    "model_not_found",
-    "model not found",
-    "does not exist",
-    "not support embedding",
-    "unknown model",
-];
-
-/// An answer that is not a success.
+/// An answer that says that there are no vectors.
 pub(super) struct Refusal<'a> {
     /// The server in messages.
     pub(super) server: &'a str,
     pub(super) status: StatusCode,
+    /// Where, in messages.
+    pub(super) at: &'a str,
     pub(super) headers: &'a HeaderMap,
     /// The body, or its beginning.
     pub(super) body: &'a [u8],
     /// The texts that were sent. A message must not show them.
     pub(super) texts: &'a [&'a str],
-    /// Nor the keys.
-    pub(super) keys: &'a [&'a str],
+    /// Nor these.
+    pub(super) secrets: &'a [&'a str],
     /// What to do about a missing model, for a person.
     pub(super) missing_hint: &'a str,
 }
@@ -70,87 +60,65 @@ pub(super) struct Refusal<'a> {
 impl Refusal<'_> {
     /// Takes the hint. `now` is what a date to retry after is compared with.
     pub(super) fn sort(&self, now: SystemTime) -> EmbedError {
-        let status = self.status;
         let retry_after = retry_after(self.headers, now);
         let message = words(self.body);
-        let says = |phrases: &[&str]| {
-            let message = message.to_lowercase();
-            phrases.iter().any(|phrase| message.contains(phrase))
-        };
-        let answered = format!("{} answered {status}", self.server);
-        let quoted = self.quoted(&message);
-        let overloaded = || EmbedError::Overloaded {
-            reason: format!("{answered}{quoted}"),
-            retry_after,
-        };
-        let embedder = |advice: &str| EmbedError::Embedder {
-            reason: format!("{answered}{quoted}{advice}"),
-            retry_after,
-        };
-        let reason = || format!("{answered}{quoted}");
+        let reason = format!(
+            "{} answered {}{}",
+            self.server,
+            self.status,
+            self.quoted(&message)
+        );
         let culprit = culprit::named(self.body).filter(|place| *place < self.texts.len());
-        let input = || {
-            let reason = reason();
-            EmbedError::Input { reason, culprit }
+        let advised = |advice: &str| EmbedError::Embedder {
+            reason: format!("{reason} ({advice}; asked at {})", self.at),
+            retry_after,
         };
-        let too_long = || {
-            let reason = reason();
-            EmbedError::TooLong { reason, culprit }
-        };
-        let too_large = || {
+        let too_much = || {
+            let reason = reason.clone();
             if self.texts.len() > 1 {
-                EmbedError::TooMany { reason: reason() }
+                EmbedError::TooMany { reason }
             } else {
-                too_long()
+                EmbedError::TooLong { reason, culprit }
             }
         };
-        match status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                embedder(" (check the key in --embedder-api-key-file, WEIR_EMBEDDER_API_KEY_FILE)")
+        let (code, said) = (self.status.as_u16(), said(&message));
+        match (code, said) {
+            (401 | 403, _) => {
+                advised("check the key in --embedder-api-key-file, WEIR_EMBEDDER_API_KEY_FILE")
             }
-            StatusCode::NOT_FOUND => embedder(&format!(" ({})", self.missing_hint)),
-            StatusCode::TOO_MANY_REQUESTS if says(&[NEVER_WITHIN_QUOTA]) => too_large(),
-            StatusCode::TOO_MANY_REQUESTS => overloaded(),
-            // A server that is starting or gone says 503 too, but neither this nor for how long.
-            StatusCode::SERVICE_UNAVAILABLE if retry_after.is_some() || says(&[BUSY]) => {
-                overloaded()
-            }
-            StatusCode::SERVICE_UNAVAILABLE => embedder(""),
-            _ if says(&WRONG_MODEL) => embedder(&format!(" ({})", self.missing_hint)),
-            _ if says(&TOO_MUCH) => too_large(),
-            _ if says(&TOO_LONG) => too_long(),
-            StatusCode::PAYLOAD_TOO_LARGE => too_large(),
-            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => input(),
-            _ if status.is_redirection() => EmbedError::Embedder {
-                reason: format!(
-                    "{answered}; redirects are not followed: set --embedder-url \
-                     (WEIR_EMBEDDER_URL) to the final address"
-                ),
-                retry_after,
-            },
-            _ => self.sort_by_number(reason(), retry_after),
-        }
-    }
-
-    /// Sorts by the status alone.
-    fn sort_by_number(&self, reason: String, retry_after: Option<Duration>) -> EmbedError {
-        match self.status.as_u16() {
-            // The last two: of the proxy before it, which waited in vain.
-            408 | 504 | 524 => EmbedError::Timeout { reason },
-            // What text-embeddings-inference says of a batch that failed.
-            424 => EmbedError::Transient { reason },
-            // The proxy before it does not reach it; it is overloaded.
-            502 | 520..=530 => EmbedError::Embedder {
+            (407, _) => advised("check user and password of the proxy"),
+            (404 | 405, _) => advised(&self.missing_hint),
+            (300..=399, _) => advised(
+                "redirects are not followed: set --embedder-url (WEIR_EMBEDDER_URL) to the final \
+                 address",
+            ),
+            (_, Some(Said::TooMuch)) => too_much(),
+            (429, _) => EmbedError::Overloaded {
                 reason,
                 retry_after,
             },
-            400..=499 | 501 => EmbedError::Embedder {
-                reason: format!(
-                    "{reason} (check --embedder and --embedder-url: WEIR_EMBEDDER, \
-                     WEIR_EMBEDDER_URL)"
-                ),
+            // A server that is starting or gone says 503 too, but neither this nor for how long.
+            (503, said) if retry_after.is_some() || matches!(said, Some(Said::Busy)) => {
+                EmbedError::Overloaded {
+                    reason,
+                    retry_after,
+                }
+            }
+            // Of the proxy before it, which does not reach it; it is overloaded.
+            (502 | 503 | 520..=523 | 525..=530, _) => EmbedError::Embedder {
+                reason,
                 retry_after,
             },
+            // The last two: of the proxy before it, which waited in vain.
+            (408 | 504 | 524, _) => EmbedError::Timeout { reason },
+            (_, Some(Said::TooLong)) => EmbedError::TooLong { reason, culprit },
+            (413, _) => too_much(),
+            (400 | 422, _) => EmbedError::Input { reason, culprit },
+            // What text-embeddings-inference says of a batch that failed.
+            (424, _) => EmbedError::Transient { reason },
+            (400..=499 | 501, _) => {
+                advised("check --embedder and --embedder-url: WEIR_EMBEDDER, WEIR_EMBEDDER_URL")
+            }
             _ => EmbedError::Transient { reason },
         }
     }
@@ -158,7 +126,7 @@ impl Refusal<'_> {
     /// What the server said, fit for logs and for the job's record: short, and
     /// without what it quotes of the texts or of the keys.
     fn quoted(&self, message: &str) -> String {
-        let message = presentable(message, self.texts, self.keys);
+        let message = presentable(message, self.texts, self.secrets);
         if message.is_empty() {
             message
         } else {
@@ -167,34 +135,49 @@ impl Refusal<'_> {
     }
 }
 
+/// What the words hint at.
+fn said(message: &str) -> Option<Said> {
+    let message = message.to_lowercase();
+    let found = WORDS.iter().find(|(words, _)| message.contains(words));
+    found.map(|(_, said)| *said)
+}
+
+/// Whether the body of a success is that of a refusal.
+pub(super) fn tells_error(body: &[u8]) -> bool {
+    json_words(body).is_some_and(|words| !words.is_empty())
+}
+
 /// The message in a refusal's body: the places where servers put it in JSON, or
 /// plain words.
-fn words(body: &[u8]) -> String {
-    let text = String::from_utf8_lossy(body);
-    match serde_json::from_slice::<Value>(body) {
-        Ok(json) => {
-            let error = json.get("error").unwrap_or(&json);
-            let detail = &json["detail"];
-            let message = [
-                error,
-                &error["message"],
-                &json["message"],
-                detail,
-                &detail[0]["msg"],
-            ];
-            let message = message
-                .into_iter()
-                .find_map(Value::as_str)
-                .unwrap_or_default();
-            match error["code"].as_str() {
-                Some(code) => format!("{message} ({code})"),
-                None => message.to_owned(),
-            }
-        }
+pub(super) fn words(body: &[u8]) -> String {
+    json_words(body).unwrap_or_else(|| {
+        let text = String::from_utf8_lossy(body);
         // Pages and broken JSON tell a person nothing.
-        Err(_) if text.trim_start().starts_with(['<', '{', '[']) => String::new(),
-        Err(_) => text.into_owned(),
-    }
+        if text.trim_start().starts_with(['<', '{', '[']) {
+            String::new()
+        } else {
+            text.into_owned()
+        }
+    })
+}
+
+fn json_words(body: &[u8]) -> Option<String> {
+    let json: Value = serde_json::from_slice(body).ok()?;
+    let error = json.get("error").unwrap_or(&json);
+    let detail = &json["detail"];
+    let places = [
+        error,
+        &error["message"],
+        &json["message"],
+        detail,
+        &detail[0]["msg"],
+    ];
+    let mut said = places.into_iter().filter_map(Value::as_str);
+    let message = said.next().unwrap_or_default();
+    Some(match error["code"].as_str() {
+        Some(code) => format!("{message} ({code})"),
+        None => message.to_owned(),
+    })
 }
 
 /// How long the server asks to be left alone: seconds, or a date.
@@ -215,15 +198,157 @@ mod tests {
     use reqwest::header::HeaderValue;
 
     use super::*;
+    use crate::judge::Hint;
+
+    /// What a refusal of so many texts hints at.
+    fn sorted(status: u16, retry: Option<&str>, body: &str, texts: &[&str]) -> EmbedError {
+        let mut headers = HeaderMap::new();
+        if let Some(retry) = retry {
+            headers.insert(RETRY_AFTER, HeaderValue::from_str(retry).unwrap());
+        }
+        let refusal = Refusal {
+            server: "the server",
+            status: StatusCode::from_u16(status).unwrap(),
+            at: "/v1/embeddings",
+            headers: &headers,
+            body: body.as_bytes(),
+            texts,
+            secrets: &[],
+            missing_hint: "",
+        };
+        refusal.sort(httpdate::parse_http_date("Wed, 21 Oct 2015 07:28:00 GMT").unwrap())
+    }
 
     #[test]
-    fn a_date_to_retry_after_becomes_the_time_until_then() {
-        let now = httpdate::parse_http_date("Wed, 21 Oct 2015 07:28:00 GMT").unwrap();
-        let mut headers = HeaderMap::new();
-        headers.insert(
-            RETRY_AFTER,
-            HeaderValue::from_static("Wed, 21 Oct 2015 07:29:30 GMT"),
-        );
-        assert_eq!(retry_after(&headers, now), Some(Duration::from_secs(90)));
+    fn what_servers_say_is_a_hint() {
+        for (status, body, one, two) in [
+            (
+                400,
+                "the input length exceeds the context length",
+                Hint::TooLong(None),
+                Hint::TooLong(None),
+            ),
+            (
+                500,
+                "the input length exceeds the context length",
+                Hint::TooLong(None),
+                Hint::TooLong(None),
+            ),
+            (
+                400,
+                r#"{"error": {"message": "no", "code": "context_length_exceeded"}}"#,
+                Hint::TooLong(None),
+                Hint::TooLong(None),
+            ),
+            (
+                413,
+                r#"{"error": "`inputs` must have less than 512 tokens. Given: 600"}"#,
+                Hint::TooLong(None),
+                Hint::TooLong(None),
+            ),
+            (
+                500,
+                r#"{"error": {"message": "input (807 tokens) is too large to process"}}"#,
+                Hint::TooLong(None),
+                Hint::TooLong(None),
+            ),
+            (
+                400,
+                r#"{"error": {"message": "Invalid 'input[1]': maximum input length is 8192 tokens."}}"#,
+                Hint::TooLong(None),
+                Hint::TooLong(Some(1)),
+            ),
+            (
+                422,
+                r#"{"detail": [{"loc": ["body", "input", 1], "msg": "odd"}]}"#,
+                Hint::Unknown,
+                Hint::Text(1),
+            ),
+            (413, "", Hint::TooLong(None), Hint::TooMuch),
+            (
+                413,
+                r#"{"error": "batch size 100 > maximum allowed batch size 32"}"#,
+                Hint::TooLong(None),
+                Hint::TooMuch,
+            ),
+            (
+                400,
+                r#"{"error": {"message": "no", "code": "max_tokens_per_request"}}"#,
+                Hint::TooLong(None),
+                Hint::TooMuch,
+            ),
+            (
+                400,
+                r#"{"error": {"message": "no", "code": "array_above_max_length"}}"#,
+                Hint::TooLong(None),
+                Hint::TooMuch,
+            ),
+            (
+                429,
+                "Request too large for small on tokens per min",
+                Hint::TooLong(None),
+                Hint::TooMuch,
+            ),
+            (
+                424,
+                "DriverError(CUDA_ERROR_OUT_OF_MEMORY, out of memory)",
+                Hint::TooLong(None),
+                Hint::TooMuch,
+            ),
+            (429, "context", Hint::Busy, Hint::Busy),
+            (503, "server busy, please try again", Hint::Busy, Hint::Busy),
+            (503, "starting", Hint::Down, Hint::Down),
+            (500, "it broke", Hint::Unknown, Hint::Unknown),
+        ] {
+            assert_eq!(
+                sorted(status, None, body, &["a"]).hint(),
+                one,
+                "{status} {body}"
+            );
+            assert_eq!(
+                sorted(status, None, body, &["a", "b"]).hint(),
+                two,
+                "{status} {body}"
+            );
+        }
+    }
+
+    #[test]
+    fn overload_lasts_as_long_as_the_server_says() {
+        for (status, retry, expected) in [
+            (429, None, None),
+            (429, Some("7"), Some(Duration::from_secs(7))),
+            (503, Some("0"), Some(Duration::ZERO)),
+            (429, Some("soon"), None),
+            (429, Some("-1"), None),
+            (
+                503,
+                Some("Wed, 21 Oct 2015 07:29:30 GMT"),
+                Some(Duration::from_secs(90)),
+            ),
+            // A date in the past asks for nothing; nothing silences us for days.
+            (
+                503,
+                Some("Tue, 21 Oct 2014 07:28:00 GMT"),
+                Some(Duration::ZERO),
+            ),
+            (
+                503,
+                Some("Wed, 21 Oct 2995 07:28:00 GMT"),
+                Some(Duration::from_hours(1)),
+            ),
+            (
+                503,
+                Some("18446744073709551615"),
+                Some(Duration::from_hours(1)),
+            ),
+        ] {
+            match sorted(status, retry, "", &["a"]) {
+                EmbedError::Overloaded { retry_after, .. } => {
+                    assert_eq!(retry_after, expected, "{status} {retry:?}");
+                }
+                other => panic!("{status} {retry:?}: {other:?}"),
+            }
+        }
     }
 }

@@ -4,19 +4,25 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
-use reqwest::StatusCode;
+use reqwest::{StatusCode, Url};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 use tracing::{debug, warn};
 
-use super::checked::Provider;
-use super::http::{Failure, Server};
-use super::vector::Vector;
+use super::{
+    address::addresses,
+    http::{Failure, Habits, Server},
+    remote::Remote,
+    vector::Vector,
+    ways::{Way, Ways},
+};
 use crate::{EmbedError, Limits, Profile, Role};
 
 /// A Text Embeddings Inference server. It serves one model, and is not told
 /// which.
 pub(super) struct Tei {
     server: Server,
+    ways: Ways<()>,
     model: String,
     /// Whether it was said that the server names its model otherwise.
     warned: AtomicBool,
@@ -25,10 +31,8 @@ pub(super) struct Tei {
 #[derive(Serialize)]
 struct Request<'a> {
     inputs: &'a [&'a str],
-    normalize: bool,
-    /// Whether the server cuts what is longer than the model takes. It would
-    /// not say so: who shortens a text must know that it did.
-    truncate: bool,
+    #[serde(flatten)]
+    fields: &'a Map<String, Value>,
 }
 
 #[derive(Deserialize)]
@@ -42,38 +46,63 @@ struct Info {
 
 impl Tei {
     pub(super) fn new(profile: &Profile, role: Role) -> anyhow::Result<Self> {
-        let hint = "check --embedder and --embedder-url".to_owned();
+        let habits = Habits {
+            // A server that cuts what is longer than the model takes does not
+            // say so: who shortens a text must know that it did.
+            fields: json!({"normalize": true, "truncate": false}),
+            own: &["inputs"],
+            missing_hint: "check --embedder and --embedder-url".to_owned(),
+        };
+        let addresses = addresses(profile)?;
         Ok(Self {
-            server: Server::new(profile, role, None, hint)?,
+            server: Server::new(profile, role, &addresses, habits)?,
+            ways: Ways::new(addresses, |_| vec![()]),
             model: profile.served_name().to_owned(),
             warned: AtomicBool::new(false),
         })
     }
+
+    /// Where it tells of itself, beside the address for texts.
+    fn info(&self) -> Option<Url> {
+        let mut url = self.ways.taken().url.clone();
+        let before = url.path().trim_end_matches('/').strip_suffix("/embed")?;
+        let path = format!("{before}/info");
+        url.set_path(&path);
+        Some(url)
+    }
 }
 
 #[async_trait]
-impl Provider for Tei {
-    fn name(&self) -> &str {
-        self.server.name()
+impl Remote for Tei {
+    type Form = ();
+
+    fn server(&self) -> &Server {
+        &self.server
     }
 
-    async fn call(&self, texts: &[&str]) -> Result<Vec<Vec<f32>>, EmbedError> {
+    fn ways(&self) -> &Ways<()> {
+        &self.ways
+    }
+
+    async fn ask(&self, way: &Way<()>, texts: &[&str]) -> Result<Vec<Vec<f32>>, Failure> {
         let request = Request {
             inputs: texts,
-            normalize: true,
-            truncate: false,
+            fields: self.server.fields(),
         };
-        let vectors: Vec<Vector> = self.server.post("/embed", &request, texts).await?;
+        let vectors: Vec<Vector> = self.server.post(&way.url, &request, texts.len()).await?;
         Ok(vectors.into_iter().map(|vector| vector.0).collect())
     }
 
     async fn limits(&self) -> Result<Limits, EmbedError> {
-        let info: Info = match self.server.try_get("/info").await {
+        let Some(url) = self.info() else {
+            return Ok(Limits::default());
+        };
+        let info: Info = match self.server.get(&url).await {
             Ok(info) => info,
             // A gateway that lets nothing but /embed through.
             Err(Failure::Refused(refused)) if refused.status == StatusCode::NOT_FOUND => {
                 debug!(
-                    server = self.name(),
+                    server = self.server.name(),
                     "The server has no /info; its limits are unknown."
                 );
                 return Ok(Limits::default());

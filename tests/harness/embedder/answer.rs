@@ -2,7 +2,7 @@
 
 use std::{
     convert::Infallible,
-    io,
+    io::{self, Write as _},
     time::{Duration, SystemTime},
 };
 
@@ -12,6 +12,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse as _, Response},
 };
+use flate2::write::GzEncoder;
 use futures::{StreamExt as _, stream};
 use serde_json::{Value, json};
 use tokio::time;
@@ -20,6 +21,7 @@ use weir_proto::trace::TRACEPARENT;
 use super::{
     Call, Limits, RetryAfter, Rude, Script, Shared,
     dialect::{Dialect, Excess},
+    door::Wire,
     expected_vector,
 };
 
@@ -29,31 +31,33 @@ const BARE_NAN: &str = "\"bare NaN\"";
 /// What a call asks.
 pub(super) struct Asked {
     dialect: Dialect,
-    pub(super) model: String,
-    texts: Vec<String>,
-    caller: String,
-    authorization: Option<String>,
-    traceparent: Option<String>,
+    call: Call,
 }
 
 impl Asked {
-    pub(super) fn new(dialect: Dialect, parts: &Parts, model: String, texts: Vec<String>) -> Self {
+    pub(super) fn new(dialect: Dialect, caller: String, parts: &Parts, body: Value) -> Self {
         let sent = |name: &str| {
             let value = parts.headers.get(name)?;
             Some(String::from_utf8_lossy(value.as_bytes()).into_owned())
         };
-        let caller = parts.uri.path().strip_suffix(dialect.path());
-        Self {
-            dialect,
-            model,
-            texts,
-            caller: caller
-                .unwrap_or_default()
-                .trim_start_matches('/')
-                .to_owned(),
+        let call = Call {
+            caller,
+            came: SystemTime::now(),
+            ended: None,
+            model: body["model"].as_str().unwrap_or_default().to_owned(),
+            texts: dialect.texts(&body),
             authorization: sent(header::AUTHORIZATION.as_str()),
             traceparent: sent(TRACEPARENT),
-        }
+            target: parts.uri.to_string(),
+            headers: parts.headers.clone(),
+            body,
+            answered: false,
+        };
+        Self { dialect, call }
+    }
+
+    fn write(&self, vectors: &[Value]) -> Value {
+        self.dialect.write(&self.call.body, vectors)
     }
 
     /// What a server with these limits does not take of it.
@@ -63,7 +67,12 @@ impl Asked {
                 .filter(|limit| asked > *limit)
                 .map(|limit| (asked, limit))
         };
-        let chars: Vec<usize> = self.texts.iter().map(|text| text.chars().count()).collect();
+        let chars: Vec<usize> = self
+            .call
+            .texts
+            .iter()
+            .map(|text| text.chars().count())
+            .collect();
         let texts = beyond(chars.len(), limits.texts_per_call);
         let longest = chars.iter().copied().max().unwrap_or_default();
         let text = beyond(longest, limits.chars_per_text);
@@ -85,7 +94,7 @@ enum Decision {
 
 impl Script {
     fn decide(&mut self, asked: &Asked) -> Decision {
-        let rule = |script: &Self| script.rule.as_ref().and_then(|rule| rule(&asked.texts));
+        let rule = |script: &Self| script.rule.as_ref().and_then(|rule| rule(&asked.call));
         if let Some(rude) = self.next.pop_front().or_else(|| rule(self)) {
             return Decision::Rude(rude);
         }
@@ -99,27 +108,13 @@ impl Script {
     }
 }
 
-/// Notes the call, waits as the test wants, and answers. `write` puts vectors
-/// into the form of the dialect.
-pub(super) async fn answer(
-    shared: &Shared,
-    asked: &Asked,
-    write: impl Fn(&[Value]) -> Value,
-) -> Response {
+/// Notes the call, waits as the test wants, and answers.
+pub(super) async fn answer(shared: &Shared, wire: &Wire, asked: &Asked) -> Response {
     let (place, decision, delay) = {
         let mut script = shared.script();
         let decision = script.decide(asked);
-        let delay = script.delay + script.delay_per_text * asked.texts.len() as u32;
-        script.calls.push(Call {
-            caller: asked.caller.clone(),
-            came: SystemTime::now(),
-            ended: None,
-            model: asked.model.clone(),
-            texts: asked.texts.clone(),
-            authorization: asked.authorization.clone(),
-            traceparent: asked.traceparent.clone(),
-            answered: false,
-        });
+        let delay = script.delay + script.delay_per_text * asked.call.texts.len() as u32;
+        script.calls.push(asked.call.clone());
         (script.calls.len() - 1, decision, delay)
     };
     shared.started.send_modify(|started| *started += 1);
@@ -138,10 +133,10 @@ pub(super) async fn answer(
         call.answered = matches!(decision, Decision::Right);
     }
     match decision {
-        Decision::Right => Json(write(&vectors(&asked.texts))).into_response(),
+        Decision::Right => Json(asked.write(&vectors(&asked.call.texts))).into_response(),
         Decision::Excess(excess) => asked.dialect.refuse(excess),
         Decision::OverQuota(retry_after) => over_quota(asked.dialect, retry_after),
-        Decision::Rude(rude) => rudely(rude, asked, write).await,
+        Decision::Rude(rude) => rudely(rude, wire, asked).await,
     }
 }
 
@@ -163,14 +158,51 @@ fn spoilt(texts: &[String], mark: &str, spoil: impl Fn(&mut Vec<Value>)) -> Vec<
     vectors
 }
 
-async fn rudely(rude: Rude, asked: &Asked, write: impl Fn(&[Value]) -> Value) -> Response {
-    let texts = &asked.texts;
+async fn rudely(rude: Rude, wire: &Wire, asked: &Asked) -> Response {
+    let texts = &asked.call.texts;
+    let write = |vectors: &[Value]| asked.write(vectors);
     let right = || write(&vectors(texts)).to_string();
     match rude {
         Rude::WrongCount => {
             let mut vectors = vectors(texts);
             vectors.pop();
             Json(write(&vectors)).into_response()
+        }
+        Rude::OneMore => {
+            let mut vectors = vectors(texts);
+            vectors.push(json!(expected_vector("one more")));
+            Json(write(&vectors)).into_response()
+        }
+        Rude::Twice => {
+            let mut twice = write(&vectors(texts));
+            let entries = twice.get_mut("data").and_then(Value::as_array_mut);
+            for entry in entries.into_iter().flatten() {
+                entry["index"] = json!(0);
+            }
+            Json(twice).into_response()
+        }
+        Rude::Dimension(dimension) => {
+            let vector = json!(vec![0.5; dimension]);
+            Json(write(&vec![vector; texts.len()])).into_response()
+        }
+        Rude::Eof => {
+            wire.close();
+            StatusCode::OK.into_response()
+        }
+        Rude::Reset => {
+            wire.reset();
+            StatusCode::OK.into_response()
+        }
+        Rude::Gzip => {
+            let mut packed = GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            packed.write_all(right().as_bytes()).expect("it is memory");
+            let packed = packed.finish().expect("it is memory");
+            ([(header::CONTENT_ENCODING, "gzip")], packed).into_response()
+        }
+        Rude::Labelled(kind) => ([(header::CONTENT_TYPE, kind)], right()).into_response(),
+        Rude::Refusal(code, kind, body) => {
+            let code = StatusCode::from_u16(code).expect("the test names a status code");
+            (code, [(header::CONTENT_TYPE, kind)], body).into_response()
         }
         Rude::Status(code, retry_after, body) => {
             let code = StatusCode::from_u16(code).expect("the test names a status code");

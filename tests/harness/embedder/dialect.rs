@@ -4,18 +4,18 @@ use std::sync::Arc;
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, State},
-    http::{StatusCode, request::Parts},
+    body::Bytes,
+    extract::{ConnectInfo, DefaultBodyLimit, State},
+    http::{Method, StatusCode, header, request::Parts},
     response::{IntoResponse as _, Response},
-    routing::{get, post},
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    Shared,
+    Script, Shared,
     answer::{Asked, answer},
+    door::Wire,
 };
 
 /// Which server it is taken for.
@@ -36,136 +36,109 @@ pub(super) enum Excess {
 }
 
 pub(super) fn router(shared: Arc<Shared>) -> Router {
-    let mut router = Router::new();
-    // The second for callers that a test tells apart.
-    for before in ["", "/{caller}"] {
-        let at = |path: &str| format!("{before}{path}");
-        router = router
-            .route(&at(Dialect::Ollama.path()), post(ollama))
-            .route(&at(Dialect::OldOllama.path()), post(old_ollama))
-            .route(&at(Dialect::OpenAi.path()), post(openai))
-            .route(&at(Dialect::Tei.path()), post(tei))
-            .route(&at("/info"), get(tei_info));
-    }
-    router.layer(DefaultBodyLimit::disable()).with_state(shared)
+    Router::new()
+        .fallback(any)
+        .layer(DefaultBodyLimit::disable())
+        .with_state(shared)
 }
 
-#[derive(Deserialize)]
-struct Request {
-    model: String,
-    input: Input,
-    encoding_format: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Input {
-    One(String),
-    Many(Vec<String>),
-}
-
-impl From<Input> for Vec<String> {
-    fn from(input: Input) -> Self {
-        match input {
-            Input::One(text) => vec![text],
-            Input::Many(texts) => texts,
-        }
-    }
-}
-
-#[derive(Deserialize)]
-struct OldRequest {
-    model: String,
-    prompt: String,
-}
-
-#[derive(Deserialize)]
-struct TeiRequest {
-    inputs: Input,
-}
-
-async fn ollama(
+async fn any(
     State(shared): State<Arc<Shared>>,
+    ConnectInfo(wire): ConnectInfo<Wire>,
     parts: Parts,
-    Json(request): Json<Request>,
+    body: Bytes,
 ) -> Response {
-    if shared.script().old_ollama {
-        return (StatusCode::NOT_FOUND, "404 page not found").into_response();
+    let path = parts.uri.path();
+    if parts.method == Method::GET && path.ends_with("/info") {
+        return tei_info(&shared).into_response();
     }
-    let asked = Asked::new(Dialect::Ollama, &parts, request.model, request.input.into());
-    answer(
-        &shared,
-        &asked,
-        |vectors| json!({ "model": asked.model, "embeddings": vectors }),
-    )
-    .await
-}
-
-async fn old_ollama(
-    State(shared): State<Arc<Shared>>,
-    parts: Parts,
-    Json(request): Json<OldRequest>,
-) -> Response {
-    let asked = Asked::new(
-        Dialect::OldOllama,
-        &parts,
-        request.model,
-        vec![request.prompt],
-    );
-    answer(
-        &shared,
-        &asked,
-        |vectors| json!({ "embedding": vectors.first() }),
-    )
-    .await
-}
-
-async fn openai(
-    State(shared): State<Arc<Shared>>,
-    parts: Parts,
-    Json(request): Json<Request>,
-) -> Response {
-    let in_base64 = request.encoding_format.as_deref() == Some("base64");
-    if in_base64 && shared.script().no_base64 {
-        let message = "Unsupported value for 'encoding_format'";
-        let error = json!({ "message": message, "type": "invalid_request_error" });
-        return refusal(StatusCode::BAD_REQUEST, &json!({ "error": error }));
-    }
-    let asked = Asked::new(Dialect::OpenAi, &parts, request.model, request.input.into());
-    let embedding = |vector: &Value| {
-        let numbers = serde_json::from_value::<Vec<f32>>(vector.clone());
-        match numbers {
-            Ok(numbers) if in_base64 => {
-                let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
-                json!(BASE64_STANDARD.encode(bytes))
+    let Some((caller, dialect)) = shared.script().dialect_at(path) else {
+        let target = parts.uri.to_string();
+        let missing = {
+            let mut script = shared.script();
+            script.missed.push(target);
+            script.missing.clone()
+        };
+        return match missing {
+            None => (StatusCode::NOT_FOUND, "404 page not found").into_response(),
+            Some((status, kind, body)) => {
+                (status, [(header::CONTENT_TYPE, kind)], body).into_response()
             }
-            // One with a null in it cannot be packed.
-            _ => vector.clone(),
-        }
+        };
     };
-    answer(&shared, &asked, |vectors| {
-        let data: Vec<Value> = vectors
-            .iter()
-            .enumerate()
-            .map(|(index, vector)| {
-                json!({ "object": "embedding", "index": index, "embedding": embedding(vector) })
-            })
-            .collect();
-        json!({ "object": "list", "model": asked.model, "data": data })
-    })
-    .await
+    let Ok(body) = serde_json::from_slice::<Value>(&body) else {
+        return StatusCode::BAD_REQUEST.into_response();
+    };
+    let asked = Asked::new(dialect, caller, &parts, body);
+    answer(&shared, &wire, &asked).await
 }
 
-async fn tei(
-    State(shared): State<Arc<Shared>>,
-    parts: Parts,
-    Json(request): Json<TeiRequest>,
-) -> Response {
-    let asked = Asked::new(Dialect::Tei, &parts, String::new(), request.inputs.into());
-    answer(&shared, &asked, |vectors| json!(vectors)).await
+impl Script {
+    /// Who calls which server at this path.
+    fn dialect_at(&self, path: &str) -> Option<(String, Dialect)> {
+        if let Some(at) = &self.openai_at {
+            return (path == at).then(|| (String::new(), Dialect::OpenAi));
+        }
+        // The first that fits: the path of one is the end of another's.
+        let all = [
+            Dialect::Ollama,
+            Dialect::OldOllama,
+            Dialect::OpenAi,
+            Dialect::Tei,
+        ];
+        let found = all
+            .into_iter()
+            .find_map(|dialect| Some((path.strip_suffix(dialect.path())?, dialect)));
+        let (caller, dialect) = found?;
+        let is_too_old = self.old_ollama && dialect == Dialect::Ollama;
+        (!is_too_old).then(|| (caller.trim_start_matches('/').to_owned(), dialect))
+    }
 }
 
-async fn tei_info(State(shared): State<Arc<Shared>>) -> Json<Value> {
+impl Dialect {
+    /// The texts of a request.
+    pub(super) fn texts(self, body: &Value) -> Vec<String> {
+        let texts = match self {
+            Self::Ollama | Self::OpenAi => &body["input"],
+            Self::OldOllama => &body["prompt"],
+            Self::Tei => &body["inputs"],
+        };
+        let text = |text: &Value| text.as_str().unwrap_or_default().to_owned();
+        match texts {
+            Value::Array(texts) => texts.iter().map(text).collect(),
+            one => vec![text(one)],
+        }
+    }
+
+    /// Vectors as it answers a request with them.
+    pub(super) fn write(self, body: &Value, vectors: &[Value]) -> Value {
+        let model = &body["model"];
+        match self {
+            Self::Ollama => json!({ "model": model, "embeddings": vectors }),
+            Self::OldOllama => json!({ "embedding": vectors.first() }),
+            Self::Tei => json!(vectors),
+            Self::OpenAi => {
+                let in_base64 = body["encoding_format"] == "base64";
+                let entries = vectors.iter().enumerate().map(|(index, vector)| {
+                    let packed = in_base64.then(|| packed(vector)).flatten();
+                    let embedding = packed.unwrap_or_else(|| vector.clone());
+                    json!({ "object": "embedding", "index": index, "embedding": embedding })
+                });
+                let data: Vec<Value> = entries.collect();
+                json!({ "object": "list", "model": model, "data": data })
+            }
+        }
+    }
+}
+
+/// One with a null in it cannot be packed.
+fn packed(vector: &Value) -> Option<Value> {
+    let numbers = serde_json::from_value::<Vec<f32>>(vector.clone()).ok()?;
+    let bytes: Vec<u8> = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+    Some(json!(BASE64_STANDARD.encode(bytes)))
+}
+
+fn tei_info(shared: &Shared) -> Json<Value> {
     let script = shared.script();
     let model_id = script.model_id.clone();
     Json(json!({

@@ -1,11 +1,16 @@
 //! Reads what a server answers, and says what was wrong with it.
 
+use std::io::{self, Read as _};
+
 use bytes::Bytes;
-use reqwest::Response;
-use reqwest::header::CONTENT_TYPE;
+use flate2::read::MultiGzDecoder;
+use reqwest::{
+    Response, Url,
+    header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap},
+};
 use tokio::time::timeout;
 
-use super::Server;
+use super::{super::address::shown, Server};
 use crate::EmbedError;
 
 /// What part of the time a call may take may pass between two parts of an
@@ -41,24 +46,27 @@ impl Server {
         mut response: Response,
         limit: usize,
     ) -> Result<Vec<u8>, EmbedError> {
-        let kind = response.headers().get(CONTENT_TYPE);
-        let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-        if kind.to_ascii_lowercase().starts_with("text/html") {
-            return Err(self.no_api());
-        }
+        let packing = packing(response.headers());
         let mut body = Vec::new();
         while let Some(part) = self.part(&mut response).await? {
             if body.len() + part.len() > limit {
-                return Err(
-                    self.transient(format_args!("sent an answer of more than {limit} bytes"))
-                );
+                return Err(self.too_large(limit));
             }
             body.extend_from_slice(&part);
         }
-        if body.trim_ascii_start().starts_with(b"<") {
-            return Err(self.no_api());
+        match packing.as_deref() {
+            None => Ok(body),
+            Some("gzip" | "x-gzip") => match unpacked(&body, limit) {
+                Ok(body) if body.len() > limit => Err(self.too_large(limit)),
+                Ok(body) => Ok(body),
+                Err(_) => Err(self.transient("sent an answer whose gzip cannot be read")),
+            },
+            Some(_) => Err(self.transient("packed its answer though it was asked not to")),
         }
-        Ok(body)
+    }
+
+    fn too_large(&self, limit: usize) -> EmbedError {
+        self.transient(format_args!("sent an answer of more than {limit} bytes"))
     }
 
     /// The next part of a body. A server that has begun to answer has done its
@@ -79,6 +87,7 @@ impl Server {
 
     /// The body of a refusal, or its beginning.
     pub(super) async fn refusal_body(&self, mut response: Response) -> Vec<u8> {
+        let packing = packing(response.headers());
         let mut body = Vec::new();
         // A refusal that breaks off is still a refusal.
         while body.len() < MAX_REFUSAL_BYTES
@@ -86,16 +95,28 @@ impl Server {
         {
             body.extend_from_slice(&part[..part.len().min(MAX_REFUSAL_BYTES - body.len())]);
         }
-        body
+        match packing {
+            None => body,
+            Some(_) => unpacked(&body, MAX_REFUSAL_BYTES).unwrap_or_default(),
+        }
+    }
+
+    /// Whether an answer that is no answer is a page for people.
+    pub(super) fn is_page(headers: &HeaderMap, body: &[u8]) -> bool {
+        let kind = headers.get(CONTENT_TYPE);
+        let kind = kind.and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+        kind.to_ascii_lowercase().starts_with("text/html")
+            || body.trim_ascii_start().starts_with(b"<")
     }
 
     /// The error of an answer that comes from something else.
-    fn no_api(&self) -> EmbedError {
+    pub(super) fn no_api(&self, url: &Url) -> EmbedError {
         EmbedError::Embedder {
             reason: format!(
-                "{} answered with a web page instead of JSON: check that --embedder-url \
+                "{} answered with a web page instead of JSON at {}: check that --embedder-url \
                  (WEIR_EMBEDDER_URL) names the server itself and no proxy or login before it",
-                self.name
+                self.name,
+                shown(url)
             ),
             retry_after: None,
         }
@@ -127,9 +148,10 @@ impl Server {
             return EmbedError::Embedder {
                 reason: format!(
                     "cannot connect to {} ({}): check that it runs and that --embedder-url \
-                     (WEIR_EMBEDDER_URL) names it",
+                     (WEIR_EMBEDDER_URL) names it{}",
                     self.name,
-                    innermost(error)
+                    innermost(error),
+                    self.further_checks
                 ),
                 retry_after: None,
             };
@@ -151,4 +173,22 @@ fn innermost(error: &reqwest::Error) -> String {
         cause = deeper;
     }
     cause.to_string()
+}
+
+/// How a body is packed, if it is.
+fn packing(headers: &HeaderMap) -> Option<String> {
+    let packing = headers.get(CONTENT_ENCODING)?.to_str().ok()?.trim();
+    let packing = packing.to_ascii_lowercase();
+    Some(packing).filter(|packing| !matches!(packing.as_str(), "" | "identity"))
+}
+
+/// The bytes that were packed with gzip, of which no more than one beyond the
+/// limit is read: a few packed ones may be many.
+fn unpacked(body: &[u8], limit: usize) -> io::Result<Vec<u8>> {
+    let mut unpacked = Vec::new();
+    let most = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
+    MultiGzDecoder::new(body)
+        .take(most)
+        .read_to_end(&mut unpacked)?;
+    Ok(unpacked)
 }
