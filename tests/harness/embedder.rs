@@ -184,6 +184,8 @@ struct Script {
     /// What it answers at paths where there is nothing, and those that were.
     missing: Option<Whole>,
     missed: Vec<String>,
+    /// Whether it says nothing of itself.
+    no_info: bool,
     /// The name that it gives its model.
     model_id: Option<String>,
 }
@@ -325,6 +327,11 @@ impl FakeEmbedder {
     /// Takes out the paths that were asked for and where nothing is, oldest first.
     pub fn take_missed(&self) -> Vec<String> {
         std::mem::take(&mut self.shared.script().missed)
+    }
+
+    /// Has no `GET /info` from now on.
+    pub fn hide_info(&self) {
+        self.shared.script().no_info = true;
     }
 
     /// What `GET /info` says of the model.

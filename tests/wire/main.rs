@@ -139,6 +139,25 @@ async fn tei_tells_its_limits() {
 }
 
 #[tokio::test]
+async fn a_tei_whose_limits_nobody_may_ask_for_embeds_all_the_same() {
+    for (status, kind, body) in [
+        (404, "application/json", ""),
+        (403, "text/html", "<html>no</html>"),
+        (200, "text/html", "<html>welcome</html>"),
+        (200, "application/json", "[]"),
+        (500, "application/json", ""),
+    ] {
+        let fake = FakeEmbedder::start().await;
+        fake.hide_info();
+        fake.set_missing(status, kind, body);
+        let embedder = build(&profile(Tei, &fake.url())).await;
+        let probe = embedder.probe(0).await.unwrap();
+        assert_eq!(probe.limits, weir_embedder::Limits::default());
+        assert_eq!(fake.take_missed(), ["/info"]);
+    }
+}
+
+#[tokio::test]
 async fn what_is_too_much_is_told_apart() {
     for dialect in DIALECTS {
         let (fake, embedder) = start(dialect).await;

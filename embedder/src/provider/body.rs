@@ -77,4 +77,19 @@ mod tests {
             json!({"o": {"x": 1}})
         );
     }
+
+    #[test]
+    fn what_cuts_texts_is_known() {
+        for (truncate, expected) in [
+            (json!(true), true),
+            (json!("END"), true),
+            (json!("none"), false),
+            (json!(false), false),
+            (Value::Null, false),
+        ] {
+            let fields = Map::from_iter([("truncate".to_owned(), truncate.clone())]);
+            assert_eq!(cuts(&fields), expected, "{truncate}");
+        }
+        assert!(!cuts(&Map::new()));
+    }
 }

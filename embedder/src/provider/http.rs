@@ -62,7 +62,7 @@ pub(super) struct Habits<'a> {
 /// Why there is no answer.
 pub(super) enum Failure {
     /// The server answered that it would not.
-    Refused(Refused),
+    Refused(Box<Refused>),
     /// It did not answer, or nothing that can be used.
     Other(Fault, EmbedError),
 }
@@ -162,13 +162,13 @@ impl Server {
                 return Failure::Other(Fault::Address, self.no_api(url));
             }
             if refusal::tells_error(&body) {
-                return Failure::Refused(Refused {
+                return Failure::Refused(Box::new(Refused {
                     status,
                     at: address::shown(url),
                     headers,
                     body,
                     secrets: self.secrets_of(&sent),
-                });
+                }));
             }
             // The parser's own words may quote the answer; its place is enough.
             Failure::Other(Fault::Form, self.unreadable(&error))
@@ -226,13 +226,13 @@ impl Server {
         if response.status().is_success() {
             return Ok(response);
         }
-        Err(Failure::Refused(Refused {
+        Err(Failure::Refused(Box::new(Refused {
             status: response.status(),
             at: address::shown(url),
             headers: response.headers().clone(),
             body: self.refusal_body(response).await,
             secrets: self.secrets_of(headers),
-        }))
+        })))
     }
 
     fn secrets_of(&self, sent: &HeaderMap) -> Vec<String> {

@@ -87,7 +87,7 @@ impl Refusal<'_> {
                 advised("check the key in --embedder-api-key-file, WEIR_EMBEDDER_API_KEY_FILE")
             }
             (407, _) => advised("check user and password of the proxy"),
-            (404 | 405, _) => advised(&self.missing_hint),
+            (404 | 405, _) => advised(self.missing_hint),
             (300..=399, _) => advised(
                 "redirects are not followed: set --embedder-url (WEIR_EMBEDDER_URL) to the final \
                  address",

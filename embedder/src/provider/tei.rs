@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
-use reqwest::{StatusCode, Url};
+use reqwest::Url;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tracing::{debug, warn};
@@ -14,7 +14,7 @@ use super::{
     http::{Failure, Habits, Server},
     remote::Remote,
     vector::Vector,
-    ways::{Way, Ways},
+    ways::{Fault, Way, Ways},
 };
 use crate::{EmbedError, Limits, Profile, Role};
 
@@ -99,15 +99,18 @@ impl Remote for Tei {
         };
         let info: Info = match self.server.get(&url).await {
             Ok(info) => info,
-            // A gateway that lets nothing but /embed through.
-            Err(Failure::Refused(refused)) if refused.status == StatusCode::NOT_FOUND => {
+            Err(failure @ Failure::Other(Fault::Server, _)) => {
+                return Err(self.server.sort(failure, &[]));
+            }
+            // A gateway may let nothing but /embed through; whether the server
+            // embeds, texts will tell.
+            Err(_) => {
                 debug!(
                     server = self.server.name(),
                     "The server has no /info; its limits are unknown."
                 );
                 return Ok(Limits::default());
             }
-            Err(failure) => return Err(self.server.sort(failure, &[])),
         };
         let served = info.model_id.unwrap_or_default();
         if !served.is_empty()

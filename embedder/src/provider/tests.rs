@@ -1,4 +1,4 @@
-use std::mem;
+use std::{io::Write as _, mem};
 
 use clap::Parser;
 use serde_json::{Value, json};
@@ -318,6 +318,33 @@ async fn an_endless_answer_is_cut_off() {
         .unwrap_err();
     let reason = reason_of_transient(error);
     assert!(reason.contains("more than 577536 bytes"), "{reason}");
+}
+
+#[tokio::test]
+async fn an_answer_that_unpacks_without_end_is_cut_off() {
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    packed.write_all(&vec![b' '; 64 << 20]).unwrap();
+    let packed = packed.finish().unwrap();
+    for status in ["200 OK", "500 Oops"] {
+        let length = packed.len();
+        let head =
+            format!("HTTP/1.1 {status}\r\ncontent-encoding: gzip\r\ncontent-length: {length}");
+        let answer = [format!("{head}\r\n\r\n").as_bytes(), &packed].concat();
+        let error = embed("tei", Answer::Raw(answer), &["a cat"])
+            .await
+            .unwrap_err();
+        let reason = reason_of_transient(error);
+        let cut = reason.contains("more than 577536 bytes");
+        assert!(
+            cut || status.starts_with("500") && reason.len() < 200,
+            "{reason}"
+        );
+    }
+    for (packing, said) in [("br", "asked not to"), ("gzip", "gzip cannot be read")] {
+        let answer = Answer::whole(&format!("200 OK\r\ncontent-encoding: {packing}"), "[[1]]");
+        let reason = reason_of_transient(embed("tei", answer, &["a"]).await.unwrap_err());
+        assert!(reason.contains(said), "{reason}");
+    }
 }
 
 #[tokio::test]

@@ -118,16 +118,12 @@ impl<'a, F: fmt::Debug> Search<'a, F> {
             _ => failure,
         };
         // Experiments of a judge are probes, too: one that fails is one call.
-        match further.filter(|_| !self.is_known) {
-            Some((at, _)) => {
-                self.at = at;
-                self.failure = Some(told);
-                None
-            }
-            None => {
-                self.ways.is_known.store(false, Ordering::Relaxed);
-                Some(told)
-            }
+        if let Some((at, _)) = further.filter(|_| !self.is_known) {
+            self.at = at;
+            self.failure = Some(told);
+            return None;
         }
+        self.ways.is_known.store(false, Ordering::Relaxed);
+        Some(told)
     }
 }

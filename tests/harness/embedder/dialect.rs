@@ -49,7 +49,8 @@ async fn any(
     body: Bytes,
 ) -> Response {
     let path = parts.uri.path();
-    if parts.method == Method::GET && path.ends_with("/info") {
+    let is_info = parts.method == Method::GET && path.ends_with("/info");
+    if is_info && !shared.script().no_info {
         return tei_info(&shared).into_response();
     }
     let Some((caller, dialect)) = shared.script().dialect_at(path) else {
