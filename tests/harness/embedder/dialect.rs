@@ -58,7 +58,7 @@ async fn any(
         let missing = {
             let mut script = shared.script();
             script.missed.push(target);
-            script.missing.clone()
+            script.missing
         };
         return match missing {
             None => (StatusCode::NOT_FOUND, "404 page not found").into_response(),
