@@ -6,34 +6,41 @@
 
 use std::collections::HashMap;
 
+use super::text::Trial;
+
 /// Texts remembered before the older half is forgotten.
 const REMEMBERED: usize = 8_192;
 
 /// What is known against a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Suspicion {
+pub(super) struct Suspicion {
+    /// When it last failed alone.
+    pub(super) failed_at: u64,
     /// Texts of the smallest call it was in that failed.
-    pub(crate) among: usize,
+    pub(super) among: usize,
     /// How often it failed alone while others passed.
-    pub(crate) failures: u32,
+    pub(super) failures: u32,
     /// How often of these only its beginning was sent.
-    pub(crate) beginning_failures: u32,
-    /// Least bytes of it that failed alone.
-    pub(crate) too_much: usize,
+    pub(super) beginning_failures: u32,
+    /// Least bytes of it that are known to be too much.
+    pub(super) too_much: usize,
+    /// How much of it was tried, and how often that failed.
+    pub(super) trial: Trial,
+    pub(super) repeats: u32,
     /// Whether its beginning passed.
-    pub(crate) beginning_passed: bool,
+    pub(super) beginning_passed: bool,
 }
 
 /// Suspicions by the fingerprints of texts, bounded in number.
 #[derive(Debug, Default)]
-pub(crate) struct Memory {
+pub(super) struct Memory {
     young: HashMap<u64, Suspicion>,
     old: HashMap<u64, Suspicion>,
 }
 
 impl Memory {
     /// Remembers a text.
-    pub(crate) fn keep(&mut self, fingerprint: u64, suspicion: Suspicion) {
+    pub(super) fn keep(&mut self, fingerprint: u64, suspicion: Suspicion) {
         if self.young.len() >= REMEMBERED {
             self.old = std::mem::take(&mut self.young);
         }
@@ -41,7 +48,7 @@ impl Memory {
     }
 
     /// Returns what was remembered of a text and forgets it.
-    pub(crate) fn take(&mut self, fingerprint: u64) -> Option<Suspicion> {
+    pub(super) fn take(&mut self, fingerprint: u64) -> Option<Suspicion> {
         let old = self.old.remove(&fingerprint);
         self.young.remove(&fingerprint).or(old)
     }

@@ -9,10 +9,15 @@
 //! - **A call was too large** when it failed and none as large has passed. Less
 //!   is sent, and more is tried again, ever more rarely while that fails.
 //! - **A text is too long** when it fails alone, again and again, and its
-//!   beginning passes. It is shortened until it passes.
+//!   beginning passes. It is shortened until it passes; each length has to fail
+//!   as often, unless it is known to be too much.
 //! - **A text is rejected** when it and then its beginning failed alone, while
 //!   other texts passed after each of these failures, and as often as the
 //!   embedder's own unreliability asks for.
+//!
+//! A text that failed alone is tried again with nothing beside it, right after
+//! something passed: so neither the death of the embedder by another text nor
+//! an outage that has begun can be taken for its fault.
 //!
 //! A failure of several texts is searched by halves. While the first half
 //! passes, what is wrong is in the other; once it fails, nothing speaks against
@@ -24,6 +29,7 @@ mod protocol;
 mod search;
 mod size;
 mod text;
+mod trial;
 mod trust;
 
 use std::collections::{HashMap, VecDeque};
@@ -33,7 +39,7 @@ use self::{
     memory::Memory,
     search::Task,
     size::SizeLimit,
-    text::{TROUBLE, Text},
+    text::Text,
     trust::{Advice, Trust},
 };
 pub use self::{
@@ -103,7 +109,9 @@ pub struct Judge {
     /// passed, whole or shortened.
     too_long: usize,
     passed_bytes: usize,
+    /// Of calls that fail, and of vectors that cannot be used.
     doubt: Doubt,
+    flaws: Doubt,
     trust: Trust,
     memory: Memory,
     health: Health,
@@ -116,15 +124,14 @@ pub struct Judge {
     moment: u64,
     /// When the latest call began that passed.
     proof: u64,
-    /// Calls that have ended, and whether the last was a probe that passed.
+    /// When a call last failed.
+    failed_at: u64,
+    /// Calls that have ended.
     ended: u64,
-    just_probed: bool,
     /// When it was last left alone for a while.
     rested_at: u64,
     /// Whether it is doubted because of what it said.
     was_advised: bool,
-    /// How many calls have ended when the embedder is out of trouble.
-    trouble_until: u64,
     last_call: u64,
 }
 
@@ -143,6 +150,7 @@ impl Judge {
             too_long: usize::MAX,
             passed_bytes: 0,
             doubt: Doubt::default(),
+            flaws: Doubt::default(),
             trust: Trust::default(),
             memory: Memory::default(),
             health: Health::Down,
@@ -151,11 +159,10 @@ impl Judge {
             long_probes: 0,
             moment: 0,
             proof: 0,
+            failed_at: 0,
             ended: 0,
-            just_probed: false,
             rested_at: 0,
             was_advised: false,
-            trouble_until: 0,
             last_call: 0,
         }
     }
@@ -175,12 +182,6 @@ impl Judge {
             }
             Some(suspicion) => {
                 text.resume(suspicion, self.settings.shortest);
-                // While it was away the embedder passed a probe.
-                text.failed_at = if self.health == Health::Fit {
-                    0
-                } else {
-                    self.moment
-                };
                 let awaits_proof = text.awaits_proof();
                 self.texts.insert(id, text);
                 if awaits_proof {
@@ -194,9 +195,11 @@ impl Judge {
 
     /// Has a text that was suspected before travel with few others of its kind.
     fn suspect_again(&mut self, id: TextId, among: usize) {
-        if self.texts.get(&id).is_some_and(|text| text.is_remembered) {
+        if let Some(text) = self.texts.get(&id).filter(|text| text.is_remembered) {
+            // At any place, so that no rhythm of the embedder's hits the same text each time.
+            let place = text.mixed(self.moment) % (self.tasks.len() as u64 + 1);
             let task = self.alone(id);
-            return self.tasks.push_back(task);
+            return self.tasks.insert(place as usize, task);
         }
         let most = (among / 2).max(1);
         let joins = |task: &&mut Task| task.again == Some(most) && task.texts.len() < most;
@@ -283,26 +286,40 @@ impl Judge {
         if self.under_way.values().any(apart) {
             return None;
         }
-        if self.tasks.front().is_some_and(Task::is_apart) {
-            // Nothing else may be what the embedder is too busy with, or dies of.
-            let task = self.tasks.pop_front_if(|_| self.under_way.is_empty())?;
-            if task.exclusive && !self.just_probed {
-                self.tasks.push_front(task);
-                return self.probe(0);
-            }
-            return Some(self.begin(task));
+        let Some(task) = self.tasks.front().filter(|task| task.is_apart()) else {
+            // Nothing else can show that the embedder works.
+            let idle = !self.unproven.is_empty();
+            return self
+                .common()
+                .or_else(|| idle.then(|| self.probe(0)).flatten());
+        };
+        // Something must just have passed, so that the outcome is not the embedder's condition:
+        // what has to be sent anyway, where there is that, and where it will not profit from
+        // what is just learned of the length of texts.
+        if task.exclusive && self.proof <= self.failed_at {
+            let mut texts = task.texts.iter().filter_map(|id| self.texts.get(id));
+            let learns = texts.any(Text::learns);
+            let common = if learns { None } else { self.common() };
+            return common.or_else(|| self.probe(0));
         }
+        // Nothing else may be what the embedder is too busy with, or dies of.
+        let task = self.tasks.pop_front_if(|_| self.under_way.is_empty())?;
+        Some(self.begin(task))
+    }
+
+    /// Sends what may travel beside other calls.
+    fn common(&mut self) -> Option<Call> {
         let others_first = self.failures == FAILURES_BEFORE_OTHERS && !self.fresh.is_empty();
-        if !others_first && let Some(task) = self.tasks.pop_front() {
+        if !others_first && let Some(at) = self.tasks.iter().position(|task| !task.is_apart()) {
+            let task = self.tasks.remove(at)?;
             return Some(self.begin(task));
         }
         let fits = self.fitting();
-        if fits > 0 {
-            let texts = self.fresh.drain(..fits).collect();
-            return Some(self.begin(Task::of(texts)));
+        if fits == 0 {
+            return None;
         }
-        // Nothing else can show that the embedder works.
-        (!self.unproven.is_empty()).then(|| self.probe(0)).flatten()
+        let texts = self.fresh.drain(..fits).collect();
+        Some(self.begin(Task::of(texts)))
     }
 
     /// Probes the embedder unless that is under way.
@@ -376,7 +393,6 @@ impl Judge {
         };
         self.moment += 1;
         self.ended += 1;
-        self.just_probed = false;
         let mut verdicts = Vec::new();
         match (what, answer) {
             (Sent::Probe(bytes), Answer::Vectors(flaws)) => {
@@ -389,18 +405,15 @@ impl Judge {
                 self.probe_failed(bytes, reason, &mut verdicts);
             }
             (Sent::Task(task, size), Answer::Vectors(flaws)) => {
-                let failed = flaws.iter().all(Option::is_some);
-                self.doubt.called();
-                if failed {
+                if flaws.iter().all(Option::is_some) {
                     let reason = flaws.into_iter().flatten().next().unwrap_or_default();
-                    self.failed(task, (size, began), Hint::Unknown, &reason, &mut verdicts);
+                    self.failed(task, (size, began), None, &reason, &mut verdicts);
                 } else {
                     self.passed(task, size, began, &flaws, &mut verdicts);
                 }
             }
             (Sent::Task(task, size), Answer::Failed { hint, reason }) => {
-                self.doubt.called();
-                self.failed(task, (size, began), hint, &reason, &mut verdicts);
+                self.failed(task, (size, began), Some(hint), &reason, &mut verdicts);
             }
         }
         self.weigh();
@@ -412,7 +425,7 @@ impl Judge {
         if bytes < self.probe_bytes {
             return;
         }
-        self.just_probed = true;
+        self.doubt.passed(1, began);
         self.proof = self.proof.max(began);
         self.failures = 0;
         self.long_probes = 0;
@@ -431,7 +444,11 @@ impl Judge {
         for id in std::mem::take(&mut self.controls) {
             match self.texts.get(&id) {
                 Some(text) if text.bytes > bytes => self.controls.push(id),
-                _ => self.shorten(id),
+                Some(text) => {
+                    let bytes = text.bytes;
+                    self.shorten(id, bytes);
+                }
+                None => {}
             }
         }
     }
@@ -448,7 +465,10 @@ impl Judge {
         if self.health == Health::Doubtful {
             self.trust.followed(Advice::Probe, true);
         }
-        self.trouble_until = self.ended + TROUBLE;
+        self.failures += 1;
+        self.failed_at = self.moment;
+        self.doubt.failed(self.moment);
+        self.doubt.rested();
         // Said each time: what it says may change.
         self.health = Health::Down;
         verdicts.push(Verdict::Down { reason });

@@ -19,10 +19,12 @@ pub(super) struct Task {
     /// The size of the smallest call that failed of which these texts and the
     /// rest are what has not passed since.
     pub(super) failed: Option<CallSize>,
+    /// When that failed.
+    pub(super) failed_at: u64,
     /// How often its failure was put down to the embedder's condition.
     pub(super) excuses: u8,
-    /// Whether the last excuse was that the embedder said so.
-    pub(super) waited: bool,
+    /// The last excuse, where it was that the embedder said so.
+    pub(super) waited: Option<Advice>,
     /// Whether that is over: it was not the embedder's condition.
     pub(super) specific: bool,
     /// The advice that this task follows.
@@ -77,6 +79,9 @@ impl Judge {
         verdicts: &mut Vec<Verdict>,
     ) {
         self.proof = self.proof.max(began);
+        self.doubt.passed(1, began);
+        let usable = flaws.iter().filter(|flaw| flaw.is_none()).count();
+        self.flaws.passed(usable, began);
         self.failures = 0;
         if self.health == Health::Doubtful {
             self.health = Health::Fit;
@@ -85,45 +90,57 @@ impl Judge {
         if let Some(advice) = task.follows {
             self.trust.followed(advice, true);
         }
-        if task.waited {
-            self.trust.followed(Advice::Wait, true);
+        if let Some(advice) = task.waited {
+            self.trust.followed(advice, true);
         } else if task.excuses > 0 {
-            self.contradicted();
+            self.doubt.contradicted(task.failed_at);
         }
         for (place, (id, flaw)) in task.texts.iter().zip(flaws).enumerate() {
             match flaw {
                 None => self.text_passed(*id, place, verdicts),
                 // That others passed in the same call is proof enough.
-                Some(reason) => self.text_failed(*id, Hint::Unknown, reason, 0),
+                Some(reason) => {
+                    self.flaws.failed(began);
+                    self.text_failed(*id, true, reason, began);
+                }
             }
         }
         let rest = self.known(task.rest);
         match task.failed {
-            Some(failed) if rest.is_empty() => self.acquit(failed),
-            Some(failed) => self.suspect(rest, failed, task.specific),
+            Some(failed) if rest.is_empty() => self.acquit(failed, task.failed_at),
+            Some(failed) => self.suspect(rest, (failed, task.failed_at), task.specific),
             None => {}
         }
     }
 
     /// Takes in that all parts of a call passed which failed as a whole.
-    fn acquit(&mut self, failed: CallSize) {
+    fn acquit(&mut self, failed: CallSize, at: u64) {
         if failed.texts > 1 && self.size.has_passed(failed) {
             // It failed for nothing, or less is taken now than was.
-            self.contradicted();
+            self.doubt.contradicted(at);
             self.size.forget(failed);
         }
     }
 
-    /// Takes in a call of which no text has its vector.
+    /// Takes in a call of which no text has its vector. `hint`: nothing where
+    /// there are vectors, none of which can be used.
     pub(super) fn failed(
         &mut self,
         task: Task,
         (size, began): (CallSize, u64),
-        hint: Hint,
+        hint: Option<Hint>,
         reason: &str,
         verdicts: &mut Vec<Verdict>,
     ) {
         self.failures += 1;
+        let flawed = hint.is_none();
+        let hint = hint.unwrap_or(Hint::Unknown);
+        if flawed {
+            self.flaws.failed(self.moment);
+        } else {
+            self.doubt.failed(self.moment);
+            self.failed_at = self.moment;
+        }
         if size.texts > 1 && !self.size.has_passed(size) {
             // As long as nothing that large has passed, it may be too large. If it was not, the
             // limit is soon back.
@@ -153,8 +170,13 @@ impl Judge {
                 text.has_failed = task.exclusive;
             }
         }
-        let waits = matches!(hint, Hint::Busy | Hint::Down) && self.trust.has(Advice::Wait);
-        let excuses = match (waits, self.doubt.is_flaky()) {
+        let waits = match hint {
+            Hint::Busy => Some(Advice::Busy),
+            Hint::Down => Some(Advice::Down),
+            _ => None,
+        };
+        let waits = waits.filter(|advice| self.trust.has(*advice));
+        let excuses = match (waits.is_some(), self.doubt.is_flaky()) {
             _ if task.exclusive && hint != Hint::Busy => 0,
             (true, _) if size.texts == 1 => ALONE_EXCUSES,
             (true, false) if !task.specific => MOST_EXCUSES,
@@ -165,6 +187,7 @@ impl Judge {
         if rests && began > self.rested_at {
             // Calls that were under way already say the same once more.
             self.rested_at = self.moment;
+            self.doubt.rested();
             verdicts.push(Verdict::Rest);
         }
         if task.excuses < excuses {
@@ -173,32 +196,41 @@ impl Judge {
                 excuses: task.excuses + 1,
                 waited: waits,
                 follows: None,
+                failed_at: self.moment,
                 ..task
             });
             return;
         }
-        if task.waited {
-            self.trust.followed(Advice::Wait, false);
+        if let Some(advice) = task.waited
+            && waits.is_some_and(|waits| waits == advice)
+        {
+            self.trust.followed(advice, false);
         }
         let specific = task.specific || task.excuses > 0;
         // It is in these texts, whatever it is: nothing speaks against the others.
         self.put_back(task.rest);
         match texts.as_slice() {
-            [id] if size.texts == 1 => self.text_failed(*id, hint, reason, self.moment),
-            _ => self.split(texts, size, hint, specific),
+            [id] if size.texts == 1 => self.text_failed(*id, flawed, reason, self.moment),
+            _ => self.split(texts, (size, self.moment), hint, specific),
         }
     }
 
     /// Tries a part of texts that failed together.
-    fn split(&mut self, mut texts: Vec<TextId>, failed: CallSize, hint: Hint, specific: bool) {
+    fn split(
+        &mut self,
+        mut texts: Vec<TextId>,
+        failed: (CallSize, u64),
+        hint: Hint,
+        specific: bool,
+    ) {
         if texts.len() == 1 {
             return self.suspect(texts, failed, specific);
         }
-        if !self.size.allows(failed) {
+        if !self.size.allows(failed.0) {
             // Less was learned to pass meanwhile: they are sent again by that.
             return self.put_back(texts);
         }
-        let whole = texts.len() == failed.texts;
+        let whole = texts.len() == failed.0.texts;
         let apart = match hint {
             Hint::Text(place) | Hint::TooLong(Some(place))
                 if whole && place < texts.len() && self.trust.has(Advice::Named) =>
@@ -217,19 +249,21 @@ impl Judge {
         self.tasks.push_front(Task {
             texts,
             rest,
-            failed: Some(failed),
+            failed: Some(failed.0),
+            failed_at: failed.1,
             specific,
             follows: Some(advice),
             ..Task::default()
         });
     }
 
-    fn halve(&mut self, mut texts: Vec<TextId>, failed: CallSize, specific: bool) {
+    fn halve(&mut self, mut texts: Vec<TextId>, failed: (CallSize, u64), specific: bool) {
         let rest = texts.split_off(texts.len() / 2);
         self.tasks.push_front(Task {
             texts,
             rest,
-            failed: Some(failed),
+            failed: Some(failed.0),
+            failed_at: failed.1,
             specific,
             ..Task::default()
         });
@@ -237,16 +271,17 @@ impl Judge {
 
     /// Goes on with the part of a call that failed which has not passed since:
     /// what is wrong is there, unless the call was too large.
-    fn suspect(&mut self, texts: Vec<TextId>, failed: CallSize, specific: bool) {
-        if texts.len() > 1 && !self.size.allows(failed) {
+    fn suspect(&mut self, texts: Vec<TextId>, failed: (CallSize, u64), specific: bool) {
+        if texts.len() > 1 && !self.size.allows(failed.0) {
             return self.put_back(texts);
         }
-        if texts.len() > 1 && self.size.has_passed(failed) {
+        if texts.len() > 1 && self.size.has_passed(failed.0) {
             return self.halve(texts, failed, specific);
         }
         self.tasks.push_front(Task {
             texts,
-            failed: Some(failed),
+            failed: Some(failed.0),
+            failed_at: failed.1,
             specific,
             ..Task::default()
         });

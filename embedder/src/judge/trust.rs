@@ -11,8 +11,10 @@ pub(super) enum Advice {
     Named,
     /// Try the others without the longest.
     Longest,
-    /// Wait, and send the same again.
-    Wait,
+    /// Wait, and send the same again: the embedder says that it is busy.
+    Busy,
+    /// The same, for it says that it is down.
+    Down,
     /// Probe the embedder at once.
     Probe,
 }
@@ -27,7 +29,8 @@ const CREDIT: i8 = 4;
 pub(super) struct Trust {
     named: i8,
     longest: i8,
-    wait: i8,
+    busy: i8,
+    down: i8,
     probe: i8,
 }
 
@@ -36,7 +39,8 @@ impl Trust {
         match advice {
             Advice::Named => &mut self.named,
             Advice::Longest => &mut self.longest,
-            Advice::Wait => &mut self.wait,
+            Advice::Busy => &mut self.busy,
+            Advice::Down => &mut self.down,
             Advice::Probe => &mut self.probe,
         }
     }

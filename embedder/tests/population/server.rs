@@ -199,11 +199,6 @@ pub(crate) struct Condition {
 }
 
 impl Server {
-    /// Whether it fails calls that would pass at another moment, again and again.
-    pub(crate) fn is_unsteady(&self) -> bool {
-        self.quota.is_some() || self.flaky > 0
-    }
-
     /// Whether it is away at this moment for a reason of its own.
     pub(crate) fn is_out(&self, now: u64) -> bool {
         let mut outages = self.outages.iter();
@@ -333,9 +328,15 @@ impl Server {
             bytes += sent;
         }
         // Each bad text: which of a call it is, that it is it alone, and that its length does
-        // not matter.
+        // not matter; where calls fail for nothing, as often as makes that an unlikely reason.
         let per_call = self.texts.len() as f64 / calls;
-        let search = per_call.log2().max(0.0) + 1.0;
+        let one_in = self.quota.unwrap_or(self.flaky as usize) as f64;
+        let accidents = if one_in > 0.0 {
+            (-UNLIKELY.ln() / one_in.ln() - 2.0).max(0.0)
+        } else {
+            0.0
+        };
+        let search = per_call.log2().max(0.0) + 1.0 + accidents;
         let found = match self.symptom {
             Symptom::Flawed => 3.0,
             _ => search + 3.0,
@@ -348,5 +349,7 @@ impl Server {
     }
 }
 
+/// The chance of an accident that nobody need reckon with.
+const UNLIKELY: f64 = 1e-8;
 /// Most estimated tokens in a call.
 pub(crate) const TOKENS: usize = 16_384;

@@ -13,6 +13,9 @@ const LONGEST_REST: u64 = 90_000;
 const PROBE_EVERY: u64 = 1_000;
 /// Calls that an outage, or learning a limit, may cost.
 const PER_EVENT: f64 = 60.0;
+/// Calls that one costs which failed at the server's whim or by its quota: it
+/// is made again, in parts where it was of several texts.
+const PER_REFUSAL: f64 = 8.0;
 
 pub(crate) struct World {
     server: Server,
@@ -32,6 +35,9 @@ pub(crate) struct World {
     embedded: HashMap<usize, usize>,
     rejected: HashSet<usize>,
     calls: u64,
+    /// Calls that failed at the server's whim, and by its quota.
+    whims: u64,
+    refused: u64,
     events: u64,
 }
 
@@ -60,6 +66,8 @@ impl World {
             embedded: HashMap::new(),
             rejected: HashSet::new(),
             calls: 0,
+            whims: 0,
+            refused: 0,
             events: 1,
             server,
         }
@@ -95,9 +103,8 @@ impl World {
                 }
             };
             let (answer, took, fault) = self.server.answer(&mut self.condition, self.now, &sent);
-            if matches!(fault, Some(Fault::Outage | Fault::Quota | Fault::Flake)) {
-                self.events += u64::from(fault == Some(Fault::Flake));
-            }
+            self.whims += u64::from(fault == Some(Fault::Flake));
+            self.refused += u64::from(fault == Some(Fault::Quota));
             let CallId(id) = call.id();
             self.ends.insert((self.now + took, id), (call, answer));
         }
@@ -156,11 +163,8 @@ impl World {
         }
         let whole = self.server.texts[text];
         let longest = self.server.longest.min(self.server.most_bytes);
-        // Within a factor of four of what passes, of sixteen where calls fail for nothing.
-        let factor = if self.server.is_unsteady() { 16 } else { 4 };
-        if bytes < whole
-            && (whole <= longest || bytes < (longest / factor).max(SHORTEST).min(whole))
-        {
+        // Within a factor of four of what passes.
+        if bytes < whole && (whole <= longest || bytes < (longest / 4).max(SHORTEST).min(whole)) {
             return Err(self.fails(&format!("{bytes} of {whole} were embedded of {text}")));
         }
         Ok(())
@@ -242,12 +246,9 @@ impl World {
             .iter()
             .map(|(_, lasts)| lasts / PROBE_EVERY + 1)
             .sum();
-        let mut allowed =
-            factor * self.server.least() + PER_EVENT * (self.events + 1) as f64 + down as f64;
-        if self.server.is_unsteady() {
-            // What is refused for these is counted apart.
-            allowed *= 3.0;
-        }
+        let events = PER_EVENT * (self.events + 1) as f64;
+        let refused = PER_REFUSAL * (self.whims + self.refused) as f64;
+        let allowed = factor * self.server.least() + events + refused + down as f64;
         if self.calls as f64 > allowed {
             return Err(self.fails(&format!("{} calls, {allowed} are allowed", self.calls)));
         }
