@@ -1,6 +1,6 @@
 //! One call to the embedder, which ends in time and without a panic.
 
-use std::{panic::AssertUnwindSafe, sync::Arc};
+use std::{panic::AssertUnwindSafe, pin::pin, sync::Arc};
 
 use futures::FutureExt as _;
 use tokio::time::{Duration, Instant, timeout};
@@ -9,6 +9,7 @@ use weir_embedder::judge::{CallId, CallSize, estimate_tokens};
 use super::{
     Endpoint,
     request::{Sent, Text},
+    settle::PROBE_INTERVAL,
     spans,
 };
 use weir_embedder::{EmbedError, Embedding, Probe};
@@ -55,10 +56,7 @@ impl Endpoint {
         };
         self.rates.wait(size).await;
         let answer = match work {
-            Work::Probe(bytes) => {
-                let probe = self.bounded(self.embedder.probe(bytes)).await;
-                probe.map(Answered::Probe)
-            }
+            Work::Probe(bytes) => self.probe(bytes, size).await.map(Answered::Probe),
             Work::Embed(sent) => self.embed_texts(sent, size).await.map(Answered::Vectors),
         };
         Ended {
@@ -66,6 +64,31 @@ impl Endpoint {
             size,
             saturated,
             answer,
+        }
+    }
+
+    /// Probes the embedder. While that is not answered it is probed beside it, so
+    /// that one which has lost a request is found fit as soon as it is back. The
+    /// first probe goes on meanwhile: an embedder that loads its model may take as
+    /// long as any call.
+    async fn probe(&self, bytes: usize, size: CallSize) -> Result<Probe, EmbedError> {
+        let mut first = pin!(self.bounded(self.embedder.probe(bytes)));
+        if let Ok(answer) = timeout(PROBE_INTERVAL, &mut first).await {
+            return answer;
+        }
+        let others = async {
+            loop {
+                self.rates.wait(size).await;
+                let other = self.bounded(self.embedder.probe(bytes));
+                if let Ok(answer) = timeout(PROBE_INTERVAL, other).await {
+                    return answer;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = first => answer,
+            answer = others => answer,
         }
     }
 

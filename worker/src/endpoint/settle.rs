@@ -19,8 +19,8 @@ const LONGEST_REST: Duration = Duration::from_secs(90);
 /// The rest after the first time that an embedder wants one and does not say
 /// for how long; doubles with each time after it.
 const FIRST_REST: Duration = Duration::from_millis(500);
-/// How long after a probe that failed the next one follows.
-const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long after a probe that failed, or is not answered, the next one follows.
+pub(super) const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 /// However long an embedder that is down asks to be left alone, it is probed
 /// by then.
 const LONGEST_PROBE_INTERVAL: Duration = Duration::from_secs(30);

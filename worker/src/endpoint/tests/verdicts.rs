@@ -94,47 +94,93 @@ async fn a_quota_that_is_used_up_rejects_nothing_however_it_says_so() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_embedder_that_hangs_charges_nobody_and_goes_on_when_it_is_back() {
-    struct Hanging(Arc<AtomicBool>);
-    impl Hanging {
-        async fn wait(&self) {
-            if self.0.load(Ordering::Relaxed) {
-                std::future::pending::<()>().await;
-            }
+/// Never answers what is sent while it hangs.
+struct Hanging(AtomicBool);
+
+impl Hanging {
+    async fn wait(&self) {
+        if self.0.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
         }
     }
+}
+
+#[async_trait]
+impl Embedder for Hanging {
+    async fn embed(&self, texts: &[&str]) -> Answer {
+        self.wait().await;
+        Ok(texts.iter().map(|text| Ok(testing::vector(text))).collect())
+    }
+
+    async fn probe(&self, _: usize) -> Result<Probe, EmbedError> {
+        self.wait().await;
+        Ok(Probe {
+            dimension: 2,
+            limits: embedder::Limits::default(),
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_embedder_that_hangs_charges_nobody_and_goes_on_when_it_is_back() {
+    let embedder = Arc::new(Hanging(AtomicBool::new(false)));
+    let endpoint = Endpoint::new(Arc::clone(&embedder) as _, SETTINGS, Metrics::unseen());
+    let endpoint = Arc::new(endpoint);
+    let running = Arc::clone(&endpoint);
+    let _running = AbortOnDropHandle::new(tokio::spawn(async move { running.run().await }));
+    endpoint.health.fit().await;
+    embedder.0.store(true, Ordering::Relaxed);
+    let outcome = endpoint.embed(batch(&["a", "b"]), None).await;
+    assert!(outcome.result.is_empty());
+    let reason = outcome.failure.unwrap();
+    assert!(reason.contains("embed_timeout"), "{reason}");
+    // In the middle of a probe, whose answer never comes.
+    sleep(SETTINGS.timeout * 10 + Duration::from_millis(300)).await;
+    assert!(endpoint.health.ailment().is_some());
+    embedder.0.store(false, Ordering::Relaxed);
+    let back = Instant::now();
+    assert_eq!(
+        embed_all(&endpoint, &["a", "b"]).await,
+        Vec::<String>::new()
+    );
+    let late = back.elapsed();
+    assert!(late <= Duration::from_secs(2), "{late:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_embedder_that_loads_its_model_for_a_minute_is_found_fit_after_that() {
+    /// Begins to load anew with each request.
+    struct Cold(AtomicUsize);
     #[async_trait]
-    impl Embedder for Hanging {
-        async fn embed(&self, texts: &[&str]) -> Answer {
-            self.wait().await;
-            Ok(texts.iter().map(|text| Ok(testing::vector(text))).collect())
+    impl Embedder for Cold {
+        async fn embed(&self, _: &[&str]) -> Answer {
+            unreachable!("nothing is to be embedded")
         }
 
         async fn probe(&self, _: usize) -> Result<Probe, EmbedError> {
-            self.wait().await;
+            self.0.fetch_add(1, Ordering::Relaxed);
+            sleep(Duration::from_mins(1)).await;
             Ok(Probe {
                 dimension: 2,
                 limits: weir_embedder::Limits::default(),
             })
         }
     }
-    let hangs = Arc::new(AtomicBool::new(false));
-    let embedder = Arc::new(Hanging(Arc::clone(&hangs)));
-    let endpoint = Arc::new(Endpoint::new(embedder, SETTINGS, Metrics::unseen()));
+    let cold = Arc::new(Cold(AtomicUsize::new(0)));
+    let settings = Settings {
+        timeout: Duration::from_mins(5),
+        ..SETTINGS
+    };
+    let endpoint = Endpoint::new(Arc::clone(&cold) as _, settings, Metrics::unseen());
+    let endpoint = Arc::new(endpoint);
     let running = Arc::clone(&endpoint);
     let _running = AbortOnDropHandle::new(tokio::spawn(async move { running.run().await }));
-    endpoint.health.fit().await;
-    hangs.store(true, Ordering::Relaxed);
-    let outcome = endpoint.embed(batch(&["a", "b"]), None).await;
-    assert!(outcome.result.is_empty());
-    let reason = outcome.failure.unwrap();
-    assert!(reason.contains("embed_timeout"), "{reason}");
-    hangs.store(false, Ordering::Relaxed);
-    assert_eq!(
-        embed_all(&endpoint, &["a", "b"]).await,
-        Vec::<String>::new()
-    );
+    let began = Instant::now();
+    let fit = timeout(Duration::from_mins(10), endpoint.health.fit()).await;
+    assert!(fit.is_ok(), "it is never found fit");
+    assert_eq!(began.elapsed(), Duration::from_mins(1));
+    let probes = cold.0.load(Ordering::Relaxed);
+    assert!(probes <= 61, "one a second: {probes}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -245,4 +291,19 @@ async fn a_call_that_nobody_waits_for_proves_nothing() {
     assert_eq!(call.texts, ["a", "b"]);
     call.succeed();
     assert_eq!(embedded(&both.await.unwrap()), ["a", "b"]);
+    // Nothing is taken to be at the embedder still, beside which no trial could begin.
+    calls.answer_with(|call| {
+        if call.texts.iter().any(|text| text == "bad") {
+            call.refuse("refused");
+        } else {
+            call.succeed();
+        }
+    });
+    let outcome = endpoint.embed(batch(&["c", "bad", "d"]), None);
+    let outcome = timeout(Duration::from_mins(10), outcome).await;
+    let outcome = outcome.expect("it waits for a call that was given up");
+    assert_eq!(
+        (embedded(&outcome), rejected(&outcome)),
+        (vec!["c", "d"], vec!["bad"])
+    );
 }
