@@ -47,8 +47,10 @@ pub use self::{
     size::{CallSize, estimate_tokens},
 };
 
-/// Failures in a row after which an embedder is probed, whatever it says.
+/// Failures in a row after which an embedder is probed, whatever it says, and
+/// after which it is where such probes keep passing: then many texts are bad.
 const FAILURES_BEFORE_PROBE: u32 = 3;
+const MOST_BEFORE_PROBE: u32 = 6;
 /// Failures in a row after which other texts are sent before a search goes on,
 /// so that what passes shows that the embedder works.
 const FAILURES_BEFORE_OTHERS: u32 = 2;
@@ -117,6 +119,8 @@ pub struct Judge {
     health: Health,
     /// Failures since something passed.
     failures: u32,
+    /// How many of them ask for a probe.
+    patience: u32,
     /// Bytes of the probe that an embedder must pass that is down.
     probe_bytes: usize,
     long_probes: u32,
@@ -155,6 +159,7 @@ impl Judge {
             memory: Memory::default(),
             health: Health::Down,
             failures: 0,
+            patience: FAILURES_BEFORE_PROBE,
             probe_bytes: 0,
             long_probes: 0,
             moment: 0,
@@ -434,7 +439,8 @@ impl Judge {
         match self.health {
             Health::Down => verdicts.push(Verdict::Fit),
             Health::Doubtful if self.was_advised => self.trust.followed(Advice::Probe, false),
-            _ => {}
+            Health::Doubtful => self.patience = (self.patience + 1).min(MOST_BEFORE_PROBE),
+            Health::Fit => {}
         }
         self.health = Health::Fit;
     }
@@ -462,6 +468,7 @@ impl Judge {
             }
         }
         self.controls.clear();
+        self.patience = FAILURES_BEFORE_PROBE;
         if self.health == Health::Doubtful {
             self.trust.followed(Advice::Probe, true);
         }

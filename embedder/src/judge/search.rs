@@ -2,8 +2,8 @@
 //! its size.
 
 use super::{
-    ALONE_EXCUSES, CallSize, FAILURES_BEFORE_PROBE, FLAKY_EXCUSES, Health, Hint, Judge,
-    MOST_EXCUSES, TextId, Verdict, trust::Advice,
+    ALONE_EXCUSES, CallSize, FLAKY_EXCUSES, Health, Hint, Judge, MOST_EXCUSES, TextId, Verdict,
+    trust::Advice,
 };
 
 /// How much longer than every other a text must be to be tried without the
@@ -151,7 +151,7 @@ impl Judge {
             Hint::Down | Hint::Broken => self.trust.has(Advice::Probe),
             _ => false,
         };
-        let many = self.failures >= FAILURES_BEFORE_PROBE;
+        let many = self.failures >= self.patience;
         let doubtful = advised || many && (hint != Hint::Busy || task.specific);
         if doubtful && self.health == Health::Fit {
             self.health = Health::Doubtful;
