@@ -24,6 +24,8 @@ pub(super) struct Suspicion {
     pub(super) beginning_failures: u32,
     /// Least bytes of it that are known to be too much.
     pub(super) too_much: usize,
+    /// Whether all its failures were vectors that cannot be used.
+    pub(super) flawed: bool,
     /// How much of it was tried, and how often that failed.
     pub(super) trial: Trial,
     pub(super) repeats: u32,

@@ -48,7 +48,8 @@ pub use self::{
 };
 
 /// Failures in a row after which an embedder is probed, whatever it says, and
-/// after which it is where such probes keep passing: then many texts are bad.
+/// after which it is where such probes keep passing and texts do, too: then many
+/// texts are bad.
 const FAILURES_BEFORE_PROBE: u32 = 3;
 const MOST_BEFORE_PROBE: u32 = 6;
 /// Failures in a row after which other texts are sent before a search goes on,
@@ -119,8 +120,10 @@ pub struct Judge {
     health: Health,
     /// Failures since something passed.
     failures: u32,
-    /// How many of them ask for a probe.
+    /// How many of them ask for a probe, and whether a text has passed since the
+    /// last one.
     patience: u32,
+    text_passed: bool,
     /// Bytes of the probe that an embedder must pass that is down.
     probe_bytes: usize,
     long_probes: u32,
@@ -160,6 +163,7 @@ impl Judge {
             health: Health::Down,
             failures: 0,
             patience: FAILURES_BEFORE_PROBE,
+            text_passed: false,
             probe_bytes: 0,
             long_probes: 0,
             moment: 0,
@@ -439,9 +443,13 @@ impl Judge {
         match self.health {
             Health::Down => verdicts.push(Verdict::Fit),
             Health::Doubtful if self.was_advised => self.trust.followed(Advice::Probe, false),
-            Health::Doubtful => self.patience = (self.patience + 1).min(MOST_BEFORE_PROBE),
+            Health::Doubtful if self.text_passed => {
+                self.patience = (self.patience + 1).min(MOST_BEFORE_PROBE);
+            }
+            Health::Doubtful => self.patience = FAILURES_BEFORE_PROBE,
             Health::Fit => {}
         }
+        self.text_passed = false;
         self.health = Health::Fit;
     }
 

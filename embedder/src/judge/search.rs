@@ -83,6 +83,7 @@ impl Judge {
         let usable = flaws.iter().filter(|flaw| flaw.is_none()).count();
         self.flaws.passed(usable, began);
         self.failures = 0;
+        self.text_passed = true;
         if self.health == Health::Doubtful {
             self.health = Health::Fit;
         }

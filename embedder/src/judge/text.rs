@@ -85,6 +85,7 @@ impl Text {
     pub(super) fn suspicion(&self) -> Option<Suspicion> {
         Some(Suspicion {
             failed_at: self.failed_at,
+            flawed: self.flawed,
             among: self.among?,
             // The embedder passes a probe before it is sent anything again.
             failures: self.failures + u32::from(self.has_failed),
@@ -100,6 +101,7 @@ impl Text {
     /// Takes up what was known against it before.
     pub(super) fn resume(&mut self, suspicion: Suspicion, shortest: usize) {
         self.failed_at = suspicion.failed_at;
+        self.flawed = suspicion.flawed;
         self.among = Some(suspicion.among);
         self.failures = suspicion.failures;
         self.beginning_failures = suspicion.beginning_failures;

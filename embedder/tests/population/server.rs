@@ -328,13 +328,14 @@ impl Server {
             bytes += sent;
         }
         // Each bad text: which of a call it is, that it is it alone, and that its length does
-        // not matter; where calls fail for nothing, as often as makes that an unlikely reason.
+        // not matter; where calls fail for nothing, as often as makes that an unlikely reason, and
+        // once more where an outage may have begun with any of them.
         let per_call = self.texts.len() as f64 / calls;
         let one_in = self.quota.unwrap_or(self.flaky as usize) as f64;
-        let accidents = if one_in > 0.0 {
-            (-UNLIKELY.ln() / one_in.ln() - 2.0).max(0.0)
-        } else {
-            0.0
+        let accidents = match (one_in > 0.0, self.outages.is_empty()) {
+            (true, _) => (-UNLIKELY.ln() / one_in.ln() - 2.0).max(0.0),
+            (false, false) => 1.0,
+            (false, true) => 0.0,
         };
         let search = per_call.log2().max(0.0) + 1.0 + accidents;
         let found = match self.symptom {
