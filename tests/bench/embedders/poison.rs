@@ -3,7 +3,10 @@
 use sha2::{Digest as _, Sha256};
 use weir_tests::embedder::Rude;
 
-use crate::run::{OLLAMA, OPENAI, TEI, embed, with_sources};
+use crate::{
+    Table,
+    run::{OLLAMA, OPENAI, Outcome, TEI, embed, with_sources},
+};
 
 /// A text in so many is bad.
 const ONE_IN: usize = 100;
@@ -19,6 +22,8 @@ struct Style {
     name: &'static str,
     /// A bad text is too long; otherwise it can never be embedded.
     long: bool,
+    /// Whether it tells which text is bad: by its place, its length or its vector.
+    named: bool,
     /// Given the place of the first bad one.
     refuse: fn(usize) -> Rude,
 }
@@ -27,17 +32,19 @@ fn status(code: u16, body: String) -> Rude {
     Rude::Status(code, None, body)
 }
 
-const STYLES: [Style; 6] = [
+const STYLES: [Style; 7] = [
     Style {
         dialect: OLLAMA,
         name: "ollama, names nothing",
         long: false,
+        named: false,
         refuse: |_| status(400, r#"{"error":"unsupported value"}"#.to_owned()),
     },
     Style {
         dialect: OLLAMA,
         name: "ollama, too long",
         long: true,
+        named: true,
         refuse: |_| {
             let error = r#"{"error":"the input length exceeds the context length"}"#;
             status(400, error.to_owned())
@@ -47,6 +54,7 @@ const STYLES: [Style; 6] = [
         dialect: TEI,
         name: "tei, too long",
         long: true,
+        named: true,
         refuse: |_| {
             let error =
                 "Input validation error: `inputs` must have less than 64 tokens. Given: 100";
@@ -60,6 +68,7 @@ const STYLES: [Style; 6] = [
         dialect: OPENAI,
         name: "openai, names the text",
         long: false,
+        named: true,
         refuse: |place| {
             let message = format!("Invalid 'input[{place}]': input cannot be an empty string.");
             status(400, format!(r#"{{"error":{{"message":"{message}"}}}}"#))
@@ -69,6 +78,7 @@ const STYLES: [Style; 6] = [
         dialect: OPENAI,
         name: "openai, too long, named",
         long: true,
+        named: true,
         refuse: |place| {
             let message = format!("Invalid 'input[{place}]': maximum input length is 64 tokens.");
             status(400, format!(r#"{{"error":{{"message":"{message}"}}}}"#))
@@ -76,8 +86,19 @@ const STYLES: [Style; 6] = [
     },
     Style {
         dialect: OLLAMA,
+        name: "ollama, 500 for a NaN",
+        long: false,
+        named: false,
+        refuse: |_| {
+            let error = "failed to encode response: json: unsupported value: NaN";
+            status(500, format!(r#"{{"error":"{error}"}}"#))
+        },
+    },
+    Style {
+        dialect: OLLAMA,
         name: "any, no usable vector",
         long: false,
+        named: true,
         refuse: |_| Rude::Null(MARK.to_owned()),
     },
 ];
@@ -104,7 +125,7 @@ fn texts(count: usize, bad: usize, long: bool) -> Vec<String> {
     texts
 }
 
-async fn calls(style: &Style, batch_size: usize, count: usize, bad: usize) -> usize {
+async fn run(style: &Style, batch_size: usize, count: usize, bad: usize) -> Outcome {
     let world = with_sources(vec![texts(count, bad, style.long)]).await;
     let refuse = style.refuse;
     let long = style.long;
@@ -113,17 +134,7 @@ async fn calls(style: &Style, batch_size: usize, count: usize, bad: usize) -> us
         .embedder
         .rule(move |texts| texts.iter().position(is_bad).map(refuse));
     let batch_size = batch_size.to_string();
-    let outcome = embed(&world, style.dialect, &[("WEIR_BATCH_SIZE", &batch_size)]).await;
-    // A text that is too long is embedded by its beginning.
-    let rejected = if style.long { 0 } else { bad };
-    assert_eq!(outcome.rejected, rejected as i64, "{}", style.name);
-    assert_eq!(
-        outcome.embedded,
-        (count - rejected) as i64,
-        "{}",
-        style.name
-    );
-    outcome.calls.len()
+    embed(&world, style.dialect, &[("WEIR_BATCH_SIZE", &batch_size)]).await
 }
 
 /// The least that any search needs, as a multiple of the calls of a clean run.
@@ -140,26 +151,32 @@ fn bound(batch_size: usize, named: bool) -> f64 {
 }
 
 /// A line for each style and batch size.
-pub(crate) async fn compare(count: usize) -> Vec<String> {
+pub(crate) async fn compare(count: usize) -> Table {
     let bad = bad(count);
-    let mut lines = vec![format!("{count} texts, of which {bad} are bad")];
-    lines.push(format!(
-        "{:<26} {:>5} {:>6} {:>8} {:>6} {:>6}",
-        "refusal", "batch", "clean", "with bad", "ratio", "bound"
-    ));
+    let mut table = Table::new(&format!("{count} texts, of which {bad} are bad"));
+    println!(
+        "{:<26} {:>5} {:>6} {:>8} {:>6} {:>6} {:>8} {:>7}",
+        "refusal", "batch", "clean", "with bad", "ratio", "bound", "rejected", "charged"
+    );
     for style in &STYLES {
         for batch_size in [8, 32] {
-            let clean = calls(style, batch_size, count, 0).await;
-            let with_bad = calls(style, batch_size, count, bad).await;
-            // Its length tells a text that is too long from the others.
-            let named = style.name != STYLES[0].name;
-            lines.push(format!(
-                "{:<26} {batch_size:>5} {clean:>6} {with_bad:>8} {:>6.2} {:>6.2}",
+            let clean = run(style, batch_size, count, 0).await;
+            let with_bad = run(style, batch_size, count, bad).await;
+            // One that is too long is embedded by its beginning.
+            let rejected = if style.long { 0 } else { bad as i64 };
+            println!(
+                "{:<26} {batch_size:>5} {:>6} {:>8} {:>6.2} {:>6.2} {:>8} {:>7}",
                 style.name,
-                with_bad as f64 / clean as f64,
-                bound(batch_size, named),
-            ));
+                clean.calls.len(),
+                with_bad.calls.len(),
+                with_bad.calls.len() as f64 / clean.calls.len() as f64,
+                bound(batch_size, style.named),
+                with_bad.rejected,
+                with_bad.charged,
+            );
+            table.expect(style.name, &clean, count as i64, 0);
+            table.expect(style.name, &with_bad, count as i64, rejected);
         }
     }
-    lines
+    table
 }

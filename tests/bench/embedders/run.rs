@@ -6,8 +6,8 @@ use tokio::time;
 use weir_proto::v1::{Item, ItemList, PutSourceRequest, put_source_request::Content};
 use weir_tests::{cluster::Worker, embedder::Call, world::World};
 
-/// Longest time of a run.
-const PATIENCE: Duration = Duration::from_mins(5);
+/// Longest time of a run. What is not done by then counts as it is.
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Which server the embedder is taken for.
 pub(crate) const OLLAMA: &str = "ollama";
@@ -19,6 +19,9 @@ pub(crate) struct Outcome {
     /// Chunks that have a vector, and those that have none for good.
     pub(crate) embedded: i64,
     pub(crate) rejected: i64,
+    /// Times that a job was charged with a try. It never is, whatever an
+    /// embedder says.
+    pub(crate) charged: i64,
     /// Calls with texts; a probe is none.
     pub(crate) calls: Vec<Call>,
     /// From the start of the worker to the last vector.
@@ -47,7 +50,7 @@ pub(crate) async fn with_sources(sources: Vec<Vec<String>>) -> World {
     world
 }
 
-/// Starts a worker and waits until nothing is pending.
+/// Starts a worker and waits until nothing is pending, or for too long.
 pub(crate) async fn embed(world: &World, dialect: &str, settings: &[(&str, &str)]) -> Outcome {
     let began = Instant::now();
     let settings = [&[("WEIR_EMBEDDER", dialect)], settings].concat();
@@ -57,21 +60,17 @@ pub(crate) async fn embed(world: &World, dialect: &str, settings: &[(&str, &str)
             time::sleep(Duration::from_millis(5)).await;
         }
     };
-    time::timeout(PATIENCE, done)
-        .await
-        .expect("all is embedded in time");
+    // What is missing shows in the outcome.
+    let _ = time::timeout(PATIENCE, done).await;
     let took = began.elapsed();
-    let charged: i64 = count(
-        world,
-        "SELECT count(*) FROM public.history WHERE attempt > 0",
-    )
-    .await;
-    assert_eq!(charged, 0, "nobody is charged");
+    let charged = "SELECT count(*) FROM public.history WHERE attempt > 0";
+    let charged = count(world, charged).await;
     let mut calls = world.embedder.calls();
     calls.retain(|call| call.texts != ["probe"]);
     Outcome {
         embedded: world.rows("embeddings").await,
         rejected: world.rows("rejections").await,
+        charged,
         calls,
         took,
     }
