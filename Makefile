@@ -10,7 +10,7 @@ MINUTES ?= 5
 SECONDS ?= 600
 
 .PHONY: help demo test test-browser test-embedders test-alerts test-tracing examples chart chart-write images-smoke \
-	test-keda bench bench-autoscaling bench-embedders bench-tracing bench-watch bench-lists chaos fuzz deny runtime build
+	test-keda bench bench-local test-families bench-autoscaling bench-embedders bench-tracing bench-watch bench-lists chaos fuzz deny runtime build
 
 help:
 	@echo 'make demo [SPEC=file]            embed a document with everything local, watch it, search it'
@@ -24,7 +24,9 @@ help:
 	@echo 'make chart                       check the Helm chart (gets its tools, with Go and pip)'
 	@echo 'make bench [BENCH_RUNS=n]        measure the queue beside the limits of its Postgres (an hour)'
 	@echo 'make test-keda                   ask the coordinator as KEDA does, in its own contract (needs Go)'
-	@echo 'make bench-embedders             count calls and time where texts are bad, calls rationed, sources small'
+	@echo 'make bench-embedders             count calls and time where texts are bad, calls rationed, sources small, servers out'
+	@echo 'make bench-local                 compare the local model with ONNX Runtime (got by pip)'
+	@echo 'make test-families               compare small models of each family with PyTorch (6 GB by pip)'
 	@echo 'make test-tracing                check the traces in a real Jaeger (needs Go)'
 	@echo 'make bench-autoscaling           simulate a day of workers that follow demand'
 	@echo 'make bench-tracing               measure what tracing costs'
@@ -59,6 +61,17 @@ bench-embedders: export BENCH_TEXTS ?= 10000
 bench-embedders: runtime
 	$(CARGO) build --release --workspace --bins
 	$(CARGO) test --release -p weir-tests --test bench_embedders -- --nocapture --test-threads=1
+
+# The local model as it is shipped, and ONNX Runtime with the same one in f32 and in int8.
+bench-local: runtime
+	$(CARGO) build --release -p weir-bert --example embed
+	@PYTHON='$(PYTHON)' tests/bench/local/run .runtime-embedders $(TARGET)/release/examples/embed
+
+# Models with random weights, in the Python of the server Infinity.
+test-families:
+	@PYTHON='$(PYTHON)' WEIR_TEST_EMBEDDERS=infinity tests/embedders/prepare .runtime-embedders
+	$(CARGO) build -p weir-bert --example embed
+	@.runtime-embedders/infinity/bin/python tests/bench/local/families.py $(BIN)/examples/embed .runtime-embedders/families
 
 # The programs as they are shipped, and an embedder that takes no time. BENCH_ONLY names a part, BENCH_CHUNKS and
 # BENCH_HISTORY say how much; the figures also go to $(TARGET)/bench.json.
