@@ -1,8 +1,10 @@
 """Models of each family that the local embedder takes, and what it makes of them: families.py EMBED-PROGRAM FOLDER
 
-Small ones with random weights: their vectors mean nothing, and differ where one
-layer does. Transformers' own implementation in PyTorch says what they should
-be. Runs in the Python of the Infinity server of `make test-embedders`, which
+Small ones with random weights: their vectors mean nothing. Transformers' own
+implementation in PyTorch says what they should be, and vectors are compared
+unscaled, by how far apart they are for their length. That of one pooling must
+be far from those of the others: a model all of whose states are alike would
+show nothing. Runs in the Python of the Infinity server of `make test-embedders`, which
 has both.
 """
 
@@ -55,28 +57,40 @@ def check(family, pooling):
     )
     model = model_kind(config, add_pooling_layer=False).eval()
     with torch.no_grad():
-        for weights in model.parameters():
-            weights.normal_(0, 0.3)
+        for name, weights in model.named_parameters():
+            is_scale = name.endswith("LayerNorm.weight")
+            weights.normal_(float(is_scale), 1.0 if "_embeddings" in name else 0.15)
     model.save_pretrained(folder, safe_serialization=True)
     words.save(str(folder / "tokenizer.json"))
     (folder / "1_Pooling/config.json").write_text(json.dumps({f"pooling_mode_{pooling}": True}))
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
+    modules = [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in modules]
+    (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "texts.json").write_text(json.dumps(TEXTS))
     subprocess.run(
         [program, folder, folder / "texts.json", folder / "vectors.json", "1"], check=True, stdout=subprocess.DEVNULL
     )
-    least = 1.0
+    apart, nearest = 0.0, float("inf")
     for text, ours in zip(TEXTS, json.loads((folder / "vectors.json").read_text())):
         with torch.no_grad():
             states = model(torch.tensor([words.encode(text).ids])).last_hidden_state[0]
-        theirs = POOLINGS[pooling](states)
-        least = min(least, torch.cosine_similarity(theirs, torch.tensor(ours), dim=0).item())
-    return least
+        theirs = {pooling: pool(states) for pooling, pool in POOLINGS.items()}
+        right = theirs.pop(pooling)
+        apart = max(apart, distance(torch.tensor(ours), right))
+        nearest = min(nearest, *(distance(other, right) for other in theirs.values()))
+    if nearest < 0.05:
+        sys.exit(f"{family} with {pooling}: the poolings are too alike to tell, {nearest:.3f}")
+    return apart
 
 
-print(f"transformers {transformers.__version__}, torch {torch.__version__}; least cosine of {len(TEXTS)} texts")
+def distance(vector, other):
+    return (torch.linalg.norm(vector - other) / torch.linalg.norm(other)).item()
+
+
+print(f"transformers {transformers.__version__}, torch {torch.__version__}; how far apart, of {len(TEXTS)} texts the most")
 bad = 0
 for family in FAMILIES:
     found = {pooling: check(family, pooling) for pooling in POOLINGS}
-    bad += sum(least < 0.9999 for least in found.values())
-    print(f"{family}: " + ", ".join(f"{pooling} {least:.6f}" for pooling, least in found.items()))
+    bad += sum(not apart < 1e-4 for apart in found.values())
+    print(f"{family}: " + ", ".join(f"{pooling} {apart:.1e}" for pooling, apart in found.items()))
 sys.exit(bad > 0)
