@@ -1,7 +1,7 @@
 //! What must hold of the vectors of any server.
 
 use anyhow::{Error, bail, ensure};
-use weir_worker::embedder::{EmbedError, Embedder};
+use weir_embedder::{EmbedError, Embedder};
 
 /// Of these texts the first have no accents. Ollama reads those otherwise than
 /// the model's own tokenizer, which takes them off.

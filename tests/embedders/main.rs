@@ -32,7 +32,7 @@ struct Flags {
 /// Builds an embedder as the worker does with these flags.
 async fn build(flags: &[&str], model: &str) -> anyhow::Result<Arc<dyn Embedder>> {
     let flags = Flags::try_parse_from(["worker"].iter().chain(flags))?;
-    embedder::build(&flags.config, model).await
+    weir_embedder::build(&flags.config.profile(model), Role::Document).await
 }
 
 /// A file that belongs to these tests.

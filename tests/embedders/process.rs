@@ -9,7 +9,7 @@ use tokio::{
     process::{Child, Command},
     time::{sleep, timeout},
 };
-use weir_worker::embedder::Embedder;
+use weir_embedder::Embedder;
 
 /// Long enough to load a model.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(3);

@@ -7,7 +7,7 @@ use tokio::{
     process::Command,
     time::{sleep, timeout},
 };
-use weir_worker::embedder::{EmbedError, Embedder};
+use weir_embedder::{EmbedError, Embedder};
 
 use crate::{
     build, model_dir, ours,
