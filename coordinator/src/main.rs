@@ -24,7 +24,7 @@ fn main() -> anyhow::Result<()> {
 #[tokio::main]
 async fn run() -> anyhow::Result<()> {
     let mut config = Config::parse();
-    telemetry::init(&config.log)?;
+    telemetry::init(&config.log, store::POOL_LOG)?;
     match config.command.take().unwrap_or(Command::Serve) {
         Command::Migrate => {
             let pool = store::connect(&config.database)?.general;

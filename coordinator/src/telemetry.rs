@@ -7,14 +7,14 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogConfig, LogFormat};
 
-/// Starts logging for this process.
-pub fn init(config: &LogConfig) -> anyhow::Result<()> {
+/// Starts logging for this process. Of `hushed`, a target, nothing is logged
+/// unless the directives name it.
+pub fn init(config: &LogConfig, hushed: &str) -> anyhow::Result<()> {
     let mut filter = EnvFilter::try_new(&config.log).context(
         "--log (WEIR_LOG) is not a list of directives such as info,weir_coordinator=debug",
     )?;
-    if !config.log.contains("sqlx") {
-        // It says of every connection that it cannot have what calls and maintenance say once.
-        filter = filter.add_directive("sqlx_core::pool=off".parse()?);
+    if !config.log.contains(hushed) {
+        filter = filter.add_directive(format!("{hushed}=off").parse()?);
     }
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)

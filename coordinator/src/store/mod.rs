@@ -76,6 +76,10 @@ pub const REVOKE_CHANNEL: &str = "weir_revoke";
 /// still there, and still takes writes.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
 
+/// The target of what the pools log: of every connection that cannot be had
+/// again, what calls and maintenance say once.
+pub const POOL_LOG: &str = "sqlx_core::pool";
+
 /// Connections for claims, openings and results. They go in groups, so that a
 /// few are enough; each has every statement planned but once.
 const LEASE_CONNECTIONS: u32 = 6;

@@ -116,7 +116,7 @@ impl Embedder for Hanging {
         self.wait().await;
         Ok(Probe {
             dimension: 2,
-            limits: embedder::Limits::default(),
+            limits: weir_embedder::Limits::default(),
         })
     }
 }
