@@ -13,7 +13,7 @@
 use std::collections::VecDeque;
 
 /// The chance of convicting an innocent text that is accepted.
-const ACCEPTED: f64 = 1e-8;
+const ACCEPTED: f64 = 1e-9;
 /// Failures that are asked for at least, and at most.
 const FEWEST: u32 = 2;
 const MOST: u32 = 64;
