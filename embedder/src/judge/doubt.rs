@@ -13,7 +13,7 @@
 use std::collections::VecDeque;
 
 /// The chance of convicting an innocent text that is accepted.
-const ACCEPTED: f64 = 1e-9;
+const ACCEPTED: f64 = 1e-8;
 /// Failures that are asked for at least, and at most.
 const FEWEST: u32 = 2;
 const MOST: u32 = 64;
@@ -26,6 +26,8 @@ const PRIOR: f64 = 8.0;
 const UNNOTICED: f64 = 3.0;
 /// From this rate on a call that failed is made again before it is searched.
 const FLAKY: f64 = 0.1;
+/// From this rate on one failure more is asked for.
+const UNSTEADY: f64 = 0.04;
 /// Failures remembered that may turn out to have meant nothing.
 const REMEMBERED: usize = 256;
 
@@ -136,6 +138,9 @@ impl Doubt {
 
     fn needed(&self, noticed: u32) -> u32 {
         let needed = ACCEPTED.ln() / self.rate(noticed).ln();
-        (needed.ceil() as u32).clamp(FEWEST, MOST)
+        // Where whims are no rarity one more, for the rate is an estimate.
+        let is_unsteady = self.whims > 1 && self.rate(self.whims) > UNSTEADY;
+        let needed = needed.ceil() as u32 + u32::from(is_unsteady);
+        needed.clamp(FEWEST, MOST)
     }
 }

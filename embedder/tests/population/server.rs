@@ -347,19 +347,15 @@ impl Server {
             .iter()
             .filter(|length| **length > self.longest.min(self.most_bytes));
         let long = long.count();
-        // The first texts that fail alone at a server that is hardly known have to fail once more,
-        // innocent ones among them where calls fail for nothing.
-        let suspects = if one_in > 0.0 {
-            self.texts.len()
-        } else {
-            self.poison.len() + long
-        };
+        // Where calls fail for nothing, innocent texts fail alone as well, and while the server is
+        // hardly known nobody can tell.
+        let suspects = if one_in > 0.0 { self.texts.len() } else { 0 };
         let unknown = suspects.min(FIRST);
         calls + self.poison.len() as f64 * found + long as f64 * (search + 3.0) + unknown as f64
     }
 }
 
-/// Texts that fail alone while a server is hardly known.
+/// Innocent texts that fail alone while a server is hardly known.
 const FIRST: usize = 8;
 /// The chance of an accident that nobody need reckon with.
 const UNLIKELY: f64 = 1e-9;
