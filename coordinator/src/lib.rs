@@ -19,5 +19,6 @@ pub mod server;
 pub mod store;
 pub mod telemetry;
 mod tls;
+mod turns;
 pub mod wakeup;
 pub mod writer;

@@ -70,6 +70,10 @@ const CHUNKS_EMBEDDED: Metric = Metric::new(
     "weir_chunks_embedded_total",
     "Chunks persisted with a vector.",
 );
+const CHUNKS_LATE: Metric = Metric::new(
+    "weir_chunks_late_total",
+    "Chunks whose results were not stored, for a write had changed or deleted them meanwhile.",
+);
 const CHUNKS_TRUNCATED: Metric = Metric::new(
     "weir_chunks_truncated_total",
     "Of the chunks persisted with a vector, those truncated.",
@@ -178,6 +182,8 @@ pub(crate) struct JobsEnded {
 pub(crate) struct Chunks {
     pub(crate) embedded: Counter,
     pub(crate) truncated: Counter,
+    /// Not stored, for their texts had changed meanwhile.
+    pub(crate) late: Counter,
     /// Refused by an embedder.
     pub(crate) refused: Counter,
     /// Workers died or fell silent over them.
@@ -258,6 +264,7 @@ impl Metrics {
             chunks: Chunks {
                 embedded: page.counter(&CHUNKS_EMBEDDED, &[]),
                 truncated: page.counter(&CHUNKS_TRUNCATED, &[]),
+                late: page.counter(&CHUNKS_LATE, &[]),
                 refused: rejected("embedder"),
                 deadly: rejected("rescuer"),
             },

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{Mutex, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 use weir_telemetry::{KeyValue, Span, SpanKind, TraceContext, Tracer};
 
@@ -23,14 +23,11 @@ use crate::{
         activity::Persisted,
         batches::{Outcome, Progress, Written},
     },
+    turns::Turns,
 };
 
 /// Transactions under way at the same time: one commits while the next fills.
 const WRITERS: usize = 2;
-
-/// Results that wait for a lock at the same time, each with a connection of its
-/// own; all of one source wait in the same lane, one after the other.
-const LANES: usize = 4;
 
 /// Most results in one transaction.
 const GROUP: usize = 64;
@@ -67,8 +64,8 @@ struct Shared {
     store: Store,
     lease_duration: Duration,
     entries: Gather<Entry>,
-    /// Held by the result that waits for a lock.
-    lanes: [Mutex<()>; LANES],
+    /// Of the results that wait for a lock, by source.
+    turns: Turns<i64>,
     tasks: TaskTracker,
     tracer: Tracer,
 }
@@ -88,7 +85,7 @@ impl Writer {
             store: store.clone(),
             lease_duration,
             entries,
-            lanes: Default::default(),
+            turns: Turns::default(),
             tasks: tasks.clone(),
             tracer: tracer.clone(),
         });
@@ -129,13 +126,15 @@ impl Writer {
         let progress = answer.await.map_err(|_| gone())??;
         let Metrics { chunks, commit, .. } = &*self.metrics;
         commit.record(began.elapsed().as_secs_f64());
-        chunks.embedded.increment(embedded as u64);
+        let persisted = Persisted {
+            embedded: embedded as i64 - progress.late.embedded,
+            rejected: rejected as i64 - progress.late.rejected,
+        };
+        chunks.embedded.increment(persisted.embedded.unsigned_abs());
         chunks.truncated.increment(truncated as u64);
-        chunks.refused.increment(rejected as u64);
-        self.add_to_tally(Persisted {
-            embedded: embedded as i64,
-            rejected: rejected as i64,
-        });
+        chunks.refused.increment(persisted.rejected.unsigned_abs());
+        chunks.late.increment(progress.late.chunks().unsigned_abs());
+        self.add_to_tally(persisted);
         Ok(progress)
     }
 
@@ -241,7 +240,7 @@ impl Shared {
 /// source for instance. The writers cannot wait for that: they write for other
 /// sources as well.
 async fn wait_and_write(shared: Arc<Shared>, entry: Entry, source_id: i64) {
-    let _turn = shared.lanes[source_id as usize % LANES].lock().await;
+    let _turn = shared.turns.take(source_id).await;
     if entry.reply.is_closed() {
         // Its stream has ended. The worker sends it again.
         return;

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tonic::Code;
-use weir_proto::v1::{DeleteSourceRequest, JobState};
+use weir_proto::v1::{CompleteJobRequest, DeleteSourceRequest, JobState};
 use weir_tests::{
     clients::{Weir, assert_status, embedded, until, upsert},
     cluster::Worker,
@@ -188,6 +188,11 @@ async fn the_vector_of_a_changed_text_replaces_the_old_one() {
         let request = upsert(&lease, vec![embedded(&chunks[0], &vector)]);
         weir.worker().upsert_batch(request).await.unwrap();
         assert_eq!(vectors().await, [vector.to_vec().into()]);
+        let request = CompleteJobRequest {
+            job_id: lease.job_id,
+            epoch: lease.epoch,
+        };
+        weir.worker().complete_job(request).await.unwrap();
     }
 }
 

@@ -813,8 +813,9 @@ async fn a_namespace_has_no_more_than_its_quota() {
             .jobs
             .iter()
             .filter(|job| job.state() == v1::JobState::Queued)
-            .count(),
-        2
+            .map(|job| job.chunks_total)
+            .sum::<i64>(),
+        3
     );
     client.sources.put_source(put(&["one"])).await.unwrap();
 }

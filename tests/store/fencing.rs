@@ -17,7 +17,9 @@ use weir_coordinator::{
     },
 };
 
-use crate::fixture::{ALL, LEASE, Weir, items, key, lease_of, many, outcome, rejected};
+use crate::fixture::{
+    ALL, LEASE, MODEL, Weir, items, key, lease_of, many, outcome, rejected, write,
+};
 
 /// Every way to use a lease.
 const USES: [&str; 12] = [
@@ -176,7 +178,14 @@ async fn a_lost_lease_says_why() {
     let weir = Weir::new().await;
     weir.put("api", &many(3)).await;
     let superseded = weir.claim().await;
-    weir.put("api", &many(2)).await;
+    let other_model = |model: &str| weir_coordinator::store::content::SourceWrite {
+        model: Some(model.to_owned()),
+        ..write("api")
+    };
+    for model in ["other", MODEL] {
+        let write = other_model(model);
+        weir.store.put_source(&write, &many(2)).await.unwrap();
+    }
     assert_lost(
         every_use(&weir, lease_of(&superseded), &superseded).await,
         RevokeReason::Superseded,

@@ -374,10 +374,15 @@ impl Weir {
 
     /// A store of which Postgres counts what it does.
     pub(crate) async fn counted(&self) -> Counted {
+        self.counted_with(LEASE_SETTINGS).await
+    }
+
+    /// The same, with settings of the connection.
+    pub(crate) async fn counted_with(&self, settings: &'static str) -> Counted {
         let options = self.url().parse::<PgConnectOptions>().unwrap();
         let pool = PgPoolOptions::new().max_connections(1);
         let pool = pool.connect_with(options).await.unwrap();
-        sqlx::raw_sql(LEASE_SETTINGS).execute(&pool).await.unwrap();
+        sqlx::raw_sql(settings).execute(&pool).await.unwrap();
         Counted {
             store: Store::new(pool.clone(), PATIENCE),
             pool,

@@ -181,7 +181,7 @@ async fn an_open_job_takes_what_it_covers_and_a_stopped_one_goes_on() {
         .await
         .unwrap();
     let again = weir.retry_source("api").await;
-    assert_eq!((again.taken_back, again.jobs.len()), (0, 1));
+    assert_eq!((again.taken_back, again.jobs.len()), (0, 2));
     weir.check().await;
     assert_eq!(weir.embed_all().await, ["odd 2", "odd 6"]);
     assert_eq!(weir.counts("api").await, counts([7, 7, 0, 7, 0]));

@@ -48,7 +48,11 @@ async fn what_is_open_or_left_chunks_pending_stays_however_old() {
         .await
         .unwrap();
     let superseded = weir.claim().await;
-    weir.put("superseded", &[]).await;
+    let other_model = weir_coordinator::store::content::SourceWrite {
+        model: Some("other".to_owned()),
+        ..write("superseded")
+    };
+    weir.store.put_source(&other_model, &[]).await.unwrap();
     weir.meddle(
         "UPDATE weir.jobs SET created_at = now() - interval '1 year',
                 finished_at = CASE WHEN finished_at IS NOT NULL THEN now() - interval '1 year' END",

@@ -271,7 +271,7 @@ async fn the_tables_refuse_nonsense_by_name() {
         ),
         (
             "jobs_counts_add_up",
-            "UPDATE weir.jobs SET chunks_total = 0",
+            "UPDATE weir.jobs SET chunks_total = -1",
         ),
         (
             "jobs_truncated_are_done",

@@ -295,36 +295,53 @@ async fn force_embeds_the_range_anew_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn force_takes_the_source_from_whoever_works_on_it() {
+async fn force_takes_its_range_from_whoever_works_on_it() {
     let weir = Weir::new().await;
     let mut small = write("api");
     small.max_chunks_per_job = 2;
-    weir.store.put_source(&small, &many(8)).await.unwrap();
-    let [done, running, failed, cancelled] = weir.claim_many(4, LEASE).await.try_into().unwrap();
+    weir.store.put_source(&small, &many(4)).await.unwrap();
+    let [done, other] = weir.claim_many(2, LEASE).await.try_into().unwrap();
     weir.embed(&done).await;
-    weir.fail_for_good(&failed).await;
-    weir.store
-        .cancel_job(&Scope::All, cancelled.id)
-        .await
-        .unwrap();
+    // A text of its range is with another job, and of the other range none.
+    let mut content = many(4);
+    content[0] = item("i0000", &["new"]);
+    weir.store.put_source(&small, &content).await.unwrap();
+    let running = weir.claim().await;
     let texts = weir.texts(&running).await;
 
     let [anew] = weir.retry(done.id, true).await.unwrap().try_into().unwrap();
-    assert_eq!(anew.chunks_total, 8);
+    assert_eq!(anew.chunks_total, 2);
     let late = weir.upsert(outcome(&running, &texts)).await.unwrap_err();
     assert!(
         matches!(late, StoreError::LeaseLost { reason, .. } if reason == RevokeReason::Superseded)
     );
-    assert_eq!(unsettled(&weir).await, [(anew.id, JobState::Queued)]);
+    let left = [(anew.id, JobState::Queued), (other.id, JobState::Running)];
+    assert_eq!(unsettled(&weir).await, left);
     weir.check().await;
     // Asked again, while the first answer is on its way, it begins again.
     let worker = weir.claim().await;
     let texts = weir.texts(&worker).await;
-    weir.upsert(outcome(&worker, &texts[..3])).await.unwrap();
+    weir.upsert(outcome(&worker, &texts[..1])).await.unwrap();
     let [again] = weir.retry(done.id, true).await.unwrap().try_into().unwrap();
-    assert_eq!(unsettled(&weir).await, [(again.id, JobState::Queued)]);
+    let left = [(again.id, JobState::Queued), (other.id, JobState::Running)];
+    assert_eq!(unsettled(&weir).await, left);
     weir.check().await;
-    assert_eq!(weir.embed_all().await.len(), 7, "one was not of the range");
+    assert_eq!(weir.embed_all().await.len(), 2);
+    assert!(weir.embed(&other).await.finished);
+    // A job that failed over a part of the range is taken up with all that it left.
+    for place in [1, 3] {
+        content[place] = item(&format!("i000{place}"), &["other"]);
+    }
+    weir.store.put_source(&small, &content).await.unwrap();
+    let failed = weir.claim().await;
+    assert_eq!(
+        (&*failed.first_item_id, &*failed.last_item_id),
+        ("i0001", "i0003")
+    );
+    weir.fail_for_good(&failed).await;
+    let jobs = weir.retry(done.id, true).await.unwrap();
+    assert_eq!(jobs.iter().map(|job| job.chunks_total).sum::<i32>(), 3);
+    assert_eq!(weir.embed_all().await.len(), 3);
     weir.check().await;
 }
 

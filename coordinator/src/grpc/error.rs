@@ -81,6 +81,7 @@ impl From<StoreError> for Status {
             StoreError::Aborted(message) => Self::aborted(message),
             StoreError::Exhausted(message) => Self::resource_exhausted(message),
             StoreError::Invalid(violations) => invalid(violations),
+            StoreError::Locked(message) => Self::unavailable(message),
             StoreError::Unavailable(cause) => {
                 if is_worth_saying() {
                     tracing::warn!(%cause, "Calls fail because the database is unavailable.");

@@ -286,6 +286,7 @@ impl WorkerService for Workers {
         Ok(Response::new(v1::UpsertBatchResponse {
             done: progress.done + progress.rejected,
             total: progress.total,
+            late: progress.late.chunks(),
         }))
     }
 

@@ -1,7 +1,7 @@
 //! Planning: what a write changes, and how the pending chunks are cut into
 //! jobs and batches.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use weir_proto::limits::MAX_ITEM_ID_BYTES;
 
@@ -102,8 +102,9 @@ impl JobCutter {
     }
 
     /// Takes the next item, which has `pending` (> 0) chunks to embed. One that
-    /// another job keeps is left to it.
-    pub fn push(&mut self, item_id: String, pending: i32) {
+    /// another job keeps is left to it. `adjoins` says that a job may reach to it
+    /// from the item before.
+    pub fn push(&mut self, item_id: String, pending: i32, adjoins: bool) {
         let mut behind_kept = false;
         while self.kept.next_if(|kept| kept.last < item_id).is_some() {
             behind_kept = true;
@@ -112,7 +113,11 @@ impl JobCutter {
             return;
         }
         match self.jobs.last_mut() {
-            Some(job) if !behind_kept && job.chunks.saturating_add(pending) <= self.max_chunks => {
+            Some(job)
+                if adjoins
+                    && !behind_kept
+                    && job.chunks.saturating_add(pending) <= self.max_chunks =>
+            {
                 job.chunks += pending;
                 job.range.last = item_id;
             }
@@ -172,26 +177,6 @@ pub fn diff_item(hashes: &[TextHash], stored: &BTreeMap<usize, TextHash>) -> Ite
         removed_from: (removed > 0).then_some(hashes.len()),
         removed,
     }
-}
-
-/// The ranges that cover the changed ones among `ids`, which are in order:
-/// neighbours in `ids` share a range where `dense` says that nothing of the
-/// source lies between them.
-pub fn changed_ranges(ids: &[&str], changed: &BTreeSet<&str>, dense: bool) -> Vec<ItemRange> {
-    let mut ranges: Vec<ItemRange> = Vec::new();
-    let mut adjoining = false;
-    for id in ids {
-        if changed.contains(id) {
-            match ranges.last_mut() {
-                Some(range) if adjoining && dense => (*id).clone_into(&mut range.last),
-                _ => ranges.push(ItemRange::one(id)),
-            }
-            adjoining = true;
-        } else {
-            adjoining = false;
-        }
-    }
-    ranges
 }
 
 /// A pending chunk without its text.
@@ -289,24 +274,20 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_share_a_range_only_where_nothing_lies_between() {
-        let ids = ["a", "b", "c", "d"];
-        let changed = BTreeSet::from(["a", "b", "d"]);
-        assert_eq!(
-            changed_ranges(&ids, &changed, true),
-            [range("a", "b"), range("d", "d")]
-        );
-        assert_eq!(
-            changed_ranges(&ids, &changed, false),
-            [range("a", "a"), range("b", "b"), range("d", "d")]
-        );
+    fn a_job_ends_before_an_item_that_does_not_adjoin() {
+        let mut cutter = JobCutter::new(10, Vec::new());
+        for (id, adjoins) in [("a", false), ("b", true), ("d", false), ("e", true)] {
+            cutter.push(id.to_owned(), 1, adjoins);
+        }
+        let ranges: Vec<_> = cutter.finish().into_iter().map(|job| job.range).collect();
+        assert_eq!(ranges, [range("a", "b"), range("d", "e")]);
     }
 
     #[test]
     fn an_item_over_the_limit_is_a_job_of_its_own() {
         let mut cutter = JobCutter::new(10, Vec::new());
         for (id, pending) in [("a", 4), ("b", 6), ("c", 25), ("d", 1)] {
-            cutter.push(id.to_owned(), pending);
+            cutter.push(id.to_owned(), pending, true);
         }
         let jobs: Vec<_> = cutter
             .finish()
@@ -350,7 +331,7 @@ mod tests {
             ) {
                 let mut cutter = JobCutter::new(max, Vec::new());
                 for (index, count) in counts.iter().enumerate() {
-                    cutter.push(format!("{index:04}"), *count);
+                    cutter.push(format!("{index:04}"), *count, true);
                 }
                 let jobs = cutter.finish();
                 prop_assert_eq!(jobs.iter().map(|job| job.chunks).sum::<i32>(), counts.iter().sum::<i32>());
@@ -376,7 +357,7 @@ mod tests {
                 let covers = |ranges: &[ItemRange], id: &String| ranges.iter().any(|r| r.first <= *id && *id <= r.last);
                 let mut cutter = JobCutter::new(max, kept.clone());
                 for id in &ids {
-                    cutter.push(id.clone(), 1);
+                    cutter.push(id.clone(), 1, true);
                 }
                 let jobs = cutter.finish();
                 let mut all: Vec<ItemRange> = jobs.iter().map(|job| job.range.clone()).collect();

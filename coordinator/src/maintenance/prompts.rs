@@ -36,7 +36,6 @@ pub async fn tick(store: &Store, max_chunks_per_job: i32) -> Result<bool, StoreE
             namespace = step.namespace,
             source = step.name,
             model = step.model,
-            jobs_superseded = step.superseded,
             jobs_queued = step.queued,
             finished = step.finished,
             "A source is embedded anew: its model has another prompt for documents."

@@ -52,14 +52,33 @@ pub struct Progress {
     pub truncated: i64,
     /// Chunks rejected.
     pub rejected: i64,
-    /// Chunks it was planned with.
+    /// Chunks it was planned with, as writes have changed it.
     pub total: i64,
+    /// What of the outcome was left out.
+    pub late: Late,
     /// Whether it has succeeded.
     pub finished: bool,
     /// Chunks suspected to hold a text that kills its worker.
     pub suspects: i32,
     /// Until when the lease was renewed; `None` when the job has succeeded.
     pub lease_expires_at: Option<DateTime<Utc>>,
+}
+
+/// Chunks of an outcome that were left out, for writes have given them other
+/// texts since they were handed out, or taken them away. What is there is pending.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Late {
+    /// Of those embedded.
+    pub embedded: i64,
+    /// Of those rejected.
+    pub rejected: i64,
+}
+
+impl Late {
+    /// All of them.
+    pub fn chunks(&self) -> i64 {
+        self.embedded + self.rejected
+    }
 }
 
 /// What became of an outcome that was written with others.
@@ -130,6 +149,17 @@ impl Store {
         outcome: &Outcome,
         lease_duration: Duration,
     ) -> Result<Progress, StoreError> {
+        self.at_job(outcome.fence.lease.job_id, || {
+            self.try_upsert(outcome, lease_duration)
+        })
+        .await
+    }
+
+    async fn try_upsert(
+        &self,
+        outcome: &Outcome,
+        lease_duration: Duration,
+    ) -> Result<Progress, StoreError> {
         let mut tx = self.pool.begin().await?;
         let mut upserted = upsert_in(
             &mut tx,
@@ -169,6 +199,7 @@ fn after_the_end(job: &Job) -> Progress {
         truncated: job.chunks_truncated.into(),
         rejected: job.chunks_rejected.into(),
         total: job.chunks_total.into(),
+        late: Late::default(),
         finished: true,
         suspects: 0,
         lease_expires_at: None,
@@ -228,6 +259,18 @@ async fn upsert_in(
     locked: Locked,
 ) -> Result<Vec<Upserted>, StoreError> {
     let mut verdicts = write_outcomes(tx, outcomes, lease_duration, locked).await?;
+    let outdated = |verdict: &Option<Verdict>| verdict.as_ref().is_some_and(|it| it.outdated);
+    if verdicts.iter().any(outdated) {
+        // Their jobs are locked now, so that these are the chunks as they stay.
+        let places: Vec<usize> = (0..verdicts.len())
+            .filter(|place| outdated(&verdicts[*place]))
+            .collect();
+        let late: Vec<&Outcome> = places.iter().map(|place| outcomes[*place]).collect();
+        let again = write_outcomes(tx, &late, lease_duration, locked).await?;
+        for (place, verdict) in places.into_iter().zip(again) {
+            verdicts[place] = verdict;
+        }
+    }
     for (outcome, verdict) in outcomes.iter().zip(&mut verdicts) {
         let Some(dimension) = outcome.dimension() else {
             continue;

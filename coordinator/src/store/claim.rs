@@ -121,7 +121,7 @@ macro_rules! claim_statement {
              )
              UPDATE weir.jobs j
              SET state = 'running', epoch = j.epoch + 1, worker_id = $1, claimed_by = $7, claimed_at = now(),
-                 progressed_at = NULL, heard = false, batch_size = NULL, embedder_down = false,
+                 progressed_at = NULL, changes = 0, heard = false, batch_size = NULL, embedder_down = false,
                  claimed_done = j.chunks_done + j.chunks_rejected, lease_expires_at = now() + $4,
                  started_at = coalesce(j.started_at, now())
              FROM due WHERE j.id = due.id

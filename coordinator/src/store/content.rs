@@ -1,28 +1,25 @@
 //! Writing content: the diff against what is stored, and the jobs that embed
-//! the difference, in one transaction.
+//! the difference, in one transaction. What it costs follows what it changes.
 
 mod create;
 mod items;
+mod jobs;
 mod late;
 
+use self::jobs::Jobs;
 use super::{
     Store, StoreError,
     database::Transaction,
     locks::{
-        LockedSource, UnsettledJob, cancel_open_jobs, lock_source, lock_unsettled_jobs,
-        locked_columns, settle,
+        LockedSource, cancel_open_jobs, lock_source, lock_unsettled_jobs, locked_columns, settle,
     },
-    planning::{Order, Wanted, queue_pending},
     prompts::{SourcePrompts, hash_all_anew, in_force, prompt_in_force},
     quota::Quota,
     rejections::uncount,
     rows::SourceKey,
     sources::{SourceState, source_in},
 };
-use crate::job::{
-    plan::{ItemRange, PlannedItem},
-    state::{RevokeReason, Trigger},
-};
+use crate::job::{plan::PlannedItem, state::RevokeReason};
 
 /// Items that are compared and written by one set of statements.
 pub(super) const PAGE_ITEMS: usize = 1_000;
@@ -62,7 +59,7 @@ pub struct Change {
     pub items_deleted: i64,
     /// Items that were there already, the same.
     pub items_unchanged: i64,
-    /// Open jobs ended because the content changed under them.
+    /// Open jobs ended because the source has another model now.
     pub jobs_superseded: i64,
 }
 
@@ -86,22 +83,31 @@ impl Store {
         write: &SourceWrite,
         items: &[PlannedItem],
     ) -> Result<Written, StoreError> {
+        self.at_source(&write.key, || self.try_put(write, items))
+            .await
+    }
+
+    async fn try_put(
+        &self,
+        write: &SourceWrite,
+        items: &[PlannedItem],
+    ) -> Result<Written, StoreError> {
         if let Some(written) = self.create_small(write, items).await? {
             return Ok(written);
         }
         let mut content = ContentWrite::begin(self, write, true).await?;
         if items.is_empty() {
-            content.delete_between(None, None, &[]).await?;
+            content.delete_between("", None, &[]).await?;
         }
-        let mut after: Option<&str> = None;
+        let mut after = "";
         let mut pages = pages(items).peekable();
         while let Some(page) = pages.next() {
             // The last page is followed by the end of the source.
             let last = page.last().filter(|_| pages.peek().is_some());
             let upto = last.map(|item| item.item_id.as_str());
             content.delete_between(after, upto, page).await?;
-            content.write_items(page, true).await?;
-            after = upto;
+            content.write_items(page).await?;
+            after = upto.unwrap_or(after);
         }
         content.finish().await
     }
@@ -114,10 +120,24 @@ impl Store {
         upsert: &[PlannedItem],
         delete: &[String],
     ) -> Result<Written, StoreError> {
+        self.at_source(&write.key, || self.try_patch(write, upsert, delete))
+            .await
+    }
+
+    async fn try_patch(
+        &self,
+        write: &SourceWrite,
+        upsert: &[PlannedItem],
+        delete: &[String],
+    ) -> Result<Written, StoreError> {
         let mut content = ContentWrite::begin(self, write, false).await?;
-        content.delete_items(delete).await?;
+        let mut delete: Vec<&str> = delete.iter().map(String::as_str).collect();
+        delete.sort_unstable();
+        for page in delete.chunks(PAGE_ITEMS) {
+            content.delete_items(page).await?;
+        }
         for page in pages(upsert) {
-            content.write_items(page, false).await?;
+            content.write_items(page).await?;
         }
         content.finish().await
     }
@@ -146,12 +166,13 @@ pub(super) struct ContentWrite<'a> {
     source: LockedSource,
     /// What its texts are embedded with.
     prompts: SourcePrompts,
-    /// Whether this write created it: nothing is there to be deleted or ended.
-    created: bool,
+    before: Before,
+    /// Whether it is the whole content.
+    whole: bool,
     /// The revision that the write expected, where the source is at another: it
     /// may change nothing, but what it wants may be there already.
     late: Option<i64>,
-    unsettled: Vec<UnsettledJob>,
+    jobs: Jobs,
     change: Change,
     /// Chunks added less chunks gone.
     chunks_delta: i64,
@@ -159,21 +180,30 @@ pub(super) struct ContentWrite<'a> {
     rejections_gone: i64,
     /// Whether any chunk is not what it was.
     chunks_touched: bool,
-    /// Where chunks may be pending that no open job covers.
-    dirty: Vec<ItemRange>,
+}
+
+/// What a write found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Before {
+    /// No source: nothing is there to be deleted, and nobody works on it.
+    Nothing,
+    /// One with another model than the write wants: everything is pending then.
+    OtherModel,
+    /// One that it changes.
+    Source,
 }
 
 impl<'a> ContentWrite<'a> {
-    /// Takes the locks of the source and of its unsettled jobs. Creates the
-    /// source where `create` says so; otherwise it must be there.
+    /// Takes the lock of the source. `whole` says that its whole content is
+    /// written: it is created then, unless it is there.
     pub(super) async fn begin(
         store: &Store,
         write: &'a SourceWrite,
-        create: bool,
+        whole: bool,
     ) -> Result<Self, StoreError> {
         let mut tx = store.pool.begin().await?;
         let expected = write.expected_revision;
-        let may_create = create && expected.is_none_or(|revision| revision == 0);
+        let may_create = whole && expected.is_none_or(|revision| revision == 0);
         let (mut source, created) = loop {
             if may_create && let Some(source) = create_source(&mut tx, write).await? {
                 let namespace = &write.key.namespace;
@@ -182,21 +212,19 @@ impl<'a> ContentWrite<'a> {
             }
             match lock_source(&mut tx, &write.key).await? {
                 Some(source) => break (source, false),
-                None if !create => return Err(write.key.not_found()),
+                None if !whole => return Err(write.key.not_found()),
                 None if !may_create => return Err(write.key.not_at(expected, None)),
                 // Deleted by another while this waited for its lock: it is made anew.
                 None => {}
             }
         };
-        let unsettled = if created {
-            Vec::new()
-        } else {
-            lock_unsettled_jobs(&mut tx, source.id).await?
-        };
         let late = expected.filter(|revision| !created && *revision != source.revision);
         let mut prompts = SourcePrompts::of(&mut tx, &source).await?;
         let new_model = write.model.as_ref().filter(|model| **model != source.model);
-        if let Some(model) = new_model.filter(|_| late.is_none()) {
+        let new_model = new_model.filter(|_| late.is_none());
+        let mut change = Change::default();
+        if let Some(model) = new_model {
+            change.jobs_superseded = end_all_jobs(&mut tx, source.id, model).await?;
             // What is stored is compared with the new content as it is for the new model.
             let prompt = in_force(&mut tx, model).await?;
             if !prompts.are_all(&prompt.text) {
@@ -212,13 +240,17 @@ impl<'a> ContentWrite<'a> {
             late,
             source,
             prompts,
-            created,
-            unsettled,
-            change: Change::default(),
+            before: match new_model {
+                Some(_) => Before::OtherModel,
+                None if created => Before::Nothing,
+                None => Before::Source,
+            },
+            whole,
+            jobs: Jobs::new(write.max_chunks_per_job),
+            change,
             chunks_delta: 0,
             rejections_gone: 0,
             chunks_touched: false,
-            dirty: Vec::new(),
         })
     }
 
@@ -227,47 +259,27 @@ impl<'a> ContentWrite<'a> {
         &mut self.tx
     }
 
-    /// Ends what runs on the old content, queues what is pending now, and
-    /// commits.
+    /// Queues what no open job covers, and commits.
     pub(super) async fn finish(mut self) -> Result<Written, StoreError> {
-        let model = self
-            .write
-            .model
-            .clone()
-            .unwrap_or_else(|| self.source.model.clone());
-        let new_model = model != self.source.model;
-        let former = std::mem::replace(&mut self.source.model, model);
-        let new_revision = self.created || new_model || self.changes_items();
         if self.late.is_some() {
-            return self.finish_late(new_revision).await;
+            let model = self.write.model.as_ref();
+            let other_model = model.is_some_and(|model| *model != self.source.model);
+            let would_change = other_model || self.changes_items();
+            return self.finish_late(would_change).await;
+        }
+        let new_revision = self.is_created() || self.is_new_model() || self.changes_items();
+        if let Some(model) = self.write.model.as_ref().filter(|_| self.is_new_model()) {
+            let former = std::mem::replace(&mut self.source.model, model.clone());
+            self.note_former_model(&former).await?;
         }
         if new_revision {
             self.source.revision += 1;
             self.update_source().await?;
         }
-        if new_model {
-            self.dirty = vec![ItemRange::everything()];
-            self.note_former_model(&former).await?;
-        }
-        // Work under way goes on where it still stands for the content. Where it does not, and
-        // where earlier work gave up, this write takes over what is left.
-        let touched = self.chunks_touched || new_model;
-        let gave_up = self.unsettled.iter().any(|job| !job.open);
-        if touched || gave_up {
-            let kept = self.take_over(touched).await?;
-            let order = Order {
-                trigger: Trigger::Write,
-                priority: self.write.priority,
-                max_chunks_per_job: self.write.max_chunks_per_job,
-                traceparent: self.write.traceparent.as_deref(),
-                parkings: 0,
-            };
-            let wanted = Wanted::pending(std::mem::take(&mut self.dirty));
-            queue_pending(&mut self.tx, &self.source, wanted, kept, &order).await?;
-        }
+        let queued = self.queue_new_jobs().await?;
         uncount(&mut self.tx, self.source.id, self.rejections_gone).await?;
         // Who deletes is let through, however much there is.
-        if new_model || self.change.items_added + self.change.items_changed > 0 {
+        if self.is_new_model() || self.change.items_added + self.change.items_changed > 0 {
             let namespace = &self.write.key.namespace;
             self.quota.check_pending(&mut self.tx, namespace).await?;
         }
@@ -275,9 +287,17 @@ impl<'a> ContentWrite<'a> {
         self.tx.commit().await?;
         Ok(Written {
             change: self.change,
-            changed: new_revision || touched || gave_up,
+            changed: new_revision || self.chunks_touched || queued,
             state,
         })
+    }
+
+    fn is_created(&self) -> bool {
+        self.before == Before::Nothing
+    }
+
+    fn is_new_model(&self) -> bool {
+        self.before == Before::OtherModel
     }
 
     fn changes_items(&self) -> bool {
@@ -324,27 +344,19 @@ impl<'a> ContentWrite<'a> {
         self.rejections_gone += rejections;
         Ok(())
     }
+}
 
-    /// Ends the jobs that are open, where the content changed under them, and
-    /// settles those that gave up; what they left is planned anew. Returns the
-    /// ranges of those that go on.
-    async fn take_over(&mut self, touched: bool) -> Result<Vec<ItemRange>, StoreError> {
-        if touched && self.unsettled.iter().any(|job| job.open) {
-            let why = format!(
-                "superseded by revision {} of the source",
-                self.source.revision
-            );
-            self.change.jobs_superseded =
-                cancel_open_jobs(&mut self.tx, self.source.id, RevokeReason::Superseded, &why)
-                    .await?;
-        }
-        settle(&mut self.tx, self.unsettled.iter().filter(|job| !job.open)).await?;
-        let (taken, kept): (Vec<_>, Vec<_>) =
-            self.unsettled.iter().partition(|job| touched || !job.open);
-        self.dirty
-            .extend(taken.into_iter().map(UnsettledJob::range));
-        Ok(kept.into_iter().map(UnsettledJob::range).collect())
-    }
+/// Ends all jobs of a locked source that gets another model: what they left is
+/// planned anew. Returns how many were open.
+async fn end_all_jobs(
+    tx: &mut Transaction,
+    source_id: i64,
+    model: &str,
+) -> Result<i64, StoreError> {
+    let unsettled = lock_unsettled_jobs(tx, source_id).await?;
+    settle(tx, unsettled.iter().filter(|job| !job.is_open())).await?;
+    let why = format!("superseded: the source's model is now {model:?}");
+    cancel_open_jobs(tx, source_id, RevokeReason::Superseded, &why).await
 }
 
 /// Creates the source of a write, unless it is there. Nobody else sees a new one

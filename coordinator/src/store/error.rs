@@ -58,6 +58,9 @@ pub enum StoreError {
     /// The database is away, overloaded or restarting; trying again helps.
     #[error("the database is unavailable")]
     Unavailable(#[source] Arc<sqlx::Error>),
+    /// Somebody else has locked what it needs; trying again helps.
+    #[error("{0}")]
+    Locked(String),
     /// A fault of ours.
     #[error("internal error")]
     Internal(#[source] Arc<dyn Error + Send + Sync>),
@@ -88,6 +91,12 @@ impl StoreError {
 impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> Self {
         use sqlx::Error as E;
+        // lock_not_available: a lock was waited for as long as the connection allows.
+        if let E::Database(database) = &error
+            && database.code().is_some_and(|code| code == "55P03")
+        {
+            return Self::Locked("another transaction has locked what this needs".to_owned());
+        }
         let passing = match &error {
             E::Io(_) | E::Tls(_) | E::PoolTimedOut | E::PoolClosed | E::WorkerCrashed => true,
             // Of a server: connection trouble (08), too many connections and out of memory (53),

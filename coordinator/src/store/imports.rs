@@ -75,6 +75,19 @@ impl Store {
         count: usize,
         chunker: &Chunker,
     ) -> Result<Written, StoreError> {
+        self.at_source(&write.key, || {
+            self.try_finish_import(write, import_id, count, chunker)
+        })
+        .await
+    }
+
+    async fn try_finish_import(
+        &self,
+        write: &SourceWrite,
+        import_id: i64,
+        count: usize,
+        chunker: &Chunker,
+    ) -> Result<Written, StoreError> {
         let mut content = ContentWrite::begin(self, write, true).await?;
         let mut after: Option<String> = None;
         let mut found = 0;
@@ -89,12 +102,12 @@ impl Store {
             }
             let upto = page.last().map(|item| item.item_id.clone());
             content
-                .delete_between(after.as_deref(), upto.as_deref(), &page)
+                .delete_between(after.as_deref().unwrap_or(""), upto.as_deref(), &page)
                 .await?;
             if page.is_empty() {
                 return content.finish().await;
             }
-            content.write_items(&page, true).await?;
+            content.write_items(&page).await?;
             after = upto;
         }
     }

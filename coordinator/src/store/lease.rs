@@ -124,6 +124,18 @@ impl Store {
         lease_duration: Duration,
         batch_size: Option<i32>,
     ) -> Result<LeaseState, StoreError> {
+        self.at_job(fence.lease.job_id, || {
+            self.try_renew(fence, lease_duration, batch_size)
+        })
+        .await
+    }
+
+    async fn try_renew(
+        &self,
+        fence: &Fence,
+        lease_duration: Duration,
+        batch_size: Option<i32>,
+    ) -> Result<LeaseState, StoreError> {
         let job: Option<Job> = sqlx::query_as(concat!(
             "-- store::lease::renew
              UPDATE weir.jobs j
@@ -160,6 +172,19 @@ impl Store {
         renewed_until: DateTime<Utc>,
         grace: Duration,
     ) -> Result<bool, StoreError> {
+        self.at_job(lease.job_id, || {
+            self.try_orphan(lease, stream, renewed_until, grace)
+        })
+        .await
+    }
+
+    async fn try_orphan(
+        &self,
+        lease: LeaseKey,
+        stream: i32,
+        renewed_until: DateTime<Utc>,
+        grace: Duration,
+    ) -> Result<bool, StoreError> {
         let result = sqlx::query(
             "-- store::lease::orphan
              UPDATE weir.jobs SET lease_expires_at = now() + $4
@@ -189,6 +214,11 @@ impl Store {
     /// Ends a job as succeeded when nothing of it is pending.
     pub async fn complete(&self, fence: impl Into<Fence>) -> Result<Job, StoreError> {
         let fence = fence.into();
+        self.at_job(fence.lease.job_id, || self.try_complete(&fence))
+            .await
+    }
+
+    async fn try_complete(&self, fence: &Fence) -> Result<Job, StoreError> {
         let job: Option<Job> = sqlx::query_as(concat!(
             "-- store::lease::complete
              UPDATE weir.jobs j
@@ -197,8 +227,9 @@ impl Store {
              WHERE j.id = $1 AND j.epoch = $2 AND j.state = 'running' AND ",
             is_of!("$3", "$4"),
             "  AND (j.chunks_done + j.chunks_rejected = j.chunks_total
-                    -- The counts are of what this job wrote; somebody else may have written the rest.
-                    OR NOT EXISTS (
+                    -- The counts are of what this job wrote; somebody else may have written the rest. The chunks are
+                    -- read as they were when the statement began: not after a write that it waited for.
+                    OR j.changes = (SELECT s.changes FROM weir.jobs s WHERE s.id = j.id) AND NOT EXISTS (
                         SELECT FROM weir.chunks c
                         WHERE c.source_id = j.source_id AND c.item_id BETWEEN j.first_item_id AND j.last_item_id
                           AND NOT EXISTS (
@@ -221,7 +252,7 @@ impl Store {
         if let Some(job) = job {
             return Ok(job);
         }
-        match self.lease(&fence).await? {
+        match self.lease(fence).await? {
             LeaseState::Finished(job) => Ok(*job),
             LeaseState::Held(job) => Err(StoreError::Precondition(format!(
                 "job {} cannot be completed: {} of its {} chunks are still pending",
@@ -241,6 +272,19 @@ impl Store {
         random: f64,
     ) -> Result<Failed, StoreError> {
         let fence = fence.into();
+        self.at_job(fence.lease.job_id, || {
+            self.try_fail(&fence, reason, policy, random)
+        })
+        .await
+    }
+
+    async fn try_fail(
+        &self,
+        fence: &Fence,
+        reason: &str,
+        policy: &RetryPolicy,
+        random: f64,
+    ) -> Result<Failed, StoreError> {
         let lease = fence.lease;
         let mut tx = self.pool.begin().await?;
         let held: Option<(i64, i16, i16)> = sqlx::query_as(concat!(
@@ -258,7 +302,7 @@ impl Store {
         .await?;
         let Some((source_id, attempt, parkings)) = held else {
             drop(tx);
-            return Err(self.not_fallible(&fence).await);
+            return Err(self.not_fallible(fence).await);
         };
         let decision = policy.charge(attempt, random);
         let (state, attempt, delay) = match decision {
@@ -326,6 +370,19 @@ impl Store {
     }
 
     async fn release_as(
+        &self,
+        fence: &Fence,
+        reason: &str,
+        embedder_down: bool,
+        delay: Duration,
+    ) -> Result<i64, StoreError> {
+        self.at_job(fence.lease.job_id, || {
+            self.try_release(fence, reason, embedder_down, delay)
+        })
+        .await
+    }
+
+    async fn try_release(
         &self,
         fence: &Fence,
         reason: &str,

@@ -1,10 +1,22 @@
 //! The locks under which a source and its unsettled jobs change, always taken
-//! in this order: the source's row, then its unsettled jobs' rows by id; results
-//! go on with the model's row. And the
-//! two ways in which such a job ends at the hands of whoever holds them.
+//! in this order: the source's row, then its unsettled jobs' rows; results go on
+//! with the model's row. And the ways in which such a job ends at the hands of
+//! whoever holds them.
+//!
+//! A pending chunk belongs to the open job that covers it, for these do not
+//! overlap, or else to the newest of the ended jobs that cover it and are not
+//! settled. Every job counts what belongs to it, and nothing else.
 
-use super::{REVOKE_CHANNEL, StoreError, database::Transaction, rows::SourceKey, sources::notify};
-use crate::job::{plan::ItemRange, state::RevokeReason};
+use chrono::{DateTime, Utc};
+
+use super::{
+    REVOKE_CHANNEL, StoreError, database::Transaction, patience::JOBS_LOCK_TIMEOUT,
+    rows::SourceKey, sources::notify,
+};
+use crate::job::{
+    plan::ItemRange,
+    state::{JobState, RevokeReason},
+};
 
 /// What a write must know of a source before it changes it.
 #[derive(Debug, sqlx::FromRow)]
@@ -33,7 +45,7 @@ pub(super) async fn lock_source(
     key: &SourceKey,
 ) -> Result<Option<LockedSource>, StoreError> {
     Ok(sqlx::query_as(concat!(
-        "-- store::sources::lock_source
+        "-- store::locks::lock_source
          SELECT ",
         locked_columns!(),
         " FROM weir.sources WHERE namespace = $1 AND name = $2 FOR UPDATE"
@@ -50,7 +62,7 @@ pub(super) async fn lock_source_row(
     source_id: i64,
 ) -> Result<Option<LockedSource>, StoreError> {
     Ok(sqlx::query_as(concat!(
-        "-- store::sources::lock_source_row
+        "-- store::locks::lock_source_row
          SELECT ",
         locked_columns!(),
         " FROM weir.sources WHERE id = $1 FOR UPDATE"
@@ -58,6 +70,44 @@ pub(super) async fn lock_source_row(
     .bind(source_id)
     .fetch_optional(&mut **tx)
     .await?)
+}
+
+/// A source that is locked unless somebody else has it.
+#[derive(Debug)]
+pub(super) enum Free {
+    /// It is locked now.
+    Locked(LockedSource),
+    /// Somebody else has it.
+    Busy,
+    /// It was deleted.
+    Gone,
+}
+
+/// As [`lock_source_row`], for whoever has other sources to go on with: it waits
+/// for nobody.
+pub(super) async fn lock_free_source(
+    tx: &mut Transaction,
+    source_id: i64,
+) -> Result<Free, StoreError> {
+    let source: Option<LockedSource> = sqlx::query_as(concat!(
+        "-- store::locks::lock_free_source
+         SELECT ",
+        locked_columns!(),
+        " FROM weir.sources WHERE id = $1 FOR UPDATE SKIP LOCKED"
+    ))
+    .bind(source_id)
+    .fetch_optional(&mut **tx)
+    .await?;
+    if let Some(source) = source {
+        return Ok(Free::Locked(source));
+    }
+    let is_there: bool = sqlx::query_scalar(
+        "-- store::locks::lock_free_source\nSELECT EXISTS (SELECT FROM weir.sources WHERE id = $1)",
+    )
+    .bind(source_id)
+    .fetch_one(&mut **tx)
+    .await?;
+    Ok(if is_there { Free::Busy } else { Free::Gone })
 }
 
 /// An unsettled job as a write sees it.
@@ -68,18 +118,40 @@ pub(super) struct UnsettledJob {
     last_item_id: String,
     pub(super) model: String,
     pub(super) priority: i16,
+    pub(super) run_at: DateTime<Utc>,
     pub(super) parkings: i16,
     pub(super) traceparent: Option<String>,
-    /// Queued or running; otherwise it failed or was cancelled.
-    pub(super) open: bool,
+    /// Not that it has succeeded.
+    #[sqlx(try_from = "String")]
+    pub(super) state: JobState,
     /// Failed, and its parking is over.
     pub(super) due: bool,
 }
 
 impl UnsettledJob {
+    /// Queued or running; otherwise it failed or was cancelled.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.state, JobState::Queued | JobState::Running)
+    }
+
     /// Whether it covers an item after `after`, up to and with `upto`.
     pub(super) fn covers_any(&self, after: &str, upto: &str) -> bool {
         self.last_item_id.as_str() > after && self.first_item_id.as_str() <= upto
+    }
+
+    /// Whether it covers an item of a range.
+    pub(super) fn meets(&self, range: &ItemRange) -> bool {
+        self.first_item_id <= range.last && range.first <= self.last_item_id
+    }
+
+    /// Whether it covers an item that another covers as well.
+    pub(super) fn overlaps(&self, other: &Self) -> bool {
+        self.first_item_id <= other.last_item_id && other.first_item_id <= self.last_item_id
+    }
+
+    /// Whether it covers this item.
+    pub(super) fn covers(&self, item_id: &str) -> bool {
+        (self.first_item_id.as_str()..=self.last_item_id.as_str()).contains(&item_id)
     }
 
     /// The items it covers.
@@ -91,20 +163,85 @@ impl UnsettledJob {
     }
 }
 
-/// Takes the row locks of a source's unsettled jobs, in order of id: from here
-/// on no worker persists anything for them until the transaction ends. After
-/// the lock of the source, before any change of its chunks (law 7).
+/// Has a transaction that holds a source wait for the locks of its jobs: others
+/// hold these for a moment only, and what it has done would be done in vain.
+pub(super) async fn wait_for_jobs(tx: &mut Transaction) -> Result<(), StoreError> {
+    sqlx::query("-- store::locks::wait_for_jobs\nSELECT set_config('lock_timeout', $1, true)")
+        .bind(format!("{}ms", JOBS_LOCK_TIMEOUT.as_millis()))
+        .execute(&mut **tx)
+        .await?;
+    Ok(())
+}
+
+/// The columns of an [`UnsettledJob`].
+macro_rules! unsettled_columns {
+    () => {
+        "id, first_item_id, last_item_id, model, priority, run_at, parkings, traceparent,
+         state, state = 'failed' AND run_at <= now() AS due"
+    };
+}
+
+/// Takes the row locks of all of a source's unsettled jobs: from here on no
+/// worker persists anything for them until the transaction ends. After the lock
+/// of the source, before any change of its chunks (law 7).
 pub(super) async fn lock_unsettled_jobs(
     tx: &mut Transaction,
     source_id: i64,
 ) -> Result<Vec<UnsettledJob>, StoreError> {
-    Ok(sqlx::query_as(
-        "-- store::sources::lock_unsettled_jobs
-         SELECT id, first_item_id, last_item_id, model, priority, parkings, traceparent,
-                state IN ('queued', 'running') AS open, state = 'failed' AND run_at <= now() AS due
-         FROM weir.jobs WHERE source_id = $1 AND NOT settled ORDER BY id FOR UPDATE",
-    )
+    Ok(sqlx::query_as(concat!(
+        "-- store::locks::lock_unsettled_jobs\nSELECT ",
+        unsettled_columns!(),
+        " FROM weir.jobs WHERE source_id = $1 AND NOT settled ORDER BY id FOR UPDATE"
+    ))
     .bind(source_id)
+    .fetch_all(&mut **tx)
+    .await?)
+}
+
+/// As [`lock_unsettled_jobs`], of those with these ids.
+pub(super) async fn lock_unsettled_jobs_of(
+    tx: &mut Transaction,
+    ids: &[i64],
+) -> Result<Vec<UnsettledJob>, StoreError> {
+    Ok(sqlx::query_as(concat!(
+        "-- store::locks::lock_unsettled_jobs_of\nSELECT ",
+        unsettled_columns!(),
+        " FROM weir.jobs WHERE id = ANY($1) AND NOT settled ORDER BY id FOR UPDATE"
+    ))
+    .bind(ids)
+    .fetch_all(&mut **tx)
+    .await?)
+}
+
+/// As [`lock_unsettled_jobs`], of the open jobs that cover some items, which are
+/// in order, and of all ended ones about them.
+pub(super) async fn lock_covering_jobs(
+    tx: &mut Transaction,
+    source_id: i64,
+    item_ids: &[&str],
+) -> Result<Vec<UnsettledJob>, StoreError> {
+    Ok(sqlx::query_as(concat!(
+        "-- store::locks::lock_covering_jobs\nSELECT ",
+        unsettled_columns!(),
+        " FROM weir.jobs WHERE NOT settled AND id = ANY(ARRAY(
+             -- Open jobs do not overlap: the last that begins before an item covers it, or none does.
+             SELECT j.id FROM unnest($2::text[]) AS of(item_id)
+             CROSS JOIN LATERAL (
+                 SELECT id, last_item_id FROM weir.jobs
+                 WHERE source_id = $1 AND NOT settled AND state IN ('queued', 'running')
+                   AND first_item_id <= of.item_id
+                 ORDER BY first_item_id DESC LIMIT 1) j
+             WHERE j.last_item_id >= of.item_id
+             UNION ALL
+             SELECT id FROM weir.jobs
+             WHERE source_id = $1 AND NOT settled AND NOT state IN ('queued', 'running')
+               AND first_item_id <= $4 AND last_item_id >= $3))
+         ORDER BY id FOR UPDATE"
+    ))
+    .bind(source_id)
+    .bind(item_ids)
+    .bind(item_ids.first())
+    .bind(item_ids.last())
     .fetch_all(&mut **tx)
     .await?)
 }
@@ -120,7 +257,7 @@ pub(super) async fn settle(
         return Ok(());
     }
     sqlx::query(
-        "-- store::sources::settle
+        "-- store::locks::settle
          UPDATE weir.jobs SET settled = true, run_at = least(run_at, now())
          WHERE id = ANY($1) AND state IN ('failed', 'cancelled')",
     )
@@ -150,7 +287,7 @@ pub(super) async fn cancel_jobs(
     why: &str,
 ) -> Result<i64, StoreError> {
     let (cancelled, revoked): (i64, i64) = sqlx::query_as(
-        "-- store::sources::cancel_open_jobs
+        "-- store::locks::cancel_jobs
          WITH open AS (
              SELECT id, state FROM weir.jobs WHERE source_id = $1 AND state IN ('queued', 'running') AND NOT settled
                AND ($4::bigint[] IS NULL OR id = ANY($4))

@@ -104,7 +104,7 @@ pub async fn migrate(pool: &PgPool, apply: bool) -> Result<(), MigrateError> {
     let mut connection = connect(pool).await?;
     // A step may take longer than any statement of a call, and so may another replica's turn.
     connection
-        .execute("-- store::migrate\nSET statement_timeout = 0")
+        .execute("-- store::migrate\nSET statement_timeout = 0; SET lock_timeout = 0")
         .await?;
     if !apply {
         return check(&mut connection).await;

@@ -20,6 +20,7 @@ mod locks;
 mod migrate;
 pub mod models;
 pub mod overview;
+mod patience;
 pub mod pending;
 mod planning;
 pub mod prompts;
@@ -59,8 +60,10 @@ pub use inspect::{Inspection, inspect};
 pub use migrate::{MigrateError, SchemaSteps, migrate};
 pub use scope::Scope;
 
-use self::{database::Pool, models::Dimensions, quota::Quota};
-use crate::config::DatabaseConfig;
+use self::{
+    database::Pool, models::Dimensions, patience::LOCK_TIMEOUT, quota::Quota, rows::SourceKey,
+};
+use crate::{config::DatabaseConfig, turns::Turns};
 
 /// Channel that says: a job is queued. Payload: the replica that queued it and
 /// has told its own workers, or else anything.
@@ -108,6 +111,10 @@ pub struct Store {
     aside: Pool,
     quota: Quota,
     dimensions: Dimensions,
+    /// Of those who want to change a source.
+    turns: Turns<SourceKey>,
+    /// Of those who wait for the same job, which somebody else has locked.
+    job_turns: Turns<i64>,
 }
 
 impl Store {
@@ -122,6 +129,8 @@ impl Store {
             pool,
             quota: Quota::default(),
             dimensions: Dimensions::default(),
+            turns: Turns::default(),
+            job_turns: Turns::default(),
         }
     }
 
@@ -224,11 +233,14 @@ fn pool_options(config: &DatabaseConfig, settings: &str) -> PgPoolOptions {
         .statement_timeout
         .as_millis()
         .clamp(1, i32::MAX.unsigned_abs().into());
+    let lock_ms = LOCK_TIMEOUT.as_millis();
     let settings = AssertSqlSafe(format!(
         "-- store::connect
          -- A coordinator that is stopped in mid-transaction must not hold its locks for ever.
          SET idle_in_transaction_session_timeout = '30s';
          SET statement_timeout = {statement_ms};
+         -- Who waits longer for a lock does so without a connection.
+         SET lock_timeout = {lock_ms};
          {settings}"
     ))
     .into_sql_str();

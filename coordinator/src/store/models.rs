@@ -41,17 +41,22 @@ impl Store {
     /// [`StoreError::Precondition`] where a model has vectors of another.
     pub async fn set_dimensions(&self) -> Result<(), StoreError> {
         for (model, &dimension) in &*self.dimensions.0 {
-            let mut tx = self.pool.begin().await?;
-            if let Some(stored) = fix(&mut tx, model, dimension).await? {
-                return Err(StoreError::Precondition(format!(
-                    "the model {model:?} is set to have vectors of {dimension} numbers, but those that are stored \
-                     have {stored}: set {model}={stored}, or give the model that has {dimension} a name of its own; \
-                     to keep the name, first delete the sources of {model:?}"
-                )));
-            }
-            tx.commit().await?;
+            let set = || self.try_set_dimension(model, dimension);
+            self.unlocked("the dimensions of the models", set).await?;
         }
         Ok(())
+    }
+
+    async fn try_set_dimension(&self, model: &str, dimension: i32) -> Result<(), StoreError> {
+        let mut tx = self.pool.begin().await?;
+        if let Some(stored) = fix(&mut tx, model, dimension).await? {
+            return Err(StoreError::Precondition(format!(
+                "the model {model:?} is set to have vectors of {dimension} numbers, but those that are stored \
+                 have {stored}: set {model}={stored}, or give the model that has {dimension} a name of its own; \
+                 to keep the name, first delete the sources of {model:?}"
+            )));
+        }
+        Ok(tx.commit().await?)
     }
 
     /// Whether there is a vector of a model.

@@ -2,31 +2,43 @@
 //! the reconciler have in common.
 
 use super::{
-    StoreError, database::Transaction, locks::LockedSource, rejections::standing_rejections,
+    StoreError,
+    database::Transaction,
+    locks::{LockedSource, UnsettledJob, settle},
+    rejections::standing_rejections,
 };
 use crate::job::{
     plan::{ItemRange, JobCutter, PlannedJob, merge_ranges},
     state::Trigger,
 };
+use chrono::{DateTime, Utc};
 use futures::TryStreamExt as _;
 
 /// Whether a chunk `c` has neither vector nor rejection of its present text by
 /// a model, which is given as SQL.
 macro_rules! is_pending {
     ($model:literal) => {
+        $crate::store::planning::is_pending!($model, "true")
+    };
+    // Of what is looked at, `and` holds as well: no more of them is read than of the chunks.
+    ($model:literal, $and:literal) => {
         concat!(
             "NOT EXISTS (
-                 SELECT FROM weir.embeddings e
-                 WHERE e.source_id = c.source_id AND e.item_id = c.item_id AND e.chunk_index = c.chunk_index
-                   AND e.model = ",
+                 SELECT FROM weir.embeddings r
+                 WHERE r.source_id = c.source_id AND r.item_id = c.item_id AND r.chunk_index = c.chunk_index
+                   AND r.model = ",
             $model,
-            " AND e.text_hash = c.text_hash)
+            " AND r.text_hash = c.text_hash AND ",
+            $and,
+            ")
              AND NOT EXISTS (
                  SELECT FROM weir.rejections r
                  WHERE r.source_id = c.source_id AND r.item_id = c.item_id AND r.chunk_index = c.chunk_index
                    AND r.model = ",
             $model,
-            " AND r.text_hash = c.text_hash)"
+            " AND r.text_hash = c.text_hash AND ",
+            $and,
+            ")"
         )
     };
 }
@@ -44,6 +56,8 @@ pub(super) struct Order<'a> {
     pub(super) traceparent: Option<&'a str>,
     /// Jobs before them that failed over the same chunks.
     pub(super) parkings: i16,
+    /// Their place in the queue; `None`: the last.
+    pub(super) run_at: Option<DateTime<Utc>>,
 }
 
 /// What is to be queued.
@@ -66,9 +80,9 @@ impl Wanted {
     }
 }
 
-/// Cuts what is `wanted` into jobs and queues these; no
-/// job overlaps what is `kept` by others. The source and its unsettled jobs are
-/// locked. Returns the ids of the jobs, which nobody is told of.
+/// Cuts what is `wanted` into jobs and queues these; no job overlaps what is
+/// `kept` by others. The source is locked, and so are the jobs that it is taken
+/// from. Returns the ids of the jobs, which nobody is told of.
 pub(super) async fn queue_pending(
     tx: &mut Transaction,
     source: &LockedSource,
@@ -78,18 +92,107 @@ pub(super) async fn queue_pending(
 ) -> Result<Vec<i64>, StoreError> {
     let cutter = JobCutter::new(order.max_chunks_per_job, merge_ranges(kept));
     let jobs = plan(tx, source, wanted, cutter).await?;
+    queue_jobs(tx, source, &jobs, order).await
+}
+
+/// Settles ended jobs of a source, `taken` out of all its `unsettled` ones, and
+/// queues what they left pending. All of these are locked. Returns the ids of the
+/// new jobs.
+pub(super) async fn take_over(
+    tx: &mut Transaction,
+    source: &LockedSource,
+    unsettled: &[&UnsettledJob],
+    taken: &[&UnsettledJob],
+    order: &Order<'_>,
+) -> Result<Vec<i64>, StoreError> {
+    settle(tx, taken.iter().copied()).await?;
+    let left = || {
+        let is_taken = |job: &UnsettledJob| taken.iter().any(|it| it.id == job.id);
+        unsettled.iter().copied().filter(move |job| !is_taken(job))
+    };
+    // What a newer one has of their range is not theirs; but for that they are planned as one.
+    let newer = |job: &UnsettledJob| {
+        let newer = left().filter(|it| !it.is_open() && it.id > job.id && it.overlaps(job));
+        newer.map(UnsettledJob::range).collect::<Vec<_>>()
+    };
+    let (whole, in_part): (Vec<&UnsettledJob>, Vec<_>) =
+        taken.iter().partition(|job| newer(job).is_empty());
+    let mut plans = vec![(
+        whole.into_iter().map(UnsettledJob::range).collect(),
+        Vec::new(),
+    )];
+    plans.extend(
+        in_part
+            .into_iter()
+            .map(|job| (vec![job.range()], newer(job))),
+    );
+    let mut open: Vec<ItemRange> = left()
+        .filter(|job| job.is_open())
+        .map(UnsettledJob::range)
+        .collect();
+    let mut ids = Vec::new();
+    for (ranges, mut kept) in plans {
+        kept.extend(open.iter().cloned());
+        let cutter = JobCutter::new(order.max_chunks_per_job, merge_ranges(kept));
+        let jobs = plan(tx, source, Wanted::pending(ranges), cutter).await?;
+        ids.extend(queue_jobs(tx, source, &jobs, order).await?);
+        open.extend(jobs.into_iter().map(|job| job.range));
+    }
+    Ok(ids)
+}
+
+/// Counts anew what is pending of open jobs, which are locked, after their chunks
+/// have changed; one that has nothing left ends by itself when it is claimed.
+pub(super) async fn recount_jobs(
+    tx: &mut Transaction,
+    source: &LockedSource,
+    job_ids: &[i64],
+) -> Result<(), StoreError> {
+    if job_ids.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(concat!(
+        "-- store::planning::recount_jobs
+         UPDATE weir.jobs j
+         SET chunks_total = j.chunks_done + j.chunks_rejected + n.pending, changes = j.changes + 1
+         FROM weir.jobs o CROSS JOIN LATERAL (
+             SELECT count(*)::int AS pending FROM weir.chunks c
+             WHERE c.source_id = $1 AND c.item_id BETWEEN o.first_item_id AND o.last_item_id AND ",
+        is_pending!(
+            "$2",
+            "r.source_id = $1 AND r.item_id BETWEEN o.first_item_id AND o.last_item_id"
+        ),
+        " OFFSET 0) n
+         WHERE o.id = ANY($3) AND j.id = o.id"
+    ))
+    .bind(source.id)
+    .bind(&source.model)
+    .bind(job_ids)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+/// Queues jobs, none of which overlaps an open one of the locked source. Returns
+/// their ids.
+pub(super) async fn queue_jobs(
+    tx: &mut Transaction,
+    source: &LockedSource,
+    jobs: &[PlannedJob],
+    order: &Order<'_>,
+) -> Result<Vec<i64>, StoreError> {
     if jobs.is_empty() {
         return Ok(Vec::new());
     }
     let first: Vec<&str> = jobs.iter().map(|job| job.range.first.as_str()).collect();
     let last: Vec<&str> = jobs.iter().map(|job| job.range.last.as_str()).collect();
     let chunks: Vec<i32> = jobs.iter().map(|job| job.chunks).collect();
-    let ids = sqlx::query_scalar(
-        "-- store::planning::queue_pending
+    Ok(sqlx::query_scalar(
+        "-- store::planning::queue_jobs
          INSERT INTO weir.jobs (source_id, namespace, source, model, revision, trigger, priority, traceparent, parkings,
-                                first_item_id, last_item_id, chunks_total)
-         SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, first, last, chunks
-         FROM unnest($10::text[], $11::text[], $12::int[]) AS job(first, last, chunks)
+                                run_at, first_item_id, last_item_id, chunks_total)
+         SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, coalesce($10, now()), first, last, chunks
+         FROM unnest($11::text[], $12::text[], $13::int[]) AS job(first, last, chunks)
          RETURNING id",
     )
     .bind(source.id)
@@ -101,17 +204,17 @@ pub(super) async fn queue_pending(
     .bind(order.priority)
     .bind(order.traceparent)
     .bind(order.parkings)
+    .bind(order.run_at)
     .bind(&first)
     .bind(&last)
     .bind(&chunks)
     .fetch_all(&mut **tx)
-    .await?;
-    Ok(ids)
+    .await?)
 }
 
 /// Cuts the chunks that are wanted into jobs. Holds in
 /// memory what the jobs are, not what the chunks are.
-async fn plan(
+pub(super) async fn plan(
     tx: &mut Transaction,
     source: &LockedSource,
     wanted: Wanted,
@@ -120,17 +223,22 @@ async fn plan(
     let ranges = merge_ranges(wanted.pending);
     let first: Vec<&str> = ranges.iter().map(|range| range.first.as_str()).collect();
     let last: Vec<&str> = ranges.iter().map(|range| range.last.as_str()).collect();
-    let mut rows = sqlx::query_as::<_, (String, i64)>(concat!(
+    let mut rows = sqlx::query_as::<_, (String, i64, String)>(concat!(
         "-- store::planning::plan
-         SELECT item_id, count(*)
-         FROM (SELECT c.item_id
+         SELECT item_id, count(*), min(range)
+         FROM (SELECT p.item_id, dirty.first AS range
          FROM unnest($2::text[], $3::text[]) AS dirty(first, last)
-         JOIN weir.chunks c ON c.source_id = $1 AND c.item_id BETWEEN dirty.first AND dirty.last
-         WHERE ",
-        is_pending!("$4"),
-        "
+         -- Range by range: of sets that are joined, Postgres may read whole tables.
+         CROSS JOIN LATERAL (
+             SELECT c.item_id FROM weir.chunks c
+             WHERE c.source_id = $1 AND c.item_id BETWEEN dirty.first AND dirty.last AND ",
+        is_pending!(
+            "$4",
+            "r.source_id = $1 AND r.item_id BETWEEN dirty.first AND dirty.last"
+        ),
+        " OFFSET 0) p
          UNION ALL
-         SELECT r.item_id FROM ",
+         SELECT r.item_id, '' FROM ",
         standing_rejections!("$4"),
         " AND r.item_id BETWEEN $5 AND $6) wanted
          GROUP BY item_id ORDER BY item_id"
@@ -142,10 +250,15 @@ async fn plan(
     .bind(wanted.rejected.as_ref().map(|range| &range.first))
     .bind(wanted.rejected.as_ref().map(|range| &range.last))
     .fetch(&mut **tx);
-    while let Some((item_id, pending)) = rows.try_next().await? {
+    let mut before: Option<String> = None;
+    while let Some((item_id, pending, range)) = rows.try_next().await? {
+        // What lies between two ranges may be pending, and another's.
+        let adjoins = before.as_ref() == Some(&range);
+        before = Some(range);
         cutter.push(
             item_id,
             i32::try_from(pending).map_err(StoreError::corrupt)?,
+            adjoins,
         );
     }
     Ok(cutter.finish())

@@ -5,15 +5,15 @@
 use super::{
     CHANGE_CHANNEL, QUEUE_CHANNEL, Store, StoreError,
     database::Transaction,
-    locks::{LockedSource, UnsettledJob, cancel_jobs, lock_unsettled_jobs, locked_columns, settle},
-    planning::{Order, Wanted, queue_pending},
+    locks::{LockedSource, UnsettledJob, lock_unsettled_jobs, locked_columns},
+    planning::{Order, Wanted, queue_pending, recount_jobs, take_over},
     rejections::uncount,
     sources::notify,
 };
 use crate::job::{
     chunk::Chunk,
     plan::{ItemRange, TextHash},
-    state::{RevokeReason, Trigger},
+    state::Trigger,
 };
 
 /// Chunks that one statement hashes anew, where all of a source are.
@@ -63,8 +63,6 @@ pub struct Reprompted {
     pub name: String,
     /// Its model.
     pub model: String,
-    /// Open jobs ended because their texts have another prompt now.
-    pub superseded: i64,
     /// Jobs queued.
     pub queued: usize,
     /// Whether all of its chunks have the prompt now.
@@ -89,6 +87,13 @@ impl Store {
 
     /// Puts a prompt in force, unless it is. Returns whether it was another.
     async fn set_prompt(&self, model: &str, prompt: &str) -> Result<bool, StoreError> {
+        self.unlocked("the prompts of the models", || {
+            self.try_set_prompt(model, prompt)
+        })
+        .await
+    }
+
+    async fn try_set_prompt(&self, model: &str, prompt: &str) -> Result<bool, StoreError> {
         let mut tx = self.pool.begin().await?;
         // One at a time: each sees what the one before has set, and is later than that.
         sqlx::query(
@@ -175,7 +180,6 @@ impl Store {
             namespace: source.namespace.clone(),
             name: source.name.clone(),
             model: source.model.clone(),
-            superseded: 0,
             queued: 0,
             finished: true,
         };
@@ -189,8 +193,8 @@ impl Store {
                 first: from,
                 last: upto.clone().unwrap_or(ItemRange::everything().last),
             };
-            (reprompted.superseded, reprompted.queued) =
-                take_over(&mut tx, &source, unsettled, step, max_chunks_per_job).await?;
+            reprompted.queued =
+                shift_jobs(&mut tx, &source, &unsettled, step, max_chunks_per_job).await?;
             upto
         };
         reprompted.finished = upto.is_none();
@@ -377,44 +381,33 @@ pub(super) async fn hash_all_anew(
     Ok(())
 }
 
-/// Ends the jobs whose texts have another prompt now, and queues what they left
-/// with all else that was hashed anew. Returns how many were open, and how many
-/// were queued.
-async fn take_over(
+/// Tells the jobs what was hashed anew: open ones have it to embed now, and what
+/// ended ones left is queued with all else. Returns how many were queued.
+async fn shift_jobs(
     tx: &mut Transaction,
     source: &LockedSource,
-    unsettled: Vec<UnsettledJob>,
+    unsettled: &[UnsettledJob],
     step: ItemRange,
     max_chunks_per_job: i32,
-) -> Result<(i64, usize), StoreError> {
-    let (taken, kept): (Vec<_>, Vec<_>) = unsettled
-        .into_iter()
-        .partition(|job| job.covers_any(&step.first, &step.last));
-    let open: Vec<i64> = taken
+) -> Result<usize, StoreError> {
+    let touched = unsettled
         .iter()
-        .filter(|job| job.open)
-        .map(|job| job.id)
-        .collect();
-    let mut superseded = 0;
-    if !open.is_empty() {
-        let why = format!(
-            "superseded: the prompt of the model {:?} for documents is another now",
-            source.model
-        );
-        superseded =
-            cancel_jobs(tx, source.id, Some(&open), RevokeReason::Superseded, &why).await?;
-    }
-    settle(tx, taken.iter().filter(|job| !job.open)).await?;
+        .filter(|job| job.covers_any(&step.first, &step.last));
+    let (open, ended): (Vec<_>, Vec<_>) = touched.partition(|job| job.is_open());
+    let open: Vec<i64> = open.into_iter().map(|job| job.id).collect();
+    recount_jobs(tx, source, &open).await?;
     let order = Order {
         trigger: Trigger::Reconcile,
-        priority: taken.iter().map(|job| job.priority).max().unwrap_or(0),
+        priority: ended.iter().map(|job| job.priority).max().unwrap_or(0),
         max_chunks_per_job,
-        traceparent: taken.iter().find_map(|job| job.traceparent.as_deref()),
+        traceparent: ended.iter().find_map(|job| job.traceparent.as_deref()),
         parkings: 0,
+        run_at: None,
     };
-    let mut dirty: Vec<ItemRange> = taken.iter().map(UnsettledJob::range).collect();
-    dirty.push(step);
+    let all: Vec<_> = unsettled.iter().collect();
+    let taken_over = take_over(tx, source, &all, &ended, &order).await?;
+    let kept = lock_unsettled_jobs(tx, source.id).await?;
     let kept = kept.iter().map(UnsettledJob::range).collect();
-    let queued = queue_pending(tx, source, Wanted::pending(dirty), kept, &order).await?;
-    Ok((superseded, queued.len()))
+    let queued = queue_pending(tx, source, Wanted::pending(vec![step]), kept, &order).await?;
+    Ok(taken_over.len() + queued.len())
 }

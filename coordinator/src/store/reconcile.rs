@@ -8,14 +8,15 @@ use super::{
     database::Transaction,
     lease::interval,
     locks::{
-        LockedSource, UnsettledJob, cancel_open_jobs, lock_source_row, lock_unsettled_jobs, settle,
+        Free, LockedSource, UnsettledJob, cancel_open_jobs, lock_free_source, lock_unsettled_jobs,
+        settle,
     },
     planning::{Order, Wanted, is_pending, queue_pending},
     rejections,
     sources::notify,
 };
 use crate::job::{
-    plan::{ItemRange, gaps},
+    plan::{ItemRange, gaps, merge_ranges},
     state::{RevokeReason, Trigger},
 };
 
@@ -125,7 +126,8 @@ impl Store {
 
     /// Settles up to `limit` failed jobs of a source whose parking is over, and
     /// queues what they left pending. The new jobs are parked for longer,
-    /// should they fail too.
+    /// should they fail too. Nothing happens where somebody else has locked the
+    /// source.
     pub async fn unpark(
         &self,
         source_id: i64,
@@ -133,7 +135,11 @@ impl Store {
         max_chunks_per_job: i32,
     ) -> Result<Unparked, StoreError> {
         let mut tx = self.pool.begin().await?;
-        let source = lock_source_row(&mut tx, source_id).await?;
+        let source = match lock_free_source(&mut tx, source_id).await? {
+            Free::Locked(source) => Some(source),
+            Free::Gone => None,
+            Free::Busy => return Ok(Unparked::default()),
+        };
         let unsettled = lock_unsettled_jobs(&mut tx, source_id).await?;
         let mut unparked = Unparked::default();
         for ended in unsettled.iter().filter(|job| job.due).take(limit) {
@@ -148,6 +154,7 @@ impl Store {
                 max_chunks_per_job,
                 traceparent: ended.traceparent.as_deref(),
                 parkings: ended.parkings.saturating_add(1),
+                run_at: None,
             };
             let resumed =
                 rejections::resume(&mut tx, source, &unsettled, &[ended], None, &order).await?;
@@ -188,11 +195,14 @@ impl Store {
     pub async fn check_source(&self, source_id: i64) -> Result<Findings, StoreError> {
         let found: Option<Findings> = sqlx::query_as(concat!(
             "-- store::reconcile::check_source
-             WITH gap AS (
-                 -- What lies between the ranges of unsettled jobs, which do not overlap, and around them.
-                 SELECT j.last_item_id AS after,
-                        coalesce(lead(j.first_item_id) OVER (ORDER BY j.first_item_id), $2) AS before
-                 FROM weir.jobs j WHERE j.source_id = $1 AND NOT j.settled
+             WITH job AS (
+                 -- Ended jobs may lie within others.
+                 SELECT max(last_item_id) OVER before AS reach,
+                        lead(first_item_id) OVER (ORDER BY first_item_id, last_item_id) AS next
+                 FROM weir.jobs WHERE source_id = $1 AND NOT settled
+                 WINDOW before AS (ORDER BY first_item_id, last_item_id ROWS UNBOUNDED PRECEDING)
+             ), gap AS (
+                 SELECT reach AS after, coalesce(next, $2) AS before FROM job WHERE next > reach OR next IS NULL
                  UNION ALL
                  SELECT '', coalesce(min(j.first_item_id), $2) FROM weir.jobs j
                  WHERE j.source_id = $1 AND NOT j.settled
@@ -232,7 +242,8 @@ impl Store {
 
     /// Puts a source right: deletes results of no present text, corrects its
     /// counts, ends open jobs of another model, and queues what is pending and
-    /// in no unsettled job. `None` when the source is gone. `traceparent` is the W3C
+    /// in no unsettled job. `None` when the source is gone, or somebody else has locked
+    /// it. `traceparent` is the W3C
     /// trace context of the jobs.
     pub async fn repair_source(
         &self,
@@ -241,33 +252,40 @@ impl Store {
         traceparent: Option<&str>,
     ) -> Result<Option<Repaired>, StoreError> {
         let mut tx = self.pool.begin().await?;
-        let Some(source) = lock_source_row(&mut tx, source_id).await? else {
+        let Free::Locked(source) = lock_free_source(&mut tx, source_id).await? else {
             return Ok(None);
         };
         let unsettled = lock_unsettled_jobs(&mut tx, source_id).await?;
         let (stale_deleted, recounted) = clear(&mut tx, &source).await?;
         let other_model = unsettled
             .iter()
-            .any(|job| job.open && job.model != source.model);
+            .any(|job| job.is_open() && job.model != source.model);
         let mut superseded = 0;
         if other_model {
             let why = format!("superseded: the source's model is now {:?}", source.model);
             superseded =
                 cancel_open_jobs(&mut tx, source_id, RevokeReason::Superseded, &why).await?;
         }
-        let (ended, left): (Vec<_>, Vec<_>) =
-            unsettled.iter().partition(|job| other_model && job.open);
-        let mut kept: Vec<ItemRange> = left.into_iter().map(UnsettledJob::range).collect();
-        kept.sort();
+        let ended: Vec<_> = unsettled
+            .iter()
+            .filter(|job| other_model && job.is_open())
+            .collect();
         let order = Order {
             trigger: Trigger::Reconcile,
             priority: ended.iter().map(|job| job.priority).max().unwrap_or(0),
             max_chunks_per_job,
             traceparent,
             parkings: 0,
+            run_at: None,
         };
+        // First what they had, for that was theirs alone, and then what nobody has.
+        let left = ended.into_iter().map(UnsettledJob::range).collect();
+        let mut queued =
+            queue_pending(&mut tx, &source, Wanted::pending(left), Vec::new(), &order).await?;
+        let kept = lock_unsettled_jobs(&mut tx, source_id).await?;
+        let kept = merge_ranges(kept.iter().map(UnsettledJob::range).collect());
         let wanted = Wanted::pending(gaps(&kept));
-        let queued = queue_pending(&mut tx, &source, wanted, kept, &order).await?;
+        queued.extend(queue_pending(&mut tx, &source, wanted, kept, &order).await?);
         notify(&mut tx, QUEUE_CHANNEL, source_id).await?;
         notify(&mut tx, CHANGE_CHANNEL, source_id).await?;
         tx.commit().await?;

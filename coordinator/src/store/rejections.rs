@@ -4,8 +4,8 @@
 use super::{
     StoreError,
     database::Transaction,
-    locks::{LockedSource, UnsettledJob, settle},
-    planning::{Order, Wanted, queue_pending},
+    locks::{LockedSource, UnsettledJob, lock_unsettled_jobs},
+    planning::{Order, Wanted, queue_pending, take_over},
 };
 use crate::job::plan::ItemRange;
 
@@ -58,9 +58,9 @@ pub(super) struct Resumed {
 }
 
 /// Settles `ended` jobs that failed or were cancelled, queues what they left
-/// pending, and takes back the rejections within `range`: a chunk of an unsettled
-/// job is that job's again, the others are queued. The source is locked, and
-/// `unsettled` are all of its unsettled jobs. Nobody is told.
+/// pending, and takes back the rejections within `range`: a chunk that belongs to
+/// an unsettled job is pending there, the others are queued. The source is locked,
+/// and `unsettled` are all of its unsettled jobs. Nobody is told.
 pub(super) async fn resume(
     tx: &mut Transaction,
     source: &LockedSource,
@@ -69,30 +69,40 @@ pub(super) async fn resume(
     range: Option<ItemRange>,
     order: &Order<'_>,
 ) -> Result<Resumed, StoreError> {
-    settle(tx, ended.iter().copied()).await?;
-    let mut resumed = Resumed::default();
-    if let Some(range) = &range {
-        resumed.jobs = give_to_unsettled(tx, source, range).await?;
+    let mut resumed = Resumed {
+        taken_back: 0,
+        jobs: take_over(
+            tx,
+            source,
+            &unsettled.iter().collect::<Vec<_>>(),
+            ended,
+            order,
+        )
+        .await?,
+    };
+    let Some(range) = range else {
+        return Ok(resumed);
+    };
+    for job_id in give_to_unsettled(tx, source, &range).await? {
+        if !resumed.jobs.contains(&job_id) {
+            resumed.jobs.push(job_id);
+        }
     }
-    // The range of a job is its own. Only what was rejected may lie in that of another.
-    let goes_on = |job: &&UnsettledJob| !ended.iter().any(|it| it.id == job.id);
-    let others = unsettled.iter().filter(|_| range.is_some()).filter(goes_on);
-    let kept = others.map(UnsettledJob::range).collect();
+    let kept = lock_unsettled_jobs(tx, source.id).await?;
+    let kept = kept.iter().map(UnsettledJob::range).collect();
     let wanted = Wanted {
-        pending: ended.iter().map(|job| job.range()).collect(),
-        rejected: range.clone(),
+        pending: Vec::new(),
+        rejected: Some(range.clone()),
     };
     let queued = queue_pending(tx, source, wanted, kept, order).await?;
     resumed.jobs.extend(queued);
-    if let Some(range) = &range {
-        resumed.taken_back = forget(tx, source.id, range).await?;
-    }
+    resumed.taken_back = forget(tx, source.id, &range).await?;
     Ok(resumed)
 }
 
 /// Counts the rejected chunks within `range` as pending to the unsettled jobs
-/// that cover them, and returns those jobs. What a job rejected itself it did not
-/// do; what was rejected before it was planned is more than it was planned with.
+/// that they belong to, and returns those jobs. What a job rejected itself it did
+/// not do; what was rejected before it was planned is more than it was planned with.
 async fn give_to_unsettled(
     tx: &mut Transaction,
     source: &LockedSource,
@@ -102,14 +112,19 @@ async fn give_to_unsettled(
         "-- store::rejections::give_to_unsettled
          UPDATE weir.jobs j
          SET chunks_total = j.chunks_total + greatest(k.chunks - j.chunks_rejected, 0),
-             chunks_rejected = greatest(j.chunks_rejected - k.chunks, 0)
-         FROM (SELECT u.id, (
-                   SELECT count(*)::int FROM ",
+             chunks_rejected = greatest(j.chunks_rejected - k.chunks, 0),
+             claimed_done = least(j.claimed_done, j.chunks_done + greatest(j.chunks_rejected - k.chunks, 0)),
+             changes = j.changes + 1
+         FROM (SELECT u.id, count(*)::int AS chunks
+               FROM (SELECT r.item_id FROM ",
         standing_rejections!("$2"),
-        "            AND r.item_id BETWEEN u.first_item_id AND u.last_item_id
-                     AND r.item_id BETWEEN $3 AND $4) AS chunks
-               FROM weir.jobs u WHERE u.source_id = $1 AND NOT u.settled) k
-         WHERE j.id = k.id AND k.chunks > 0
+        " AND r.item_id BETWEEN $3 AND $4) r
+               CROSS JOIN LATERAL (
+                   SELECT id FROM weir.jobs
+                   WHERE source_id = $1 AND NOT settled AND r.item_id BETWEEN first_item_id AND last_item_id
+                   ORDER BY (state IN ('queued', 'running')) DESC, id DESC LIMIT 1) u
+               GROUP BY u.id) k
+         WHERE j.id = k.id
          RETURNING j.id"
     ))
     .bind(source.id)

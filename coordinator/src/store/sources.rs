@@ -199,6 +199,14 @@ impl Store {
         key: &SourceKey,
         expected: Option<i64>,
     ) -> Result<Deleted, StoreError> {
+        self.at_source(key, || self.try_delete(key, expected)).await
+    }
+
+    async fn try_delete(
+        &self,
+        key: &SourceKey,
+        expected: Option<i64>,
+    ) -> Result<Deleted, StoreError> {
         let mut tx = self.pool.begin().await?;
         let source = lock_source(&mut tx, key)
             .await?
@@ -208,7 +216,7 @@ impl Store {
         }
         let source_id = source.id;
         let unsettled = lock_unsettled_jobs(&mut tx, source_id).await?;
-        settle(&mut tx, unsettled.iter().filter(|job| !job.open)).await?;
+        settle(&mut tx, unsettled.iter().filter(|job| !job.is_open())).await?;
         let jobs = cancel_open_jobs(
             &mut tx,
             source_id,

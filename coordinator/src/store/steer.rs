@@ -4,9 +4,10 @@ use super::{
     CHANGE_CHANNEL, QUEUE_CHANNEL, REVOKE_CHANNEL, Scope, Store, StoreError,
     database::Transaction,
     locks::{
-        LockedSource, UnsettledJob, cancel_open_jobs, lock_source_row, lock_unsettled_jobs, settle,
+        Free, LockedSource, UnsettledJob, cancel_jobs, lock_free_source, lock_source_row,
+        lock_unsettled_jobs,
     },
-    planning::{Order, Wanted, queue_pending},
+    planning::{Order, Wanted, queue_pending, take_over},
     rejections::{self, Resumed},
     rows::{Job, SourceKey, job_columns},
     scope::in_scope,
@@ -55,9 +56,13 @@ pub struct SourceRetried {
 impl Store {
     /// Cancels an open job and returns it. One that is cancelled already is
     /// returned as it is; one that has succeeded or failed is an error. Its
-    /// chunks stay pending, and counted so, until a write or a retry takes them
+    /// chunks stay pending, and counted so, until a write of the whole content or a retry takes them
     /// up.
     pub async fn cancel_job(&self, scope: &Scope, job_id: i64) -> Result<Job, StoreError> {
+        self.at_job(job_id, || self.try_cancel(scope, job_id)).await
+    }
+
+    async fn try_cancel(&self, scope: &Scope, job_id: i64) -> Result<Job, StoreError> {
         let mut tx = self.pool.begin().await?;
         let cancelled: Option<Job> = sqlx::query_as(concat!(
             "-- store::steer::cancel_job
@@ -106,7 +111,16 @@ impl Store {
     /// state; with `force` all of its range is embedded anew. Fails
     /// where there is nothing to do, or the source is gone.
     pub async fn retry_job(&self, retry: &Retry) -> Result<Vec<Job>, StoreError> {
-        let source_id = self.job(&retry.scope, retry.job_id).await?.source_id;
+        let job = self.job(&retry.scope, retry.job_id).await?;
+        let key = SourceKey {
+            namespace: job.namespace,
+            name: job.source,
+        };
+        self.at_source(&key, || self.try_retry_job(retry, job.source_id))
+            .await
+    }
+
+    async fn try_retry_job(&self, retry: &Retry, source_id: i64) -> Result<Vec<Job>, StoreError> {
         let mut tx = self.pool.begin().await?;
         let source = lock_source_row(&mut tx, source_id).await?;
         let unsettled = lock_unsettled_jobs(&mut tx, source_id).await?;
@@ -133,19 +147,25 @@ impl Store {
     /// failed and cancelled jobs left pending, and jobs that wait for their next
     /// try. What is embedded stays. Doing it twice is doing it once.
     pub async fn retry_source(&self, retry: &SourceRetry) -> Result<SourceRetried, StoreError> {
+        self.at_source(&retry.key, || self.try_retry_source(retry))
+            .await
+    }
+
+    async fn try_retry_source(&self, retry: &SourceRetry) -> Result<SourceRetried, StoreError> {
         let source_id = self.source_id(&retry.key).await?;
         let mut tx = self.pool.begin().await?;
         let Some(source) = lock_source_row(&mut tx, source_id).await? else {
             return Err(retry.key.not_found());
         };
         let unsettled = lock_unsettled_jobs(&mut tx, source_id).await?;
-        let ended: Vec<_> = unsettled.iter().filter(|job| !job.open).collect();
+        let ended: Vec<_> = unsettled.iter().filter(|job| !job.is_open()).collect();
         let order = Order {
             trigger: Trigger::Retry,
             priority: ended.iter().map(|job| job.priority).max().unwrap_or(0),
             max_chunks_per_job: retry.max_chunks_per_job,
             traceparent: retry.traceparent.as_deref(),
             parkings: 0,
+            run_at: None,
         };
         let everything = Some(ItemRange::everything());
         let resumed =
@@ -165,7 +185,8 @@ impl Store {
 
     /// Takes back what was rejected of a source, and nothing else of it: what a
     /// client cancelled stays so, and what waits goes on waiting. Returns how many
-    /// chunks are pending again; none where the source is gone. For whoever finds
+    /// chunks are pending again; none where the source is gone, or somebody else has
+    /// locked it. For whoever finds
     /// that the embedder has become another.
     pub async fn retry_rejected(
         &self,
@@ -174,7 +195,7 @@ impl Store {
         traceparent: Option<&str>,
     ) -> Result<i64, StoreError> {
         let mut tx = self.pool.begin().await?;
-        let Some(source) = lock_source_row(&mut tx, source_id).await? else {
+        let Free::Locked(source) = lock_free_source(&mut tx, source_id).await? else {
             return Ok(0);
         };
         let unsettled = lock_unsettled_jobs(&mut tx, source_id).await?;
@@ -184,6 +205,7 @@ impl Store {
             max_chunks_per_job,
             traceparent,
             parkings: 0,
+            run_at: None,
         };
         let everything = Some(ItemRange::everything());
         let resumed =
@@ -234,7 +256,7 @@ async fn run_again(
     retry: &Retry,
 ) -> Result<Vec<i64>, StoreError> {
     let here = unsettled.iter().find(|unsettled| unsettled.id == job.id);
-    let ended: Vec<_> = here.into_iter().filter(|job| !job.open).collect();
+    let ended: Vec<_> = here.into_iter().filter(|job| !job.is_open()).collect();
     let range = ItemRange {
         first: job.first_item_id.clone(),
         last: job.last_item_id.clone(),
@@ -245,6 +267,7 @@ async fn run_again(
         max_chunks_per_job: retry.max_chunks_per_job,
         traceparent: retry.traceparent.as_deref(),
         parkings: 0,
+        run_at: None,
     };
     let Resumed {
         taken_back,
@@ -286,9 +309,10 @@ async fn run_now(
     Ok(hastened.rows_affected() > 0)
 }
 
-/// Forgets what was made of the job's range, ends the source's open jobs and
-/// queues all that is pending then. Vectors of two models behind one name must
-/// never be compared, so the old ones go before the new ones come.
+/// Forgets what was made of the job's range, ends the open jobs that have to do
+/// with it, and queues all that is pending of it then. Vectors of two models
+/// behind one name must never be compared: what is on its way from the old one
+/// must not come after the new ones.
 async fn embed_anew(
     tx: &mut Transaction,
     source: &LockedSource,
@@ -296,16 +320,20 @@ async fn embed_anew(
     job: &Job,
     retry: &Retry,
 ) -> Result<Vec<i64>, StoreError> {
-    let why = format!(
-        "superseded: a client has the range of job {} embedded anew",
-        job.id
-    );
-    cancel_open_jobs(tx, source.id, RevokeReason::Superseded, &why).await?;
-    settle(tx, unsettled.iter().filter(|job| !job.open)).await?;
     let range = ItemRange {
         first: job.first_item_id.clone(),
         last: job.last_item_id.clone(),
     };
+    let (within, others): (Vec<_>, Vec<_>) = unsettled.iter().partition(|job| job.meets(&range));
+    let (open, ended): (Vec<_>, Vec<_>) = within.into_iter().partition(|job| job.is_open());
+    if !open.is_empty() {
+        let ids: Vec<i64> = open.iter().map(|job| job.id).collect();
+        let why = format!(
+            "superseded: a client has the range of job {} embedded anew",
+            job.id
+        );
+        cancel_jobs(tx, source.id, Some(&ids), RevokeReason::Superseded, &why).await?;
+    }
     rejections::forget(tx, source.id, &range).await?;
     sqlx::query(
         "-- store::steer::embed_anew
@@ -316,16 +344,23 @@ async fn embed_anew(
     .bind(&range.last)
     .execute(&mut **tx)
     .await?;
-    let mut dirty: Vec<ItemRange> = unsettled.iter().map(UnsettledJob::range).collect();
-    dirty.push(range);
     let order = Order {
         trigger: Trigger::Retry,
         priority: job.priority,
         max_chunks_per_job: retry.max_chunks_per_job,
         traceparent: retry.traceparent.as_deref(),
         parkings: 0,
+        run_at: None,
     };
-    queue_pending(tx, source, Wanted::pending(dirty), Vec::new(), &order).await
+    let left: Vec<_> = others.into_iter().chain(ended.iter().copied()).collect();
+    let mut ids = take_over(tx, source, &left, &ended, &order).await?;
+    let mut dirty: Vec<ItemRange> = open.into_iter().map(UnsettledJob::range).collect();
+    dirty.push(range);
+    let kept = lock_unsettled_jobs(tx, source.id).await?;
+    let kept = kept.iter().filter(|job| job.is_open());
+    let kept = kept.map(UnsettledJob::range).collect();
+    ids.extend(queue_pending(tx, source, Wanted::pending(dirty), kept, &order).await?);
+    Ok(ids)
 }
 
 async fn job_in(tx: &mut Transaction, retry: &Retry) -> Result<Job, StoreError> {

@@ -133,7 +133,9 @@ pub(super) fn event(message: response::Message) -> Result<Event, CallError> {
             RevokeReason::Unspecified => "the coordinator gave no reason this version knows",
             RevokeReason::LeaseLost => "the lease expired and was given to another",
             RevokeReason::Cancelled => "a client cancelled the job",
-            RevokeReason::Superseded => "the source has changed; newer jobs cover it",
+            RevokeReason::Superseded => {
+                "the source has another model now, or its range is embedded anew; newer jobs cover it"
+            }
             RevokeReason::SourceDeleted => "the source was deleted",
             RevokeReason::NoProgress => "nothing was persisted for the progress deadline",
         }),

@@ -173,8 +173,13 @@ impl FakeStream {
     }
 
     pub(crate) async fn ack(&self, seq: i64, done: i64, total: i64) {
-        self.say(ToWorker::Ack(v1::BatchAck { seq, done, total }))
-            .await;
+        self.say(ToWorker::Ack(v1::BatchAck {
+            seq,
+            done,
+            total,
+            late: 0,
+        }))
+        .await;
     }
 
     pub(crate) async fn finish(&self) {

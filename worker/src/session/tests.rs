@@ -275,7 +275,9 @@ async fn a_revoked_lease_cancels_the_call_at_once() {
     let call = scene.embedder.next().await;
     stream.revoke(RevokeReason::Superseded).await;
     call.cancelled().await;
-    let reason = "the source has changed; newer jobs cover it".to_owned();
+    let reason =
+        "the source has another model now, or its range is embedded anew; newer jobs cover it"
+            .to_owned();
     assert_eq!(scene.end().await, End::Lost(reason));
     assert!(scene.coordinator.no_hand_back());
 }

@@ -178,7 +178,7 @@ impl Handout {
                 if self.outstanding.is_empty() {
                     let began = SystemTime::now();
                     let job = match services.store.complete(&self.fence).await {
-                        // Rejections of this job were taken back after it had listed what is pending.
+                        // Writes have added to the job after it had listed what is pending, or rejections were taken back.
                         Err(StoreError::Precondition(_)) if self.listed_all => {
                             self.listed_all = false;
                             continue;
@@ -275,14 +275,15 @@ impl Handout {
         services.wakeup.report_change(progress.source_id);
         services.metrics.renewals.result.increment(1);
         self.outstanding.remove(&result.seq);
-        if !whole {
-            // What the result leaves out is pending again.
+        if !whole || progress.late.chunks() > 0 {
+            // What the result leaves out, or was made of another text, is pending again.
             self.listed_all = false;
         }
         let Progress {
             done,
             rejected,
             total,
+            late,
             suspects,
             lease_expires_at,
             ..
@@ -294,6 +295,7 @@ impl Handout {
             seq: result.seq,
             done: done + rejected,
             total,
+            late: late.chunks(),
         };
         send(outbox, ToWorker::Ack(ack)).await?;
         if progress.finished {

@@ -10,7 +10,7 @@ use sqlx::{
     postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo},
 };
 
-use super::{Locked, Outcome, Progress};
+use super::{Late, Locked, Outcome, Progress};
 use crate::{
     job::plan::TextHash,
     store::{
@@ -27,8 +27,17 @@ use crate::{
 pub(super) struct Verdict {
     /// Which of the outcomes, from 1.
     n: i64,
-    /// Whether all chunks of it are the job's, with their present texts.
+    /// Whether the statement looked at the chunks before a write changed some of
+    /// them, or other results came, and at the job after it: nothing was written,
+    /// and the next statement of the transaction sees them as they are.
+    pub(super) outdated: bool,
+    /// Whether all chunks of it are the job's, with their present texts, but for
+    /// those that a write may have changed since they were handed out.
     pub(super) matched: bool,
+    /// Embedded chunks of it that are left out: their texts are others now, or gone.
+    late_embedded: i64,
+    /// Rejected ones.
+    late_rejected: i64,
     /// Whether its vectors have the dimension of its model.
     pub(super) fits: bool,
     source_id: Option<i64>,
@@ -44,7 +53,7 @@ impl Verdict {
     /// Whether nothing was written because the model's dimension is another, or
     /// not fixed.
     pub(super) fn is_unfit(&self) -> bool {
-        self.matched && !self.fits
+        !self.outdated && self.matched && !self.fits
     }
 
     /// How the job stands; `None` when nothing was written.
@@ -57,6 +66,10 @@ impl Verdict {
             total: self.total?.into(),
             finished: self.lease_expires_at.is_none(),
             suspects: self.suspects?,
+            late: Late {
+                embedded: self.late_embedded,
+                rejected: self.late_rejected,
+            },
             lease_expires_at: self.lease_expires_at,
         })
     }
@@ -72,9 +85,14 @@ macro_rules! outcomes_sql {
     ($lock:literal) => {
         concat!(
 "-- store::batches::write_outcomes
-     WITH lease AS MATERIALIZED (
+     WITH seen AS MATERIALIZED (
+         -- As they were when the statement began, like the chunks that it reads; the rows that are
+         -- locked may have changed since.
+         SELECT id, changes, chunks_done, chunks_rejected FROM weir.jobs WHERE id = ANY($2)
+     ), lease AS MATERIALIZED (
          SELECT o.n, o.complete, o.dimension AS given, o.embedded, o.refused, j.id, j.source_id, j.model,
-                j.first_item_id, j.last_item_id, j.chunks_done, j.chunks_truncated, j.chunks_rejected, j.chunks_total
+                j.first_item_id, j.last_item_id, j.chunks_done, j.chunks_truncated, j.chunks_rejected, j.chunks_total,
+                j.changes
          FROM unnest($2::bigint[], $3::bigint[], $4::bool[], $5::int[], $6::int[], $7::int[], $19::text[],
                      $20::text[]) WITH ORDINALITY
              AS o(job_id, epoch, complete, dimension, embedded, refused, claimed_by, namespaces, n)
@@ -109,15 +127,22 @@ macro_rules! outcomes_sql {
          SELECT l.n FROM lease l JOIN weir.models m ON m.name = l.model AND m.dimension = l.given
          FOR KEY SHARE OF m", $lock, "
      ), verdict AS MATERIALIZED (
-         SELECT l.n,
-                coalesce(e.chunks, 0) = l.embedded AND coalesce(r.chunks, 0) = l.refused AS matched,
-                l.given IS NULL OR f.n IS NOT NULL AS fits
-         FROM lease l
-         LEFT JOIN (SELECT n, count(*) AS chunks FROM embedded GROUP BY n) e ON e.n = l.n
-         LEFT JOIN (SELECT n, count(*) AS chunks FROM rejected GROUP BY n) r ON r.n = l.n
-         LEFT JOIN fitting f ON f.n = l.n
+         SELECT n, outdated, fits, late_embedded, late_rejected,
+                -- Where no write changed anything since the claim, what does not match never did.
+                changes > 0 OR late_embedded + late_rejected = 0 AS matched
+         FROM (SELECT l.n, l.changes,
+                      (l.changes, l.chunks_done, l.chunks_rejected) <> (s.changes, s.chunks_done, s.chunks_rejected)
+                          AS outdated,
+                      l.given IS NULL OR f.n IS NOT NULL AS fits,
+                      l.embedded - coalesce(e.chunks, 0) AS late_embedded,
+                      l.refused - coalesce(r.chunks, 0) AS late_rejected
+               FROM lease l
+               JOIN seen s ON s.id = l.id
+               LEFT JOIN (SELECT n, count(*) AS chunks FROM embedded GROUP BY n) e ON e.n = l.n
+               LEFT JOIN (SELECT n, count(*) AS chunks FROM rejected GROUP BY n) r ON r.n = l.n
+               LEFT JOIN fitting f ON f.n = l.n) found
      ), sound AS MATERIALIZED (
-         SELECT n FROM verdict WHERE matched AND fits
+         SELECT n FROM verdict WHERE matched AND fits AND NOT outdated
      ), written AS (
          INSERT INTO weir.embeddings AS e (source_id, item_id, chunk_index, model, text_hash, embedding, truncated_to)
          SELECT source_id, item_id, chunk_index, model, text_hash, embedding, truncated_to
@@ -200,17 +225,17 @@ macro_rules! outcomes_sql {
          RETURNING j.id, j.source_id, j.chunks_done AS done, j.chunks_truncated AS truncated,
                    j.chunks_rejected AS rejected, j.chunks_total AS total, j.suspects, j.lease_expires_at
      )
-     SELECT v.n, v.matched, v.fits, u.source_id, u.done, u.truncated, u.rejected, u.total, u.suspects,
+     SELECT v.n, v.outdated, v.matched, v.fits, v.late_embedded, v.late_rejected, u.source_id, u.done, u.truncated, u.rejected, u.total, u.suspects,
             u.lease_expires_at
      FROM verdict v JOIN lease l USING (n) LEFT JOIN updated u ON u.id = l.id"
         )
     };
 }
 
-/// Writes outcomes of different jobs: of each all or, when a chunk does not
-/// match or the dimension is another, nothing. The jobs' rows are locked first,
-/// so that whoever changes a source's chunks comes before or after, never
-/// between (law 7). `None`: the lease is not held or, with [`Locked::Pass`],
+/// Writes outcomes of different jobs: of each all that is of a present text or,
+/// when a chunk never was the job's or the dimension is another, nothing. The
+/// jobs' rows are locked first, so that whoever changes a source's chunks comes
+/// before or after, never between (law 7). `None`: the lease is not held or, with [`Locked::Pass`],
 /// somebody else has the lock.
 pub(super) async fn write_outcomes(
     tx: &mut Transaction,

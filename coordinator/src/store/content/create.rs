@@ -35,7 +35,7 @@ impl Store {
         }
         let mut cutter = JobCutter::new(write.max_chunks_per_job, Vec::new());
         for item in items {
-            cutter.push(item.item_id.clone(), item.chunks.len() as i32);
+            cutter.push(item.item_id.clone(), item.chunks.len() as i32, true);
         }
         let (ranges, pending): (Vec<ItemRange>, Vec<i32>) = cutter
             .finish()

@@ -2,88 +2,107 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use super::ContentWrite;
-use crate::job::plan::{PlannedItem, StoredHashes, TextHash, changed_ranges, diff_item};
+use super::{ContentWrite, PAGE_ITEMS, jobs::Shift};
+use crate::job::plan::{PlannedItem, StoredHashes, TextHash, diff_item};
 use crate::store::StoreError;
-
-/// Goes on from the deleted `items`: their chunks, vectors and rejections go in
-/// the same statement. Answers how many items, chunks and rejections went.
-macro_rules! with_what_belongs_to_them {
-    () => {
-        ", chunks AS (
-             DELETE FROM weir.chunks c USING items i WHERE c.source_id = $1 AND c.item_id = i.item_id RETURNING 1
-         ), embeddings AS (
-             DELETE FROM weir.embeddings e USING items i WHERE e.source_id = $1 AND e.item_id = i.item_id
-         ), rejections AS (
-             DELETE FROM weir.rejections r USING items i WHERE r.source_id = $1 AND r.item_id = i.item_id RETURNING 1
-         )
-         SELECT (SELECT count(*) FROM items), (SELECT count(*) FROM chunks), (SELECT count(*) FROM rejections)"
-    };
-}
 
 impl ContentWrite<'_> {
     /// Deletes the items after `after`, up to and with `upto`, that are not in
-    /// `keep`; an open end is the end of the source.
+    /// `keep`, some at a time; no end is the end of the source.
     pub(in crate::store) async fn delete_between(
         &mut self,
-        after: Option<&str>,
+        after: &str,
         upto: Option<&str>,
         keep: &[PlannedItem],
     ) -> Result<(), StoreError> {
-        if self.created {
+        if self.is_created() {
             return Ok(());
         }
         let keep: Vec<&str> = keep.iter().map(|item| item.item_id.as_str()).collect();
-        let gone = sqlx::query_as(concat!(
-            "-- store::content::delete_between
-             WITH items AS (
-                 DELETE FROM weir.items
-                 WHERE source_id = $1 AND ($2::text IS NULL OR item_id > $2) AND ($3::text IS NULL OR item_id <= $3)
+        let mut after = after.to_owned();
+        loop {
+            let gone: Vec<String> = sqlx::query_scalar(
+                "-- store::content::delete_between
+                 SELECT item_id FROM weir.items
+                 WHERE source_id = $1 AND item_id > $2 AND ($3::text IS NULL OR item_id <= $3)
                    AND item_id <> ALL($4)
-                 RETURNING item_id
-             )",
-            with_what_belongs_to_them!()
-        ))
-        .bind(self.source.id)
-        .bind(after)
-        .bind(upto)
-        .bind(&keep)
-        .fetch_one(&mut *self.tx)
-        .await?;
-        self.count_deleted(gone);
-        self.check_late()
+                 ORDER BY item_id LIMIT $5",
+            )
+            .bind(self.source.id)
+            .bind(&after)
+            .bind(upto)
+            .bind(&keep)
+            .bind(PAGE_ITEMS as i64)
+            .fetch_all(&mut *self.tx)
+            .await?;
+            self.delete_items(&gone.iter().map(String::as_str).collect::<Vec<_>>())
+                .await?;
+            match gone.into_iter().nth(PAGE_ITEMS - 1) {
+                Some(last) => after = last,
+                None => return Ok(()),
+            }
+        }
     }
 
-    /// Deletes these items, where the source has them.
-    pub(super) async fn delete_items(&mut self, item_ids: &[String]) -> Result<(), StoreError> {
-        let gone = sqlx::query_as(concat!(
+    /// Deletes these items, which are in order, where the source has them.
+    pub(super) async fn delete_items(&mut self, item_ids: &[&str]) -> Result<(), StoreError> {
+        if item_ids.is_empty() {
+            return Ok(());
+        }
+        let held = self.hold_jobs(item_ids).await?;
+        let gone: Vec<(String, i32, i32, i32)> = sqlx::query_as(
             "-- store::content::delete_items
              WITH items AS (
                  DELETE FROM weir.items WHERE source_id = $1 AND item_id = ANY($2) RETURNING item_id
-             )",
-            with_what_belongs_to_them!()
-        ))
+             ), chunks AS (
+                 DELETE FROM weir.chunks c USING items i WHERE c.source_id = $1 AND c.item_id = i.item_id
+                 RETURNING c.item_id, c.chunk_index, c.text_hash
+             ), embeddings AS (
+                 DELETE FROM weir.embeddings e USING items i WHERE e.source_id = $1 AND e.item_id = i.item_id
+                 RETURNING e.item_id, e.chunk_index, e.model, e.text_hash
+             ), rejections AS (
+                 DELETE FROM weir.rejections r USING items i WHERE r.source_id = $1 AND r.item_id = i.item_id
+                 RETURNING r.item_id, r.chunk_index, r.model, r.text_hash
+             ), results AS (
+                 SELECT * FROM embeddings UNION ALL SELECT * FROM rejections
+             )
+             SELECT i.item_id, count(c.item_id)::int,
+                    count(c.item_id) FILTER (WHERE r.item_id IS NULL)::int,
+                    (SELECT count(*)::int FROM rejections r WHERE r.item_id = i.item_id)
+             FROM items i
+             LEFT JOIN chunks c ON c.item_id = i.item_id
+             LEFT JOIN results r ON r.item_id = c.item_id AND r.chunk_index = c.chunk_index
+                 AND r.text_hash = c.text_hash AND r.model = $3
+             GROUP BY i.item_id",
+        )
         .bind(self.source.id)
         .bind(item_ids)
-        .fetch_one(&mut *self.tx)
+        .bind(&self.source.model)
+        .fetch_all(&mut *self.tx)
         .await?;
-        self.count_deleted(gone);
-        self.check_late()
+        let mut shifts = BTreeMap::new();
+        for (item_id, chunks, pending, rejections) in gone {
+            self.change.items_deleted += 1;
+            self.chunks_delta -= i64::from(chunks);
+            self.rejections_gone += i64::from(rejections);
+            self.chunks_touched |= chunks > 0;
+            if chunks > 0 {
+                let shift = Shift {
+                    fewer: pending,
+                    gone: true,
+                    ..Shift::default()
+                };
+                shifts.insert(item_id, shift);
+            }
+        }
+        self.check_late()?;
+        self.shift_jobs(&held, &shifts).await
     }
 
-    fn count_deleted(&mut self, (items, chunks, rejections): (i64, i64, i64)) {
-        self.change.items_deleted += items;
-        self.chunks_delta -= chunks;
-        self.chunks_touched |= chunks > 0;
-        self.rejections_gone += rejections;
-    }
-
-    /// Writes a page of items, in order of id. `dense` says that the source has
-    /// no other item between them.
+    /// Writes a page of items, in order of id.
     pub(in crate::store) async fn write_items(
         &mut self,
         items: &[PlannedItem],
-        dense: bool,
     ) -> Result<(), StoreError> {
         let ids: Vec<&str> = items.iter().map(|item| item.item_id.as_str()).collect();
         let metadata: Vec<Option<&str>> =
@@ -110,7 +129,7 @@ impl ContentWrite<'_> {
 
         let stored = self.stored_hashes(&ids, &added).await?;
         let mut rows = ChunkRows::default();
-        let mut pending: BTreeSet<&str> = BTreeSet::new();
+        let mut changed: BTreeSet<&str> = BTreeSet::new();
         for item in items {
             let none = BTreeMap::new();
             let hashes = self.prompts.hashes(&item.item_id, &item.chunks);
@@ -119,11 +138,10 @@ impl ContentWrite<'_> {
             if let Some(from) = diff.removed_from {
                 rows.removed_ids.push(&item.item_id);
                 rows.removed_from.push(from as i32);
-                touched.insert(&item.item_id);
+                changed.insert(&item.item_id);
             }
             if !diff.changed.is_empty() {
-                pending.insert(&item.item_id);
-                touched.insert(&item.item_id);
+                changed.insert(&item.item_id);
             }
             for index in diff.changed {
                 rows.ids.push(&item.item_id);
@@ -132,12 +150,22 @@ impl ContentWrite<'_> {
                 rows.texts.push(&item.chunks[index].text);
             }
         }
+        touched.extend(&changed);
         self.change.items_added += added.len() as i64;
         self.change.items_changed += (touched.len() - added.len()) as i64;
         self.change.items_unchanged += (items.len() - touched.len()) as i64;
         self.check_late()?;
-        self.dirty.extend(changed_ranges(&ids, &pending, dense));
-        self.write_chunks(&rows).await
+        if changed.is_empty() {
+            return Ok(());
+        }
+        self.chunks_touched = true;
+        let held = self
+            .hold_jobs(&changed.into_iter().collect::<Vec<_>>())
+            .await?;
+        let mut shifts = BTreeMap::new();
+        self.remove_chunks(&rows, &mut shifts).await?;
+        self.write_chunks(&rows, &mut shifts).await?;
+        self.shift_jobs(&held, &shifts).await
     }
 
     /// The hashes stored for those of `ids` that are not new.
@@ -173,64 +201,107 @@ impl ContentWrite<'_> {
         Ok(stored)
     }
 
-    /// Writes changed chunks and removes those an item has no more, with the
-    /// vectors and rejections that belonged to the old texts.
-    async fn write_chunks(&mut self, rows: &ChunkRows<'_>) -> Result<(), StoreError> {
-        if !rows.removed_ids.is_empty() {
-            self.chunks_touched = true;
-            let rejections: i64 = sqlx::query_scalar(
-                "-- store::content::write_chunks
-                 WITH gone AS (SELECT * FROM unnest($2::text[], $3::int[]) AS gone(item_id, first)),
-                 embeddings AS (
-                     DELETE FROM weir.embeddings e USING gone g
-                     WHERE e.source_id = $1 AND e.item_id = g.item_id AND e.chunk_index >= g.first
-                 ), rejections AS (
-                     DELETE FROM weir.rejections r USING gone g
-                     WHERE r.source_id = $1 AND r.item_id = g.item_id AND r.chunk_index >= g.first
-                     RETURNING 1
-                 ), chunks AS (
-                     DELETE FROM weir.chunks c USING gone g
-                     WHERE c.source_id = $1 AND c.item_id = g.item_id AND c.chunk_index >= g.first
-                 )
-                 SELECT count(*) FROM rejections",
-            )
-            .bind(self.source.id)
-            .bind(&rows.removed_ids)
-            .bind(&rows.removed_from)
-            .fetch_one(&mut *self.tx)
-            .await?;
-            self.rejections_gone += rejections;
+    /// Removes chunks that an item has no more, with what was made of them.
+    async fn remove_chunks(
+        &mut self,
+        rows: &ChunkRows<'_>,
+        shifts: &mut BTreeMap<String, Shift>,
+    ) -> Result<(), StoreError> {
+        if rows.removed_ids.is_empty() {
+            return Ok(());
         }
-        if !rows.ids.is_empty() {
-            self.chunks_touched = true;
-            let rejections: i64 = sqlx::query_scalar(
-                "-- store::content::write_chunks
-                 WITH changed AS (
-                     SELECT * FROM unnest($2::text[], $3::int[], $4::bytea[], $5::text[])
-                         AS changed(item_id, chunk_index, text_hash, text)
-                 ), embeddings AS (
-                     DELETE FROM weir.embeddings e USING changed n
-                     WHERE e.source_id = $1 AND e.item_id = n.item_id AND e.chunk_index = n.chunk_index
-                 ), rejections AS (
-                     DELETE FROM weir.rejections r USING changed n
-                     WHERE r.source_id = $1 AND r.item_id = n.item_id AND r.chunk_index = n.chunk_index
-                     RETURNING 1
-                 ), chunks AS (
-                     INSERT INTO weir.chunks (source_id, item_id, chunk_index, text_hash, text)
-                     SELECT $1, item_id, chunk_index, text_hash, text FROM changed
-                     ON CONFLICT (source_id, item_id, chunk_index)
-                     DO UPDATE SET text_hash = EXCLUDED.text_hash, text = EXCLUDED.text
-                 )
-                 SELECT count(*) FROM rejections",
-            )
-            .bind(self.source.id)
-            .bind(&rows.ids)
-            .bind(&rows.indexes)
-            .bind(rows.hashes.iter().map(|it| &it[..]).collect::<Vec<_>>())
-            .bind(&rows.texts)
-            .fetch_one(&mut *self.tx)
-            .await?;
-            self.rejections_gone += rejections;
+        let gone: Vec<(String, i32, i32)> = sqlx::query_as(
+            "-- store::content::remove_chunks
+             WITH gone AS (SELECT * FROM unnest($2::text[], $3::int[]) AS gone(item_id, first)),
+             chunks AS (
+                 DELETE FROM weir.chunks c USING gone g
+                 WHERE c.source_id = $1 AND c.item_id = g.item_id AND c.chunk_index >= g.first
+                 RETURNING c.item_id, c.chunk_index, c.text_hash
+             ), embeddings AS (
+                 DELETE FROM weir.embeddings e USING gone g
+                 WHERE e.source_id = $1 AND e.item_id = g.item_id AND e.chunk_index >= g.first
+                 RETURNING e.item_id, e.chunk_index, e.model, e.text_hash
+             ), rejections AS (
+                 DELETE FROM weir.rejections r USING gone g
+                 WHERE r.source_id = $1 AND r.item_id = g.item_id AND r.chunk_index >= g.first
+                 RETURNING r.item_id, r.chunk_index, r.model, r.text_hash
+             ), results AS (
+                 SELECT * FROM embeddings UNION ALL SELECT * FROM rejections
+             )
+             SELECT c.item_id, count(*) FILTER (WHERE r.item_id IS NULL)::int,
+                    (SELECT count(*)::int FROM rejections r WHERE r.item_id = c.item_id)
+             FROM chunks c
+             LEFT JOIN results r ON r.item_id = c.item_id AND r.chunk_index = c.chunk_index
+                 AND r.text_hash = c.text_hash AND r.model = $4
+             GROUP BY c.item_id",
+        )
+        .bind(self.source.id)
+        .bind(&rows.removed_ids)
+        .bind(&rows.removed_from)
+        .bind(&self.source.model)
+        .fetch_all(&mut *self.tx)
+        .await?;
+        for (item_id, pending, rejections) in gone {
+            self.rejections_gone += i64::from(rejections);
+            shifts.entry(item_id).or_default().fewer += pending;
+        }
+        Ok(())
+    }
+
+    /// Writes changed chunks, and forgets what was made of their old texts.
+    async fn write_chunks(
+        &mut self,
+        rows: &ChunkRows<'_>,
+        shifts: &mut BTreeMap<String, Shift>,
+    ) -> Result<(), StoreError> {
+        if rows.ids.is_empty() {
+            return Ok(());
+        }
+        let changed: Vec<(String, i32, i32)> = sqlx::query_as(
+            "-- store::content::write_chunks
+             WITH new AS (
+                 SELECT * FROM unnest($2::text[], $3::int[], $4::bytea[], $5::text[])
+                     AS new(item_id, chunk_index, text_hash, text)
+             ), old AS MATERIALIZED (
+                 SELECT c.item_id, c.chunk_index, c.text_hash FROM new n
+                 CROSS JOIN LATERAL (
+                     SELECT item_id, chunk_index, text_hash FROM weir.chunks
+                     WHERE source_id = $1 AND item_id = n.item_id AND chunk_index = n.chunk_index LIMIT 1) c
+             ), embeddings AS (
+                 DELETE FROM weir.embeddings e USING new n
+                 WHERE e.source_id = $1 AND e.item_id = n.item_id AND e.chunk_index = n.chunk_index
+                 RETURNING e.item_id, e.chunk_index, e.model, e.text_hash
+             ), rejections AS (
+                 DELETE FROM weir.rejections r USING new n
+                 WHERE r.source_id = $1 AND r.item_id = n.item_id AND r.chunk_index = n.chunk_index
+                 RETURNING r.item_id, r.chunk_index, r.model, r.text_hash
+             ), chunks AS (
+                 INSERT INTO weir.chunks (source_id, item_id, chunk_index, text_hash, text)
+                 SELECT $1, item_id, chunk_index, text_hash, text FROM new
+                 ON CONFLICT (source_id, item_id, chunk_index)
+                 DO UPDATE SET text_hash = EXCLUDED.text_hash, text = EXCLUDED.text
+             ), results AS (
+                 SELECT * FROM embeddings UNION ALL SELECT * FROM rejections
+             )
+             SELECT n.item_id, count(*) FILTER (WHERE o.item_id IS NULL OR r.item_id IS NOT NULL)::int,
+                    (SELECT count(*)::int FROM rejections r WHERE r.item_id = n.item_id)
+             FROM new n
+             LEFT JOIN old o ON o.item_id = n.item_id AND o.chunk_index = n.chunk_index
+             LEFT JOIN results r ON r.item_id = o.item_id AND r.chunk_index = o.chunk_index
+                 AND r.text_hash = o.text_hash AND r.model = $6
+             GROUP BY n.item_id",
+        )
+        .bind(self.source.id)
+        .bind(&rows.ids)
+        .bind(&rows.indexes)
+        .bind(rows.hashes.iter().map(|it| &it[..]).collect::<Vec<_>>())
+        .bind(&rows.texts)
+        .bind(&self.source.model)
+        .fetch_all(&mut *self.tx)
+        .await?;
+        for (item_id, more, rejections) in changed {
+            self.rejections_gone += i64::from(rejections);
+            shifts.entry(item_id).or_default().more += more;
         }
         Ok(())
     }
