@@ -6,6 +6,7 @@ use clap::{
     ArgMatches, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand,
     parser::ValueSource,
 };
+use weir_proto::secret::UrlText;
 
 use crate::{
     chunks, credentials::Credentials, doctor, failures, job, jobs, local, put, search, shell,
@@ -61,9 +62,10 @@ pub(crate) struct Global {
         global = true,
         env = "WEIR_COORDINATOR",
         value_name = "URL",
+        hide_env_values = true,
         help = "The coordinator to talk to [default: http://127.0.0.1:7400]"
     )]
-    pub(crate) coordinator: Option<String>,
+    pub(crate) coordinator: Option<UrlText>,
     /// The namespace of the sources [default: default].
     #[arg(
         long,

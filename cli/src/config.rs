@@ -9,6 +9,7 @@ use std::{
 
 use etcetera::{BaseStrategy as _, choose_base_strategy};
 use serde::Deserialize;
+use weir_proto::secret::UrlText;
 
 use crate::{args::Global, credentials::Credentials, failure::Failure};
 
@@ -19,7 +20,7 @@ const DEFAULT_NAMESPACE: &str = "default";
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     /// Where it is.
-    pub(crate) coordinator: String,
+    pub(crate) coordinator: UrlText,
     /// The namespace of the sources.
     pub(crate) namespace: String,
     /// How it is known, and who we are to it.
@@ -65,8 +66,8 @@ impl Settings {
             coordinator: global
                 .coordinator
                 .clone()
-                .or(profile.coordinator)
-                .unwrap_or_else(|| DEFAULT_COORDINATOR.to_owned()),
+                .or(profile.coordinator.map(Into::into))
+                .unwrap_or_else(|| DEFAULT_COORDINATOR.to_owned().into()),
             namespace: global
                 .namespace
                 .clone()
@@ -177,7 +178,7 @@ impl Settings {
     /// Those of a command that is told no more than this.
     pub(crate) fn plain(coordinator: &str, namespace: &str) -> Self {
         Self {
-            coordinator: coordinator.to_owned(),
+            coordinator: coordinator.to_owned().into(),
             namespace: namespace.to_owned(),
             credentials: Credentials::default(),
             json: false,
@@ -237,7 +238,7 @@ mod tests {
     fn a_flag_goes_before_the_profile_and_that_before_what_is_built_in() {
         let prod = |global: &mut Global| global.profile = Some("prod".to_owned());
         let of_prod = settings(FILE, prod).unwrap();
-        assert_eq!(of_prod.coordinator, "https://weir.example:7400");
+        assert_eq!(of_prod.coordinator.as_str(), "https://weir.example:7400");
         assert_eq!(of_prod.namespace, DEFAULT_NAMESPACE);
         let path = |path: &str| Some(PathBuf::from(path));
         assert_eq!(
@@ -252,18 +253,18 @@ mod tests {
         );
         let told = settings(FILE, |global| {
             prod(global);
-            global.coordinator = Some("http://127.0.0.1:1".to_owned());
+            global.coordinator = Some("http://127.0.0.1:1".to_owned().into());
             global.credentials.client_cert = path("other.pem");
             global.credentials.client_key = path("other.key");
         })
         .unwrap();
-        assert_eq!(told.coordinator, "http://127.0.0.1:1");
+        assert_eq!(told.coordinator.as_str(), "http://127.0.0.1:1");
         assert_eq!(told.credentials.client_key, path("other.key"));
         assert_eq!(told.credentials.token_file, path("token"));
 
         let by_default = settings(FILE, |_| ()).unwrap();
         assert_eq!(by_default.namespace, "mine");
-        assert_eq!(by_default.coordinator, DEFAULT_COORDINATOR);
+        assert_eq!(by_default.coordinator.as_str(), DEFAULT_COORDINATOR);
     }
 
     #[test]

@@ -44,16 +44,17 @@ impl Session {
                 "--coordinator (WEIR_COORDINATOR) {url} cannot be used: {what}"
             ))
         };
-        let uri: Uri = url
-            .parse()
-            .map_err(|_| bad_url("it is not a URL".to_owned()))?;
-        if uri.authority().is_some_and(|it| it.as_str().contains('@')) {
+        if url.as_str().contains('@') {
             return Err(Failure::Usage(
                 "--coordinator (WEIR_COORDINATOR) must not hold a user or password; a token goes \
                  into --token-file"
                     .to_owned(),
             ));
         }
+        let uri: Uri = url
+            .as_str()
+            .parse()
+            .map_err(|_| bad_url("it is not a URL".to_owned()))?;
         let secure = match uri.scheme_str() {
             Some("http") => false,
             Some("https") => true,
@@ -79,7 +80,7 @@ impl Session {
             .connect()
             .await
             .map_err(|error| Failure::Unreachable {
-                endpoint: url.clone(),
+                endpoint: url.to_string(),
                 reason: explained(innermost(&error)),
             })?;
         Ok(Self {
@@ -158,11 +159,20 @@ mod tests {
 
     #[tokio::test]
     async fn a_url_with_a_secret_is_refused_without_showing_it() {
-        for url in ["http://user:hunter2@host", "https://hunter2@host:1"] {
+        for url in [
+            "http://user:hunter2@host",
+            "https://hunter2@host:1",
+            "http://user:hunter2@ho st",
+            "ftp://host?token=hunter2",
+        ] {
             let failure = failure(url).await.to_string();
             assert!(failure.contains("WEIR_COORDINATOR"), "{failure}");
             assert!(!failure.contains("hunter2"), "{failure}");
         }
+        let failure = failure("http://127.0.0.1:1?token=hunter2")
+            .await
+            .to_string();
+        assert!(failure.contains("127.0.0.1:1?…:"), "{failure}");
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@ use std::{io, path::PathBuf};
 use clap::Args;
 use serde::Serialize;
 use weir_embedder::EmbedderConfig;
+use weir_proto::secret::UrlText;
 
 use crate::{
     args::Global,
@@ -29,7 +30,7 @@ pub(crate) struct DoctorArgs {
         hide_env_values = true,
         value_name = "URL"
     )]
-    database_url: Option<String>,
+    database_url: Option<UrlText>,
     /// Try the embedder of this model too, as a worker would use it; of several, separated by commas.
     #[arg(long, env = "WEIR_MODEL", value_name = "NAMES", value_delimiter = ',')]
     model: Vec<String>,
@@ -52,8 +53,8 @@ pub(crate) async fn doctor(global: &Global, args: DoctorArgs) -> Result<(), Fail
             coordinator::check(&settings, &mut findings).await?;
         }
     }
-    let url = args.database_url.as_deref().filter(|url| !url.is_empty());
-    if let Some(url) = url {
+    let url = args.database_url.as_ref().map(UrlText::as_str);
+    if let Some(url) = url.filter(|url| !url.is_empty()) {
         database::check(url, &mut findings).await?;
     }
     let of_embedder = &args.embedder;

@@ -17,6 +17,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use weir_coordinator::server::{self, Server};
 use weir_embedder::{Embedder, EmbedderConfig, Profile, Role};
+use weir_proto::secret::UrlText;
 use weir_telemetry::TraceConfig;
 use weir_worker::Served;
 
@@ -75,7 +76,7 @@ pub(crate) struct UpArgs {
         hide_env_values = true,
         value_name = "URL"
     )]
-    database_url: Option<String>,
+    database_url: Option<UrlText>,
     /// The embedding model.
     #[arg(long, env = "WEIR_MODEL", default_value = DEFAULT_MODEL, value_name = "NAME")]
     model: String,
@@ -102,9 +103,9 @@ pub(crate) struct UpArgs {
 pub(crate) async fn up(args: UpArgs) -> Result<(), Failure> {
     let stop = CancellationToken::new();
     stop_on_signals(stop.clone())?;
-    let given = args.database_url.clone().filter(|url| !url.is_empty());
-    let (postgres, url) = if let Some(url) = given {
-        (None, url)
+    let given = args.database_url.as_ref().map(UrlText::as_str);
+    let (postgres, url) = if let Some(url) = given.filter(|url| !url.is_empty()) {
+        (None, url.to_owned())
     } else {
         let postgres = start_postgres(&args).await?;
         let url = postgres.url();

@@ -7,6 +7,7 @@ mod security;
 use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use weir_proto::secret::{UrlParser, UrlText};
 use weir_telemetry::TraceConfig;
 
 pub use self::{limits::LimitsConfig, models::ModelSettings, security::SecurityConfig};
@@ -65,7 +66,7 @@ pub struct DatabaseConfig {
     /// The Postgres to keep everything in, as `postgres://user:password@host/database`. Connect
     /// directly or through a session pooler: a transaction pooler cannot carry LISTEN.
     #[arg(long, env = "WEIR_DATABASE_URL", hide_env_values = true, global = true)]
-    pub database_url: Option<String>,
+    pub database_url: Option<UrlText>,
     /// Most connections to the database, besides one that listens for wake-ups, one for probes and
     /// six for claims, openings and results.
     #[arg(
@@ -141,7 +142,7 @@ pub struct ServeConfig {
     pub job_retention: Duration,
     /// Where traces can be looked at: a URL with `{trace_id}` in it, which clients
     /// of the status API and the page are given.
-    #[arg(long, env = "WEIR_TRACE_URL", value_name = "URL", value_parser = trace_url)]
+    #[arg(long, env = "WEIR_TRACE_URL", value_name = "URL", hide_env_values = true, value_parser = UrlParser(trace_url))]
     pub trace_url: Option<String>,
     /// Whether there is a page for operators at `/`. It can do no more than the calls that whoever
     /// opens it may make.
@@ -248,7 +249,10 @@ pub enum ConfigError {
 impl DatabaseConfig {
     /// The URL, which every subcommand needs.
     pub fn url(&self) -> Result<&str, ConfigError> {
-        self.database_url.as_deref().ok_or(ConfigError::NoDatabase)
+        self.database_url
+            .as_ref()
+            .map(UrlText::as_str)
+            .ok_or(ConfigError::NoDatabase)
     }
 }
 
@@ -283,16 +287,6 @@ impl ServeConfig {
         self.models.iter().map(|model| model.name.clone()).collect()
     }
 
-    /// Returns what comes before a document's text for a model: what its
-    /// settings say, else what its built-in profile has.
-    pub fn document_prompt(&self, model: &str) -> String {
-        let told = self.models.iter().find(|it| it.name == model);
-        told.map_or_else(
-            || weir_embedder::document_prompt(model),
-            |told| told.document_prompt.clone(),
-        )
-    }
-
     /// How failed tries are retried.
     pub fn retry_policy(&self) -> RetryPolicy {
         RetryPolicy {
@@ -315,6 +309,9 @@ fn trace_url(text: &str) -> Result<String, String> {
         .map_err(|error| format!("it is not a URL: {error}"))?;
     if !matches!(url.scheme_str(), Some("http" | "https")) {
         return Err("it must begin with http:// or https://".to_owned());
+    }
+    if url.authority().is_some_and(|it| it.as_str().contains('@')) {
+        return Err("it must not hold a user or password: clients are given it".to_owned());
     }
     if !text.contains("{trace_id}") {
         return Err("it must have {trace_id} where the id of a trace goes".to_owned());
@@ -402,12 +399,17 @@ mod tests {
                 &["--max-streams-per-client", "0"],
                 "--max-streams-per-client",
             ),
+            (
+                &["--trace-url", "http://user:hunter2@t/{trace_id}"],
+                "--trace-url",
+            ),
             (&["--models", "a,,b"], "--models"),
             (&["--models", "a,b=0"], "--models"),
             (&["--models", "a", "--models-file", "f"], "--models-file"),
         ] {
             let error = parse(args).unwrap_err().to_string();
             assert!(error.contains(setting), "{args:?}: {error}");
+            assert!(!error.contains("hunter2"), "{error}");
         }
         for (args, setting) in [
             (&[][..], "--models"),
@@ -432,20 +434,13 @@ mod tests {
             let args = [&["--models", "a", "--listen", "0.0.0.0:1"], more].concat();
             parse(&args).unwrap().serve.validate().unwrap();
         }
+        let away = parse(&[
+            "--database-url",
+            "postgres://u:hunter2@h/d?password=hunter2",
+        ]);
+        let shown = format!("{:?}", away.unwrap());
+        assert!(!shown.contains("hunter2"), "{shown}");
         let error = parse(&[]).unwrap().database.url().unwrap_err();
         assert!(error.to_string().contains("WEIR_DATABASE_URL"));
-    }
-
-    #[test]
-    fn prompts_are_those_of_the_settings_or_the_built_in_ones() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), "[e5-base]\ndocument.prompt = \"\"\n[m]\n").unwrap();
-        let path = file.path().to_str().unwrap();
-        let mut serve = parse(&["--models-file", path]).unwrap().serve;
-        serve.validate().unwrap();
-        assert_eq!(serve.model_names(), ["e5-base", "m"]);
-        assert_eq!(serve.document_prompt("e5-base"), "");
-        assert_eq!(serve.document_prompt("m"), "");
-        assert_eq!(serve.document_prompt("intfloat/e5-large-v2"), "passage: ");
     }
 }

@@ -6,11 +6,10 @@ use std::{
     time::Duration,
 };
 
-use reqwest::Url;
-use weir_proto::limits::MAX_DIMENSION;
+use weir_proto::{limits::MAX_DIMENSION, secret::UrlParser};
 
 use crate::profile::{
-    EmbedderKind, ModelsFile, Partial, Profile,
+    Address, EmbedderKind, ModelsFile, Partial, Profile,
     value::{self, MAX_BATCH_SIZE, MAX_CONCURRENCY},
 };
 
@@ -23,8 +22,8 @@ pub struct EmbedderConfig {
     pub embedder: Option<EmbedderKind>,
 
     /// Address of the embedding server [default for ollama: <http://127.0.0.1:11434>].
-    #[arg(long, env = "WEIR_EMBEDDER_URL", value_name = "URL")]
-    pub embedder_url: Option<Url>,
+    #[arg(long, env = "WEIR_EMBEDDER_URL", value_name = "URL", hide_env_values = true, value_parser = UrlParser(str::parse::<Address>))]
+    pub embedder_url: Option<Address>,
 
     /// File that holds the API key of the embedding server. Read at start, and
     /// again when it changes or the server refuses the key.

@@ -13,8 +13,8 @@ use std::time::Duration;
 pub use self::config::EmbedderConfig;
 use self::judge::Hint;
 pub use self::profile::{
-    EmbedderKind, Encoding, HeaderSource, ModelsFile, Profile, Role, RoleProfile, document_prompt,
-    model_name,
+    Address, EmbedderKind, Encoding, Fields, HeaderSource, ModelsFile, Profile, Role, RoleProfile,
+    document_prompt, model_name,
 };
 pub use self::provider::build;
 use async_trait::async_trait;

@@ -2,13 +2,14 @@
 
 use clap::Args;
 use http::Uri;
+use weir_proto::secret::UrlParser;
 
 /// The settings of tracing.
 #[derive(Debug, Clone, Default, Args)]
 pub struct TraceConfig {
     /// Where to send traces: an OTLP receiver that speaks gRPC, as
     /// `http://host:4317` or `https://host:4317`. Not sent anywhere by default.
-    #[arg(long, env = "WEIR_OTLP_ENDPOINT", value_name = "URL", value_parser = endpoint)]
+    #[arg(long, env = "WEIR_OTLP_ENDPOINT", value_name = "URL", hide_env_values = true, value_parser = UrlParser(endpoint))]
     pub otlp_endpoint: Option<Uri>,
     /// The share of traces that are sent, 0 to 1, of those that begin here. A
     /// caller that has a trace decides for it.
@@ -28,6 +29,10 @@ fn endpoint(text: &str) -> Result<Uri, String> {
         .map_err(|error| format!("not a URL: {error}"))?;
     if !matches!(uri.scheme_str(), Some("http" | "https")) {
         return Err("it must start with http:// or https://".to_owned());
+    }
+    // Addresses are logged.
+    if uri.query().is_some() || uri.authority().is_some_and(|it| it.as_str().contains('@')) {
+        return Err("it must not hold a user, a password or a query".to_owned());
     }
     Ok(uri)
 }
@@ -67,13 +72,18 @@ mod tests {
         for (flag, value) in [
             ("--otlp-endpoint", "127.0.0.1:4317"),
             ("--otlp-endpoint", "ftp://host"),
+            ("--otlp-endpoint", "http://host/?key=hunter2"),
+            ("--otlp-endpoint", "http://user:hunter2@host:4317"),
+            ("--otlp-endpoint", "https://hunter2@host"),
             ("--trace-ratio", "1.01"),
             ("--trace-ratio", "-0.1"),
             ("--trace-ratio", "NaN"),
             ("--trace-ratio", "often"),
         ] {
             let error = Program::try_parse_from(["p", &format!("{flag}={value}")]).unwrap_err();
-            assert!(error.to_string().contains(flag), "{flag}={value}: {error}");
+            let error = format!("{error} {error:?}");
+            assert!(error.contains(flag), "{flag}={value}: {error}");
+            assert!(!error.contains("hunter2"), "{error}");
         }
     }
 }

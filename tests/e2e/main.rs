@@ -37,6 +37,7 @@ mod restart;
 mod revisions;
 mod rolling;
 mod scaler;
+mod secrets;
 mod security;
 mod settings;
 mod status;

@@ -34,7 +34,7 @@ fn one_connection(
     limit: Duration,
 ) -> Store {
     let pools = connect(&DatabaseConfig {
-        database_url: Some(url.to_owned()),
+        database_url: Some(url.to_owned().into()),
         database_connections: NonZeroU32::MIN,
         database_timeout: patience,
         statement_timeout,

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use serde_json::{Map, Value, json};
-use weir_embedder::{HeaderSource, Profile, Role};
+use weir_embedder::{Fields, HeaderSource, Profile, Role};
 use weir_tests::{
     certificates::Authority,
     embedder::{DIMENSION, FakeEmbedder, ForwardProxy, Rude},
@@ -13,8 +13,9 @@ use super::{
     DIALECTS, OldOllama, Ollama, OpenAi, Tei, assert_near, build, fails, profile, start_as, told,
 };
 
-fn map(value: Value) -> Map<String, Value> {
-    serde_json::from_value(value).unwrap()
+fn fields(value: Value) -> Fields {
+    let fields: Map<String, Value> = serde_json::from_value(value).unwrap();
+    fields.into()
 }
 
 /// A file that holds a secret.
@@ -160,12 +161,12 @@ async fn the_body_is_merged_in_depth_and_the_roles_over_it() {
         let fake = FakeEmbedder::start().await;
         fake.set_old_ollama(dialect == OldOllama);
         let mut profile = profile(dialect, &fake.url());
-        profile.body = map(json!({
+        profile.body = fields(json!({
             "keep_alive": "1h", "options": {"num_ctx": 8192, "a": {"b": 1}}, "truncate": true,
             "input_type": "passage", "normalize": false,
             "model": "another", "input": "stolen", "inputs": "stolen", "prompt": "stolen",
         }));
-        profile.query.body = map(json!({
+        profile.query.body = fields(json!({
             "input_type": "query", "options": {"a": {"c": 2}}, "model": "a third",
         }));
         for role in [Role::Document, Role::Query] {
@@ -226,7 +227,7 @@ async fn what_a_provider_asks_for_by_itself() {
 
 #[tokio::test]
 async fn a_form_in_the_body_is_the_users() {
-    let change = |it: &mut Profile| it.body = map(json!({"encoding_format": "float"}));
+    let change = |it: &mut Profile| it.body = fields(json!({"encoding_format": "float"}));
     let (fake, embedder) = start_as(OpenAi, change).await;
     assert_near(&embedder.embed(&["a"]).await.unwrap(), &["a"]);
     assert_eq!(fake.take_calls()[0].body["encoding_format"], "float");
@@ -365,22 +366,17 @@ async fn a_proxy_is_asked_for_the_address_of_the_server() {
         fake.set_old_ollama(dialect == OldOllama);
         let proxy = ForwardProxy::start(fake.address()).await;
         let mut profile = profile(dialect, "http://embedder.example:8080");
-        let url = proxy.url().replace("http://", "http://weir:Zq8vWm3nTtR5@");
-        profile.proxy = Some(url.parse().unwrap());
+        profile.proxy = Some(proxy.url().parse().unwrap());
         let embedder = build(&profile).await;
         embedder.probe(0).await.unwrap();
         assert_near(&embedder.embed(&["a"]).await.unwrap(), &["a"]);
         let asked = proxy.asked();
         let first = asked[0].to_lowercase();
         assert!(first.contains(" http://embedder.example:8080/"), "{first}");
-        assert!(first.contains("proxy-authorization: basic "), "{first}");
-        fake.next(Rude::Status(407, None, "Zq8vWm3nTtR5 is wrong".into()));
+        fake.next(Rude::Status(407, None, "who are you?".into()));
         let (kind, words) = fails(&*embedder, &["a"]).await;
         assert_eq!(kind, "embedder");
-        assert!(
-            words.contains("proxy") && !words.contains("Zq8v"),
-            "{words}"
-        );
+        assert!(words.contains("of the proxy"), "{words}");
     }
     // With TLS through a tunnel, of which the proxy reads nothing.
     let authority = Authority::new();
@@ -402,31 +398,13 @@ async fn a_proxy_is_asked_for_the_address_of_the_server() {
 
 #[tokio::test]
 async fn a_proxy_that_cannot_be_one_is_refused_at_once() {
-    for (proxy, url, said) in [
-        (
-            "socks5://proxy:1080",
-            "https://embedder.example",
-            "must begin with http://",
-        ),
-        (
-            "http://proxy:3128",
-            "http://127.0.0.1:8080",
-            "no proxy can reach",
-        ),
-        (
-            "http://proxy:3128",
-            "http://localhost:8080",
-            "no proxy can reach",
-        ),
-    ] {
+    for url in ["http://127.0.0.1:8080", "http://localhost:8080"] {
         let mut profile = profile(OpenAi, url);
-        profile.proxy = Some(proxy.parse().unwrap());
+        profile.proxy = Some("http://proxy:3128".parse().unwrap());
         let refused = weir_embedder::build(&profile, Role::Document).await;
         let refused = format!("{:#}", refused.err().unwrap());
-        assert!(
-            refused.contains("proxy of the profile of fake"),
-            "{refused}"
-        );
-        assert!(refused.contains(said), "{refused}");
+        for said in ["proxy of the profile of fake", "no proxy can reach"] {
+            assert!(refused.contains(said), "{refused}");
+        }
     }
 }

@@ -9,7 +9,7 @@ use clap::Parser;
 use rand::distr::{Alphanumeric, SampleString as _};
 use tonic::transport::Uri;
 use weir_embedder::{EmbedderConfig, Profile};
-use weir_proto::limits;
+use weir_proto::{limits, secret::UrlParser};
 use weir_telemetry::TraceConfig;
 
 pub use self::credentials::Credentials;
@@ -21,7 +21,7 @@ use crate::telemetry::LogFormat;
 pub struct Config {
     /// The coordinator, as `http://host:port` or `https://host:port`. One
     /// address; for several replicas, that of the balancer before them.
-    #[arg(long, env = "WEIR_COORDINATOR", default_value = "http://127.0.0.1:7400", value_parser = coordinator)]
+    #[arg(long, env = "WEIR_COORDINATOR", default_value = "http://127.0.0.1:7400", hide_env_values = true, value_parser = UrlParser(coordinator))]
     pub coordinator: Uri,
 
     /// How this worker and the coordinator know each other.
@@ -95,6 +95,12 @@ fn coordinator(text: &str) -> Result<Uri, String> {
     }
     if uri.path() != "/" || uri.query().is_some() {
         return Err("it must end after host and port".to_owned());
+    }
+    // Addresses are logged.
+    if uri.authority().is_some_and(|it| it.as_str().contains('@')) {
+        return Err(
+            "it must not hold a user or password; a token goes into --token-file".to_owned(),
+        );
     }
     Ok(uri)
 }
@@ -192,6 +198,10 @@ mod tests {
             ("--coordinator", "ftp://host"),
             ("--coordinator", "http://host:1/path"),
             ("--coordinator", "http://a:1,http://b:1"),
+            ("--coordinator", "http://user:hunter2@host:1"),
+            ("--coordinator", "http://user:hunter2@ho st"),
+            ("--embedder-url", "http://user:hunter2@host"),
+            ("--embedder-url", "http://user:hunter2@host:port"),
             ("--worker-id", ""),
             ("--worker-id", "a b"),
             ("--worker-id", &long),
@@ -221,6 +231,8 @@ mod tests {
                 error.to_string().contains(name),
                 "{name}={value} gave: {error}"
             );
+            let all = format!("{error} {error:?}");
+            assert!(!all.contains("hunter2"), "{name}: {all}");
         }
         for model in ["", " ", &long, "a,,b", "a, b"] {
             let error = Config::try_parse_from(["weir-worker", "--model", model]).unwrap_err();

@@ -115,15 +115,9 @@ pub(crate) struct Coordinator {
 }
 
 impl Coordinator {
-    /// Fails when a file of the credentials cannot be used, the token would not
-    /// stay secret, or the address holds a secret: addresses are logged.
+    /// Fails when a file of the credentials cannot be used, or the token would not
+    /// stay secret.
     pub(crate) fn new(uri: &Uri, credentials: &Credentials) -> anyhow::Result<Self> {
-        let authority = uri.authority().map_or("", |authority| authority.as_str());
-        anyhow::ensure!(
-            !authority.contains('@'),
-            "--coordinator (WEIR_COORDINATOR) must not hold a user or password; a token goes into \
-             --token-file"
-        );
         let token = Token::open(credentials, uri)?;
         let endpoint = Endpoint::from(tls::plain(uri))
             .connect_timeout(CONNECT_TIMEOUT)

@@ -71,13 +71,7 @@ fn described(model: &Profile) -> String {
         parts.push(format!("served as {name}"));
     }
     parts.push(match &model.url {
-        Some(url) => {
-            // A query may hold a key.
-            let query = if url.query().is_some() { "?…" } else { "" };
-            let mut url = url.clone();
-            url.set_query(None);
-            format!("{} at {url}{query}", model.provider.as_str())
-        }
+        Some(url) => format!("{} at {url}", model.provider.as_str()),
         None => model.provider.as_str().to_owned(),
     });
     if let Some(dimension) = model.dimension {

@@ -2,6 +2,7 @@
 //! with a comment that names its method, so that Postgres' logs point home.
 
 pub mod activity;
+mod address;
 pub mod attempts;
 pub mod batches;
 pub mod chunks;
@@ -39,7 +40,6 @@ pub mod steer;
 
 use std::{
     io,
-    str::FromStr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -49,8 +49,7 @@ use std::{
 
 use anyhow::Context as _;
 use sqlx::{
-    AssertSqlSafe, Executor, PgPool, Postgres, Row as _, SqlSafeStr as _,
-    postgres::{PgConnectOptions, PgPoolOptions},
+    AssertSqlSafe, Executor, PgPool, Postgres, Row as _, SqlSafeStr as _, postgres::PgPoolOptions,
 };
 
 pub use sqlx::PgPool as ConnectionPool;
@@ -206,11 +205,7 @@ pub struct Pools {
 /// delays calls instead of ending the process.
 pub fn connect(config: &DatabaseConfig) -> anyhow::Result<Pools> {
     let url = config.url()?;
-    let options = ["postgres://", "postgresql://"]
-        .iter()
-        .any(|scheme| url.starts_with(scheme))
-        .then(|| PgConnectOptions::from_str(url).ok())
-        .flatten()
+    let options = address::options(url)
         // What is wrong is not quoted: the URL may hold a password.
         .context("--database-url (WEIR_DATABASE_URL) is not a Postgres URL such as postgres://user:password@host/database")?
         .application_name("weir-coordinator");

@@ -3,12 +3,12 @@
 
 use std::{collections::BTreeMap, num::NonZeroU32, path::PathBuf, time::Duration};
 
-use reqwest::{Url, header::HeaderValue};
+use reqwest::header::HeaderValue;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::{Map, Value};
 use weir_proto::limits::MAX_DIMENSION;
 
-use super::{HeaderSource, value};
+use super::{Address, Fields, HeaderSource, value};
 
 /// Most bytes of a prompt.
 const MAX_PROMPT_BYTES: usize = 4096;
@@ -24,11 +24,11 @@ fn read<'de, D: Deserializer<'de>, T>(
     parse(&text).map(Some).map_err(D::Error::custom)
 }
 
-pub(super) fn url<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Url>, D::Error> {
-    read(from, value::url)
+pub(super) fn url<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Address>, D::Error> {
+    read(from, str::parse)
 }
 
-pub(super) fn proxy<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Url>, D::Error> {
+pub(super) fn proxy<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Address>, D::Error> {
     read(from, value::proxy)
 }
 
@@ -139,16 +139,15 @@ fn path_of(text: &str) -> Result<PathBuf, String> {
     Ok(text.into())
 }
 
-pub(super) fn body<'de, D: Deserializer<'de>>(
-    from: D,
-) -> Result<Option<Map<String, Value>>, D::Error> {
+pub(super) fn body<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Fields>, D::Error> {
     let table = toml::Table::deserialize(from)?;
     if let Some(key) = NOT_IN_BODY.iter().find(|key| table.contains_key(**key)) {
         return Err(D::Error::custom(format!(
             "{key:?} is not to be set: a request has its own"
         )));
     }
-    object(table).map(Some).map_err(D::Error::custom)
+    let fields = object(table).map_err(D::Error::custom)?;
+    Ok(Some(fields.into()))
 }
 
 fn object(table: toml::Table) -> Result<Map<String, Value>, String> {

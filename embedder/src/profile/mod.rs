@@ -3,19 +3,23 @@
 
 mod de;
 mod file;
+mod hidden;
 mod known;
 mod partial;
 pub(crate) mod value;
 
-use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use anyhow::ensure;
 use clap::ValueEnum;
-use reqwest::Url;
 use serde::Deserialize;
 
 pub(crate) use self::partial::Partial;
-pub use self::{file::ModelsFile, value::model_name};
+pub use self::{
+    file::ModelsFile,
+    hidden::{Address, Fields, HeaderSource},
+    value::model_name,
+};
 
 /// What is to be known of a model, every default filled in.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,7 +33,7 @@ pub struct Profile {
     /// Address of the server. In full where its path ends in `/embeddings` or it
     /// has a query; else the path of the provider's API is appended. `None` is
     /// the provider's default, where it has one.
-    pub url: Option<Url>,
+    pub url: Option<Address>,
     /// File that holds the API key. Read at start, and again when it changes or
     /// the server refuses the key.
     pub key_file: Option<PathBuf>,
@@ -42,7 +46,7 @@ pub struct Profile {
     pub headers: BTreeMap<String, HeaderSource>,
     /// Further fields of every request's body, merged into it, objects in
     /// depth.
-    pub body: serde_json::Map<String, serde_json::Value>,
+    pub body: Fields,
     /// What differs for texts that are found.
     pub document: RoleProfile,
     /// What differs for texts that search.
@@ -53,7 +57,7 @@ pub struct Profile {
     /// system.
     pub ca_file: Option<PathBuf>,
     /// Proxy to the server, in place of that of the environment.
-    pub proxy: Option<Url>,
+    pub proxy: Option<Address>,
     /// Folder of the local model.
     pub model_dir: Option<PathBuf>,
     /// Numbers in its vectors; vectors of any other are refused. `None` takes
@@ -122,26 +126,7 @@ pub struct RoleProfile {
     /// the embedder of [`Role::Query`].
     pub prompt: String,
     /// Further fields of a request's body, over those of both roles.
-    pub body: serde_json::Map<String, serde_json::Value>,
-}
-
-/// Where the value of a header is.
-#[derive(Clone, PartialEq, Eq)]
-pub enum HeaderSource {
-    /// In the profile.
-    Value(String),
-    /// In a file, read as that of the key is.
-    File(PathBuf),
-}
-
-impl fmt::Debug for HeaderSource {
-    /// Shows no value: it may be a secret.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Value(_) => f.write_str("Value(…)"),
-            Self::File(path) => f.debug_tuple("File").field(path).finish(),
-        }
-    }
+    pub body: Fields,
 }
 
 /// How vectors are asked for, of servers with OpenAI's API.

@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeMap, num::NonZeroU32, path::PathBuf, time::Duration};
 
-use reqwest::Url;
 use serde::Deserialize;
-use serde_json::{Map, Value};
 
-use super::{EmbedderKind, Encoding, HeaderSource, Profile, RoleProfile, de, known, value};
+use super::{
+    Address, EmbedderKind, Encoding, Fields, HeaderSource, Profile, RoleProfile, de, known, value,
+};
 
 /// What flags, a table of the file or a built-in profile says of a model;
 /// `None` where it says nothing. The fields are those of [`Profile`].
@@ -15,7 +15,7 @@ use super::{EmbedderKind, Encoding, HeaderSource, Profile, RoleProfile, de, know
 pub(crate) struct Partial {
     pub(crate) provider: Option<EmbedderKind>,
     #[serde(deserialize_with = "de::url")]
-    pub(crate) url: Option<Url>,
+    pub(crate) url: Option<Address>,
     #[serde(deserialize_with = "de::served_as")]
     pub(crate) served_as: Option<String>,
     #[serde(deserialize_with = "de::path")]
@@ -26,14 +26,14 @@ pub(crate) struct Partial {
     #[serde(deserialize_with = "de::headers")]
     pub(crate) headers: Option<BTreeMap<String, HeaderSource>>,
     #[serde(deserialize_with = "de::body")]
-    pub(crate) body: Option<Map<String, Value>>,
+    pub(crate) body: Option<Fields>,
     pub(crate) document: PartialRole,
     pub(crate) query: PartialRole,
     pub(crate) encoding: Option<Encoding>,
     #[serde(deserialize_with = "de::path")]
     pub(crate) ca_file: Option<PathBuf>,
     #[serde(deserialize_with = "de::proxy")]
-    pub(crate) proxy: Option<Url>,
+    pub(crate) proxy: Option<Address>,
     #[serde(deserialize_with = "de::path")]
     pub(crate) model_dir: Option<PathBuf>,
     #[serde(deserialize_with = "de::dimension")]
@@ -62,7 +62,7 @@ pub(crate) struct PartialRole {
     #[serde(deserialize_with = "de::prompt")]
     pub(crate) prompt: Option<String>,
     #[serde(deserialize_with = "de::body")]
-    pub(crate) body: Option<Map<String, Value>>,
+    pub(crate) body: Option<Fields>,
 }
 
 impl Partial {

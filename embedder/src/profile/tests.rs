@@ -67,12 +67,14 @@ fn a_whole_table_is_read() {
         prompt = ""
         body = {}
     "#;
-    let json = |value: serde_json::Value| value.as_object().unwrap().clone();
+    let json = |value: serde_json::Value| Fields::from(value.as_object().unwrap().clone());
     let expected = Profile {
         name: "nomic-embed-text".into(),
         served_as: Some("nomic-embed-text:v1.5".into()),
         provider: EmbedderKind::Openai,
-        url: Url::parse("https://x.example/openai/deployments/d/embeddings?api-version=1").ok(),
+        url: "https://x.example/openai/deployments/d/embeddings?api-version=1"
+            .parse()
+            .ok(),
         key_file: Some("/run/secrets/key".into()),
         key_header: "api-key".into(),
         insecure_key: true,
@@ -93,7 +95,7 @@ fn a_whole_table_is_read() {
         query: RoleProfile::default(),
         encoding: Encoding::Omit,
         ca_file: Some("/etc/ca.pem".into()),
-        proxy: Url::parse("http://proxy:3128").ok(),
+        proxy: "http://proxy:3128".parse().ok(),
         model_dir: Some("m".into()),
         dimension: Some(768),
         send_dimension: true,
@@ -131,7 +133,7 @@ fn a_table_is_over_flags_and_flags_over_what_is_built_in() {
         (voyage.provider, voyage.batch_size, voyage.timeout),
         (EmbedderKind::Openai, 8, Duration::from_mins(1))
     );
-    let fields = |role: &RoleProfile| serde_json::to_string(&role.body).unwrap();
+    let fields = |role: &RoleProfile| serde_json::to_string(&*role.body).unwrap();
     assert_eq!(fields(&voyage.query), r#"{"task":"q"}"#);
     assert_eq!(fields(&voyage.document), r#"{"input_type":"document"}"#);
     assert!(voyage.body.is_empty());
@@ -252,6 +254,20 @@ fn what_is_built_in_reaches_nobody_and_refuses_nothing() {
             page.contains(&format!("`{name}`")),
             "docs/models.md: {name}"
         );
+    }
+}
+
+#[test]
+fn nothing_that_may_be_secret_is_shown() {
+    let text = "[m]\nurl = 'http://a/embed?key=hunter2'\nkey-file = 'key'\nheaders = { x-key = 'hunter2' }\n\
+                body = { pass = 'hunter2' }\nquery.body = { pass = { word = 'hunter2' } }";
+    let file = read(text).unwrap();
+    let flags = flags(&["--embedder-url", "http://a/embed?key=hunter2"]);
+    let profile = flags.profile("m");
+    let shown = format!("{file:?} {:?} {flags:?} {profile:?}", file.profiles());
+    assert!(!shown.contains("hunter2"), "{shown}");
+    for part in ["http://a/embed?…", "\"key\"", "\"x-key\"", "\"pass\""] {
+        assert!(shown.contains(part), "{part}: {shown}");
     }
 }
 
@@ -600,10 +616,10 @@ fn any_json() -> impl Strategy<Value = serde_json::Value> {
     })
 }
 
-fn any_body() -> impl Strategy<Value = serde_json::Map<String, serde_json::Value>> {
+fn any_body() -> impl Strategy<Value = Fields> {
     // None of them is one of those that are not to be set.
     let fields = collection::btree_map("x.{0,8}", any_json(), 0..3);
-    fields.prop_map(|fields| fields.into_iter().collect())
+    fields.prop_map(|fields| Fields::from(fields.into_iter().collect::<serde_json::Map<_, _>>()))
 }
 
 fn any_role() -> impl Strategy<Value = RoleProfile> {
@@ -643,8 +659,8 @@ prop_compose! {
             name,
             served_as,
             provider,
-            url: places.0.and_then(|url| Url::parse(&url).ok()),
-            proxy: places.1.and_then(|url| Url::parse(&url).ok()),
+            url: places.0.and_then(|url| url.parse().ok()),
+            proxy: places.1.and_then(|url| url.parse().ok()),
             key_file: files.0.map(Into::into),
             ca_file: files.1.map(Into::into),
             model_dir: files.2.map(Into::into),

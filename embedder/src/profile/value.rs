@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use reqwest::{Url, header::HeaderName};
+use reqwest::header::HeaderName;
 use weir_proto::limits::MAX_MODEL_CHARS;
+
+use super::Address;
 
 /// Most texts that a call may be allowed.
 pub(crate) const MAX_BATCH_SIZE: i64 = weir_proto::limits::MAX_BATCH_SIZE as i64;
@@ -48,24 +50,9 @@ pub fn model_name(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Reads the address of an embedding server.
-pub(crate) fn url(text: &str) -> Result<Url, String> {
-    let url = Url::parse(text).map_err(|error| format!("it is not a URL: {error}"))?;
-    if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
-        return Err("it must begin with http:// or https:// and name a host".to_owned());
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err("it must not hold a user or password: a key goes into a file".to_owned());
-    }
-    if url.fragment().is_some() {
-        return Err("it must not have a fragment, which begins at #".to_owned());
-    }
-    Ok(url)
-}
-
 /// Reads the address of a proxy.
-pub(crate) fn proxy(text: &str) -> Result<Url, String> {
-    let proxy = url(text)?;
+pub(crate) fn proxy(text: &str) -> Result<Address, String> {
+    let proxy: Address = text.parse()?;
     if !matches!(proxy.path(), "" | "/") || proxy.query().is_some() {
         return Err("it must end after host and port".to_owned());
     }

@@ -15,7 +15,7 @@ const OLLAMA: &str = "http://127.0.0.1:11434";
 pub(super) fn addresses(profile: &Profile) -> anyhow::Result<Vec<Url>> {
     let kind = profile.provider;
     let url = match (&profile.url, kind) {
-        (Some(url), _) => url.clone(),
+        (Some(url), _) => Url::clone(url),
         (None, EmbedderKind::Ollama) => Url::parse(OLLAMA)?,
         (None, _) => None.with_context(|| format!("{SETTING} is not set"))?,
     };
@@ -52,21 +52,8 @@ pub(super) fn addresses(profile: &Profile) -> anyhow::Result<Vec<Url>> {
     Ok(paths.into_iter().map(at).collect())
 }
 
-/// Refuses an address that cannot be one, and a secret that all on the way to it
-/// could read.
+/// Refuses a secret that all on the way to this address could read.
 fn check(profile: &Profile, url: &Url) -> anyhow::Result<()> {
-    ensure!(
-        matches!(url.scheme(), "http" | "https") && url.has_host(),
-        "{SETTING} must begin with http:// or https:// and name a host"
-    );
-    ensure!(
-        url.username().is_empty() && url.password().is_none(),
-        "{SETTING} must not hold a user or password; an API key goes into --embedder-api-key-file"
-    );
-    ensure!(
-        url.fragment().is_none(),
-        "{SETTING} must not have a fragment"
-    );
     if profile.insecure_key || is_kept_on_the_way(Some(url.scheme()), url.host_str()) {
         return Ok(());
     }
@@ -99,8 +86,15 @@ pub(super) fn shown(url: &Url) -> String {
     }
 }
 
-/// The values of a query that may be keys.
+/// What an address, and the proxies of the environment, hold that may be a secret:
+/// the values of a query, and passwords.
 pub(super) fn secrets(url: &Url) -> Vec<String> {
     let values = url.query_pairs().filter(|(name, _)| name != "api-version");
-    values.map(|(_, value)| value.into_owned()).collect()
+    let values = values.map(|(_, value)| value.into_owned());
+    let is_proxy = |name: &str| name.to_ascii_lowercase().ends_with("_proxy");
+    let proxies = std::env::vars_os().filter_map(|(name, value)| {
+        let proxy = Some(value.to_str()?).filter(|_| is_proxy(&name.to_string_lossy()))?;
+        Some(Url::parse(proxy).ok()?.password()?.to_owned())
+    });
+    values.chain(proxies).collect()
 }

@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 use reqwest::{Certificate, Client, Proxy, Url};
 use weir_proto::secret::is_loopback;
 
-use crate::Profile;
+use crate::{Address, Profile};
 
 /// Longest wait for a connection; a server that is there answers far sooner.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -59,16 +59,12 @@ pub(super) fn client(profile: &Profile, url: &Url) -> anyhow::Result<Client> {
         .context("cannot set up HTTP")
 }
 
-fn explicit(profile: &Profile, proxy: &Url, is_here: bool) -> anyhow::Result<Proxy> {
+fn explicit(profile: &Profile, proxy: &Address, is_here: bool) -> anyhow::Result<Proxy> {
     let setting = format!("proxy of the profile of {}", profile.name);
-    ensure!(
-        matches!(proxy.scheme(), "http" | "https") && proxy.has_host(),
-        "{setting} must begin with http:// or https:// and name a host"
-    );
     // What is said to stay on this machine, and may go without TLS, would leave it.
     ensure!(
         !is_here,
         "{setting} is set, but its server is on this machine, which no proxy can reach: unset one"
     );
-    Proxy::all(proxy.clone()).with_context(|| format!("{setting} cannot be used"))
+    Proxy::all(proxy.as_str()).with_context(|| format!("{setting} cannot be used"))
 }

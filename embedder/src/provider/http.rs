@@ -43,7 +43,7 @@ pub(super) struct Server {
     /// What else to check where it cannot be reached, for a person.
     further_checks: &'static str,
     credentials: Credentials,
-    /// What its address holds that no message may show.
+    /// What its address, and a proxy's, hold that no message may show.
     secrets: Vec<String>,
     fields: Map<String, Value>,
     timeout: Duration,
@@ -93,9 +93,6 @@ impl Server {
             Some(port) => format!("the embedding server {host}:{port}"),
             None => format!("the embedding server {host}"),
         };
-        let mut secrets = address::secrets(first);
-        let proxy = profile.proxy.as_ref();
-        secrets.extend(proxy.and_then(Url::password).map(str::to_owned));
         let further_checks = match (&profile.proxy, &profile.ca_file, first.scheme()) {
             (Some(_), ..) => ", and the profile's proxy",
             (None, None, "https") => "; a certificate of an authority of your own needs ca-file",
@@ -109,7 +106,7 @@ impl Server {
             missing_hint: habits.missing_hint,
             further_checks,
             credentials: Credentials::open(profile)?,
-            secrets,
+            secrets: address::secrets(first),
             fields: body::fields(profile, role, habits.fields, habits.own),
             timeout: profile.timeout,
         })

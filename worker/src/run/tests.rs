@@ -225,17 +225,3 @@ async fn an_outage_of_the_coordinator_is_said_once_and_so_is_its_end() {
     assert_eq!(logs.matches("the database is away").count(), 1, "{logs}");
     assert_eq!(logs.matches("answers again").count(), 1, "{logs}");
 }
-
-#[tokio::test]
-async fn a_coordinator_with_a_secret_in_its_address_is_refused_without_showing_it() {
-    let (fake, _embedder) = FakeEmbedder::new();
-    let (config, model) = config(&"http://user:hunter2@127.0.0.1:1".parse().unwrap(), &[]);
-    let served = vec![Served::by(model, Arc::new(fake))];
-    // One that takes it stops at once.
-    let stop = CancellationToken::new();
-    stop.cancel();
-    let error = run(config, served, stop).await;
-    let error = format!("{:#}", error.unwrap_err());
-    assert!(error.contains("WEIR_COORDINATOR"), "{error}");
-    assert!(!error.contains("hunter2"), "{error}");
-}
