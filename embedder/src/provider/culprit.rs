@@ -8,9 +8,8 @@ use serde_json::Value;
 /// - servers made with `FastAPI`: `"loc": ["body", "input", 3]`.
 ///
 /// It is a hint and no proof: a server may count otherwise, or quote.
-pub(super) fn named(body: &[u8]) -> Option<usize> {
-    let refusal: Value = serde_json::from_slice(body).ok()?;
-    let error = refusal.get("error").unwrap_or(&refusal);
+pub(super) fn named(refusal: &Value) -> Option<usize> {
+    let error = refusal.get("error").unwrap_or(refusal);
     let said = [
         error,
         &error["message"],
@@ -62,10 +61,8 @@ mod tests {
             (r#"{"error":"input[]"}"#, None),
             (r#"{"error":"input[-1]"}"#, None),
             (r#"{"error":"input[3"}"#, None),
-            ("input[3]", None),
-            ("", None),
         ] {
-            assert_eq!(named(body.as_bytes()), place, "{body}");
+            assert_eq!(named(&body.parse().unwrap()), place, "{body}");
         }
     }
 }

@@ -5,7 +5,7 @@ mod reading;
 use std::time::{Duration, SystemTime};
 
 use reqwest::{
-    Client, RequestBuilder, Response, StatusCode, Url,
+    Client, RequestBuilder, Response, Url,
     header::{ACCEPT_ENCODING, HeaderMap},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -13,13 +13,7 @@ use serde_json::{Map, Value};
 use weir_proto::{limits::MAX_DIMENSION, trace::TRACEPARENT};
 use weir_telemetry::{KeyValue, Span};
 
-use super::{
-    address, body, client,
-    refusal::{self, Refusal},
-    secrets::Credentials,
-    vector,
-    ways::Fault,
-};
+use super::{address, body, client, refusal::Refusal, secrets::Credentials, vector, ways::Fault};
 use crate::{EmbedError, Profile, Role, redact::presentable};
 
 /// Bytes that a number of a vector may take in JSON, with what parts it from
@@ -62,21 +56,9 @@ pub(super) struct Habits<'a> {
 /// Why there is no answer.
 pub(super) enum Failure {
     /// The server answered that it would not.
-    Refused(Box<Refused>),
+    Refused(Box<Refusal>),
     /// It did not answer, or nothing that can be used.
     Other(Fault, EmbedError),
-}
-
-/// An answer that says that there are no vectors.
-pub(super) struct Refused {
-    pub(super) status: StatusCode,
-    /// Where, without what may be a key.
-    at: String,
-    headers: HeaderMap,
-    /// The body, or its beginning.
-    pub(super) body: Vec<u8>,
-    /// What was sent that no message may show.
-    secrets: Vec<String>,
 }
 
 impl Server {
@@ -158,14 +140,10 @@ impl Server {
             if Self::is_page(&headers, &body) {
                 return Failure::Other(Fault::Address, self.no_api(url));
             }
-            if refusal::tells_error(&body) {
-                return Failure::Refused(Box::new(Refused {
-                    status,
-                    at: address::shown(url),
-                    headers,
-                    body,
-                    secrets: self.secrets_of(&sent),
-                }));
+            let secrets = self.secrets_of(&sent);
+            let refusal = Refusal::new(status, address::shown(url), headers, &body, secrets);
+            if refusal.is_json {
+                return Failure::Refused(Box::new(refusal));
             }
             // The parser's own words may quote the answer; its place is enough.
             Failure::Other(Fault::Form, self.unreadable(&error))
@@ -199,11 +177,11 @@ impl Server {
         &self,
         url: &Url,
         request: RequestBuilder,
-        headers: &HeaderMap,
+        sent: &HeaderMap,
     ) -> Result<Response, Failure> {
         // Numbers that are packed do not shrink.
         let request = request.header(ACCEPT_ENCODING, "identity");
-        let mut request = request.headers(headers.clone());
+        let mut request = request.headers(sent.clone());
         let span = Span::current();
         if let Some(trace) = span.context() {
             request = request.header(TRACEPARENT, trace.to_string());
@@ -223,13 +201,11 @@ impl Server {
         if response.status().is_success() {
             return Ok(response);
         }
-        Err(Failure::Refused(Box::new(Refused {
-            status: response.status(),
-            at: address::shown(url),
-            headers: response.headers().clone(),
-            body: self.refusal_body(response).await,
-            secrets: self.secrets_of(headers),
-        })))
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = self.refusal_body(response).await;
+        let secrets = self.secrets_of(sent);
+        let refusal = Refusal::new(status, address::shown(url), headers, &body, secrets);
+        Err(Failure::Refused(Box::new(refusal)))
     }
 
     fn secrets_of(&self, sent: &HeaderMap) -> Vec<String> {
@@ -251,18 +227,7 @@ impl Server {
             Failure::Refused(refused) => refused,
             Failure::Other(_, error) => return error,
         };
-        let secrets: Vec<&str> = refused.secrets.iter().map(String::as_str).collect();
-        let refusal = Refusal {
-            server: &self.name,
-            status: refused.status,
-            at: &refused.at,
-            headers: &refused.headers,
-            body: &refused.body,
-            texts,
-            secrets: &secrets,
-            missing_hint: &self.missing_hint,
-        };
-        refusal.sort(SystemTime::now())
+        refused.sort(&self.name, texts, &self.missing_hint, SystemTime::now())
     }
 }
 
@@ -283,22 +248,12 @@ impl Failure {
 
     /// Whether the server gave a reason in JSON, as an API does.
     pub(super) fn is_json(&self) -> bool {
-        matches!(self, Self::Refused(refused) if refusal::tells_error(&refused.body))
+        matches!(self, Self::Refused(refused) if refused.is_json)
     }
 
     /// Whether the server gave a reason.
     pub(super) fn has_words(&self) -> bool {
-        matches!(self, Self::Refused(refused) if !refusal::words(&refused.body).is_empty())
-    }
-}
-
-impl Refused {
-    /// Whether another key might do.
-    fn is_of_secret(&self) -> bool {
-        matches!(
-            self.status,
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
-        )
+        matches!(self, Self::Refused(refused) if refused.has_words())
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use weir_bert::{EmbedFailure, SentenceModel};
 
-use super::checked::Provider;
+use super::{checked::Provider, too_slow};
 use crate::redact::presentable;
 use crate::{EmbedError, Limits, Profile};
 
@@ -71,15 +71,8 @@ impl Provider for Local {
         let stop = Arc::clone(&guard.0);
         let work = spawn_blocking(move || model.embed(&texts, &stop));
         let transient = |reason: String| EmbedError::Transient { reason };
-        let vectors = timeout(self.timeout, work).await.map_err(|_| {
-            let timeout = humantime::format_duration(self.timeout);
-            EmbedError::Timeout {
-                reason: format!(
-                    "the local model took longer than {timeout}; smaller batches or a longer \
-                     --embed-timeout (WEIR_EMBED_TIMEOUT) may help"
-                ),
-            }
-        })?;
+        let vectors = timeout(self.timeout, work).await;
+        let vectors = vectors.map_err(|_| too_slow(self.name(), self.timeout))?;
         let vectors = vectors.map_err(|_| transient("the local model panicked".to_owned()))?;
         vectors.map_err(|failure| {
             let said = presentable(&failure.to_string(), sent, &[]);

@@ -19,12 +19,12 @@ mod tei;
 mod vector;
 mod ways;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 
 use self::checked::{Checked, Provider};
-use crate::{Embedder, EmbedderKind, Profile, Role};
+use crate::{EmbedError, Embedder, EmbedderKind, Profile, Role};
 
 /// Makes the embedder of a model for texts of one role. Reads the files of its
 /// secrets or loads the local model, but does not call a server:
@@ -60,6 +60,17 @@ fn open_local(
 ) -> std::future::Ready<anyhow::Result<Arc<dyn Embedder>>> {
     let reason = "this worker was built without the cargo feature local-model";
     std::future::ready(Err(anyhow::anyhow!(reason)))
+}
+
+/// The error of a call to this embedder that took longer than it may.
+fn too_slow(name: &str, limit: Duration) -> EmbedError {
+    let limit = humantime::format_duration(limit);
+    EmbedError::Timeout {
+        reason: format!(
+            "{name} took longer than {limit}; smaller batches or a longer --embed-timeout \
+             (WEIR_EMBED_TIMEOUT) may help"
+        ),
+    }
 }
 
 #[cfg(test)]

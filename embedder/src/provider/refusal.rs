@@ -40,54 +40,91 @@ const WORDS: [(&str, Said); 11] = [
 ];
 
 /// An answer that says that there are no vectors.
-pub(super) struct Refusal<'a> {
-    /// The server in messages.
-    pub(super) server: &'a str,
+pub(super) struct Refusal {
     pub(super) status: StatusCode,
-    /// Where, in messages.
-    pub(super) at: &'a str,
-    pub(super) headers: &'a HeaderMap,
-    /// The body, or its beginning.
-    pub(super) body: &'a [u8],
-    /// The texts that were sent. A message must not show them.
-    pub(super) texts: &'a [&'a str],
-    /// Nor these.
-    pub(super) secrets: &'a [&'a str],
-    /// What to do about a missing model, for a person.
-    pub(super) missing_hint: &'a str,
+    /// Where, without what may be a key.
+    at: String,
+    headers: HeaderMap,
+    /// The reason that the server gave, which may quote what was sent.
+    message: String,
+    /// Whether it gave it in JSON, as an API does.
+    pub(super) is_json: bool,
+    /// The place of a text that it named.
+    culprit: Option<usize>,
+    /// What was sent that no message may show, besides the texts.
+    pub(super) secrets: Vec<String>,
 }
 
-impl Refusal<'_> {
-    /// Takes the hint. `now` is what a date to retry after is compared with.
-    pub(super) fn sort(&self, now: SystemTime) -> EmbedError {
-        let retry_after = retry_after(self.headers, now);
-        let message = words(self.body);
-        let reason = format!(
-            "{} answered {}{}",
-            self.server,
+impl Refusal {
+    /// Reads what a server answered at a place: the body, or its beginning.
+    pub(super) fn new(
+        status: StatusCode,
+        at: String,
+        headers: HeaderMap,
+        body: &[u8],
+        secrets: Vec<String>,
+    ) -> Self {
+        let json: Option<Value> = serde_json::from_slice(body).ok();
+        let message = json.as_ref().map_or_else(|| plain_words(body), words);
+        Self {
+            status,
+            at,
+            headers,
+            is_json: json.is_some() && !message.is_empty(),
+            message,
+            culprit: json.as_ref().and_then(culprit::named),
+            secrets,
+        }
+    }
+
+    /// Whether the server gave a reason.
+    pub(super) fn has_words(&self) -> bool {
+        !self.message.is_empty()
+    }
+
+    /// Whether another key might do.
+    pub(super) fn is_of_secret(&self) -> bool {
+        matches!(
             self.status,
-            self.quoted(&message)
-        );
-        let culprit = culprit::named(self.body).filter(|place| *place < self.texts.len());
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN
+        )
+    }
+
+    /// Takes the hint of a call that sent these texts to this server. `missing_hint`
+    /// is what to do about a model that is not there, and `now` what a date to retry
+    /// after is compared with.
+    pub(super) fn sort(
+        &self,
+        server: &str,
+        texts: &[&str],
+        missing_hint: &str,
+        now: SystemTime,
+    ) -> EmbedError {
+        let retry_after = retry_after(&self.headers, now);
+        let reason = match self.presentable(texts) {
+            said if said.is_empty() => format!("{server} answered {}", self.status),
+            said => format!("{server} answered {}: {said}", self.status),
+        };
+        let culprit = self.culprit.filter(|place| *place < texts.len());
         let advised = |advice: &str| EmbedError::Embedder {
             reason: format!("{reason} ({advice}; asked at {})", self.at),
             retry_after,
         };
         let too_much = || {
             let reason = reason.clone();
-            if self.texts.len() > 1 {
+            if texts.len() > 1 {
                 EmbedError::TooMany { reason }
             } else {
                 EmbedError::TooLong { reason, culprit }
             }
         };
-        let (code, said) = (self.status.as_u16(), said(&message));
+        let (code, said) = (self.status.as_u16(), said(&self.message));
         match (code, said) {
             (401 | 403, _) => {
                 advised("check the key in --embedder-api-key-file, WEIR_EMBEDDER_API_KEY_FILE")
             }
             (407, _) => advised("check user and password of the proxy"),
-            (404 | 405, _) => advised(self.missing_hint),
+            (404 | 405, _) => advised(missing_hint),
             (300..=399, _) => advised(
                 "redirects are not followed: set --embedder-url (WEIR_EMBEDDER_URL) to the final \
                  address",
@@ -125,13 +162,9 @@ impl Refusal<'_> {
 
     /// What the server said, fit for logs and for the job's record: short, and
     /// without what it quotes of the texts or of the keys.
-    fn quoted(&self, message: &str) -> String {
-        let message = presentable(message, self.texts, self.secrets);
-        if message.is_empty() {
-            message
-        } else {
-            format!(": {message}")
-        }
+    fn presentable(&self, texts: &[&str]) -> String {
+        let secrets: Vec<&str> = self.secrets.iter().map(String::as_str).collect();
+        presentable(&self.message, texts, &secrets)
     }
 }
 
@@ -142,28 +175,19 @@ fn said(message: &str) -> Option<Said> {
     found.map(|(_, said)| *said)
 }
 
-/// Whether the body of a success is that of a refusal.
-pub(super) fn tells_error(body: &[u8]) -> bool {
-    json_words(body).is_some_and(|words| !words.is_empty())
+/// The plain words of a body. Pages and broken JSON tell a person nothing.
+fn plain_words(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body);
+    if text.trim_start().starts_with(['<', '{', '[']) {
+        String::new()
+    } else {
+        text.into_owned()
+    }
 }
 
-/// The message in a refusal's body: the places where servers put it in JSON, or
-/// plain words.
-pub(super) fn words(body: &[u8]) -> String {
-    json_words(body).unwrap_or_else(|| {
-        let text = String::from_utf8_lossy(body);
-        // Pages and broken JSON tell a person nothing.
-        if text.trim_start().starts_with(['<', '{', '[']) {
-            String::new()
-        } else {
-            text.into_owned()
-        }
-    })
-}
-
-fn json_words(body: &[u8]) -> Option<String> {
-    let json: Value = serde_json::from_slice(body).ok()?;
-    let error = json.get("error").unwrap_or(&json);
+/// The message in the places where servers put it in JSON.
+fn words(json: &Value) -> String {
+    let error = json.get("error").unwrap_or(json);
     let detail = &json["detail"];
     let places = [
         error,
@@ -174,10 +198,10 @@ fn json_words(body: &[u8]) -> Option<String> {
     ];
     let mut said = places.into_iter().filter_map(Value::as_str);
     let message = said.next().unwrap_or_default();
-    Some(match error["code"].as_str() {
+    match error["code"].as_str() {
         Some(code) => format!("{message} ({code})"),
         None => message.to_owned(),
-    })
+    }
 }
 
 /// How long the server asks to be left alone: seconds, or a date.
@@ -206,17 +230,11 @@ mod tests {
         if let Some(retry) = retry {
             headers.insert(RETRY_AFTER, HeaderValue::from_str(retry).unwrap());
         }
-        let refusal = Refusal {
-            server: "the server",
-            status: StatusCode::from_u16(status).unwrap(),
-            at: "/v1/embeddings",
-            headers: &headers,
-            body: body.as_bytes(),
-            texts,
-            secrets: &[],
-            missing_hint: "",
-        };
-        refusal.sort(httpdate::parse_http_date("Wed, 21 Oct 2015 07:28:00 GMT").unwrap())
+        let status = StatusCode::from_u16(status).unwrap();
+        let at = "/v1/embeddings".to_owned();
+        let refusal = Refusal::new(status, at, headers, body.as_bytes(), Vec::new());
+        let now = httpdate::parse_http_date("Wed, 21 Oct 2015 07:28:00 GMT").unwrap();
+        refusal.sort("the server", texts, "", now)
     }
 
     #[test]

@@ -412,23 +412,12 @@ async fn contradictions_are_refused_by_name() {
             ],
             "WEIR_DIMENSIONS",
         ),
-        (&["--embedder-url", "ftp://host"], "WEIR_EMBEDDER_URL"),
-        (&["--embedder-url", "mailto:someone"], "WEIR_EMBEDDER_URL"),
-        (
-            &["--embedder-url", "http://host/#part"],
-            "WEIR_EMBEDDER_URL",
-        ),
-        (
-            &["--embedder-url", "http://user:hunter2@host"],
-            "WEIR_EMBEDDER_URL",
-        ),
     ] {
         let message = match build(&config(flags).profile("m"), Role::Document).await {
             Ok(_) => panic!("{flags:?} was accepted"),
             Err(error) => format!("{error:#}"),
         };
         assert!(message.contains(setting), "{message}");
-        assert!(!message.contains("hunter2"), "{message}");
     }
 }
 
@@ -437,6 +426,10 @@ fn unusable_values_are_refused_by_name() {
     for (flag, value) in [
         ("--embedder", "tea-leaves"),
         ("--embedder-url", "not a url"),
+        ("--embedder-url", "ftp://host"),
+        ("--embedder-url", "mailto:someone"),
+        ("--embedder-url", "http://host/#part"),
+        ("--embedder-url", "http://user:hunter2@host"),
         ("--embedder-api-key-header", "content-type"),
         ("--embedder-api-key-header", "a b"),
         ("--dimensions", "0"),
@@ -448,6 +441,7 @@ fn unusable_values_are_refused_by_name() {
             .unwrap_err()
             .to_string();
         assert!(message.contains(flag), "{message}");
+        assert!(!message.contains("hunter2"), "{message}");
     }
     assert_eq!(
         config(&["--embed-timeout", "90s"]).profile("m").timeout,

@@ -10,7 +10,10 @@ use reqwest::{
 };
 use tokio::time::timeout;
 
-use super::{super::address::shown, Server};
+use super::{
+    super::{address::shown, too_slow},
+    Server,
+};
 use crate::EmbedError;
 
 /// What part of the time a call may take may pass between two parts of an
@@ -30,14 +33,7 @@ impl Server {
 
     /// The error of a call that took longer than it may.
     pub(in crate::provider) fn too_slow(&self) -> EmbedError {
-        let timeout = humantime::format_duration(self.timeout);
-        EmbedError::Timeout {
-            reason: format!(
-                "{} took longer than {timeout}; smaller batches or a longer --embed-timeout \
-                 (WEIR_EMBED_TIMEOUT) may help",
-                self.name
-            ),
-        }
+        too_slow(&self.name, self.timeout)
     }
 
     /// The body of a success, of at most `limit` bytes.
