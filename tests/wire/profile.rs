@@ -231,6 +231,11 @@ async fn a_form_in_the_body_is_the_users() {
     let (fake, embedder) = start_as(OpenAi, change).await;
     assert_near(&embedder.embed(&["a"]).await.unwrap(), &["a"]);
     assert_eq!(fake.take_calls()[0].body["encoding_format"], "float");
+    // It is no experiment, and is not sent beside another.
+    fake.rule(|_| Some(Rude::Status(400, None, String::new())));
+    embedder.probe(0).await.unwrap_err();
+    embedder.probe(0).await.unwrap_err();
+    assert_eq!(fake.take_calls().len(), 2);
 }
 
 #[tokio::test]

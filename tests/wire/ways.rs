@@ -51,9 +51,10 @@ async fn a_server_is_found_behind_the_paths_that_people_write() {
 
 #[tokio::test]
 async fn an_address_with_a_query_is_taken_whole() {
-    let path = "/openai/deployments/small/embeddings";
     for (dialect, path) in [
-        (OpenAi, path),
+        (OpenAi, "/openai/deployments/small/embeddings"),
+        // What its path ends in does not count.
+        (OpenAi, "/gateway/of/ours"),
         (Ollama, "/up/api/embed"),
         (Tei, "/up/embed"),
     ] {
