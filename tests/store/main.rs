@@ -17,6 +17,7 @@ mod fixture;
 mod groups;
 mod imports;
 mod laws;
+mod migrations;
 mod models;
 mod openings;
 mod orphans;

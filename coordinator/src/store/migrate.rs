@@ -1,14 +1,21 @@
 //! Brings a database up to this version's schema.
 
-use std::collections::HashSet;
+mod error;
+pub mod sql;
+mod steps;
+
+use std::{collections::HashSet, time::Duration};
 
 use sqlx::{
     Connection as _, Executor as _, PgConnection, PgPool,
     migrate::{Migrate as _, Migrator},
 };
+use tokio::time::sleep;
 
-/// The steps, and their record inside the schema.
-fn migrator() -> Migrator {
+pub use self::error::MigrateError;
+
+/// The steps of this version, and where their record is inside the schema.
+pub fn migrator() -> Migrator {
     let mut migrator = sqlx::migrate!("../migrations");
     migrator.dangerous_set_table_name("weir.migrations");
     migrator
@@ -21,101 +28,85 @@ const OLDEST_SERVER: i32 = 140_000;
 /// "weir" in ASCII.
 const MIGRATION_LOCK: i64 = 0x7765_6972;
 
-/// Why a database could not be brought up to date.
-#[derive(Debug, thiserror::Error)]
-pub enum MigrateError {
-    /// The server lacks a feature.
-    #[error("the database server is PostgreSQL {found}; Weir needs version 14 or newer")]
-    ServerTooOld {
-        /// Its version, as it calls itself.
-        found: String,
-    },
-    /// The server has no pgvector.
-    #[error(
-        "the database server has no pgvector: install the extension on the server (the package \
-         postgresql-NN-pgvector, or an image that carries it), then start again"
-    )]
-    NoPgvector,
-    /// pgvector is there but this role may not switch it on.
-    #[error(
-        "the role {role:?} may not create the extension pgvector in the database {database:?}: have \
-         a superuser run CREATE EXTENSION vector; there, then start again"
-    )]
-    MayNotCreateExtension {
-        /// The role.
-        role: String,
-        /// The database.
-        database: String,
-    },
-    /// pgvector is in a schema that is not searched.
-    #[error(
-        "pgvector is installed in the database's schema {schema:?}, which is not on this role's search_path: \
-         run ALTER ROLE {role:?} SET search_path = \"$user\", public, {schema:?}; then start again"
-    )]
-    ExtensionOutOfSight {
-        /// Where it is.
-        schema: String,
-        /// The role.
-        role: String,
-    },
-    /// The role may not create the schema.
-    #[error(
-        "the role {role:?} may not create the schema weir in the database {database:?}: have its owner run \
-         CREATE SCHEMA weir AUTHORIZATION {role:?}; then start again"
-    )]
-    MayNotCreateSchema {
-        /// The role.
-        role: String,
-        /// The database.
-        database: String,
-    },
-    /// The role may not read or write the schema.
-    #[error(
-        "the role {role:?} may not read and write {what} of the schema weir: have its owner run \
-         GRANT USAGE ON SCHEMA weir TO {role:?}; GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA weir \
-         TO {role:?}; or let the owner be the role"
-    )]
-    MayNotUseSchema {
-        /// The role.
-        role: String,
-        /// What of the schema.
-        what: String,
-    },
-    /// The database was migrated by a newer Weir, or its history was changed.
-    #[error("the database does not fit this version of Weir: {0}")]
-    History(sqlx::migrate::MigrateError),
-    /// The schema is older than this version, and migrating was switched off.
-    #[error(
-        "the database is not up to date and --migrate (WEIR_MIGRATE) is false: run `weir-coordinator migrate`"
-    )]
-    NotMigrated,
-    /// There is no connection to be had.
-    #[error("the database of --database-url (WEIR_DATABASE_URL) cannot be reached: {0}")]
-    Unreachable(sqlx::Error),
-    /// Anything else the database said.
-    #[error("the database refused: {0}")]
-    Database(#[from] sqlx::Error),
+/// How often a replica asks whether it is its turn.
+const TURN_EVERY: Duration = Duration::from_millis(100);
+
+/// The first and the longest pause before a step is tried again that could not
+/// have its lock: longer than it kept others waiting.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+
+/// Applies what is missing. Replicas that start together take turns. With
+/// `apply` false it only checks that nothing is missing.
+pub async fn migrate(pool: &PgPool, apply: bool) -> Result<(), MigrateError> {
+    if apply {
+        return apply_steps(pool, &migrator()).await;
+    }
+    let mut connection = connect(pool).await?;
+    check(&mut connection).await
 }
 
-/// Applies what is missing, under an advisory lock, so that replicas that start
-/// together take turns. With `apply` false it only checks that nothing is.
-pub async fn migrate(pool: &PgPool, apply: bool) -> Result<(), MigrateError> {
+/// Applies those of these steps that are missing. One whose lock somebody else
+/// holds for long is tried again and again.
+pub async fn apply_steps(pool: &PgPool, migrator: &Migrator) -> Result<(), MigrateError> {
     // A connection of its own, closed at the end: it gives up the lock and the search_path.
     let mut connection = connect(pool).await?;
-    // A step may take longer than any statement of a call, and so may another replica's turn.
+    // A step may take longer than any statement of a call.
     connection
         .execute("-- store::migrate\nSET statement_timeout = 0; SET lock_timeout = 0")
         .await?;
-    if !apply {
-        return check(&mut connection).await;
+    let mut pause = PAUSE.0;
+    loop {
+        take_turn(&mut connection).await?;
+        match apply_missing(&mut connection, pool, migrator).await {
+            Err(error) if error.is_lock_missed() => {
+                let oldest = steps::oldest_transaction(pool, 0).await.ok().flatten();
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    oldest_transaction = oldest.map(tracing::field::display),
+                    pause_ms = pause.as_millis(),
+                    "Another transaction holds a lock that a step of the schema needs; it is tried again."
+                );
+            }
+            result => {
+                connection.close().await?;
+                return result;
+            }
+        }
+        give_turn(&mut connection).await?;
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSE.1);
     }
-    sqlx::query("-- store::migrate\nSELECT pg_advisory_lock($1)")
+}
+
+/// Takes the advisory lock of whoever migrates. It is asked for again and again
+/// instead of waited for: a statement that waits has a snapshot, and an index
+/// that is built CONCURRENTLY by whoever has the lock would wait for that.
+async fn take_turn(connection: &mut PgConnection) -> Result<(), MigrateError> {
+    let mut told = false;
+    loop {
+        let taken: bool = sqlx::query_scalar("-- store::migrate\nSELECT pg_try_advisory_lock($1)")
+            .bind(MIGRATION_LOCK)
+            .fetch_one(&mut *connection)
+            .await?;
+        if taken {
+            return Ok(());
+        }
+        if !told {
+            tracing::info!("Another replica brings the database up to date; this one waits.");
+            told = true;
+        }
+        sleep(TURN_EVERY).await;
+    }
+}
+
+/// Gives others a turn. A replica of an older version waits for its turn with a
+/// snapshot, and so has to come and go before an index can be built.
+async fn give_turn(connection: &mut PgConnection) -> Result<(), MigrateError> {
+    sqlx::query("-- store::migrate\nSELECT pg_advisory_unlock($1)")
         .bind(MIGRATION_LOCK)
-        .execute(&mut connection)
+        .execute(connection)
         .await?;
-    let result = apply_missing(&mut connection).await;
-    connection.close().await?;
-    result
+    Ok(())
 }
 
 /// A connection that is not the pool's. The pool waits a moment for a database
@@ -130,11 +121,15 @@ pub(super) async fn connect(pool: &PgPool) -> Result<PgConnection, MigrateError>
     }
 }
 
-async fn apply_missing(connection: &mut PgConnection) -> Result<(), MigrateError> {
+async fn apply_missing(
+    connection: &mut PgConnection,
+    pool: &PgPool,
+    migrator: &Migrator,
+) -> Result<(), MigrateError> {
     check_server(connection).await?;
     create_extension(connection).await?;
     create_schema(connection).await?;
-    run(connection).await
+    steps::apply_missing(connection, pool, migrator).await
 }
 
 async fn check(connection: &mut PgConnection) -> Result<(), MigrateError> {
@@ -262,16 +257,6 @@ async fn create_schema(connection: &mut PgConnection) -> Result<(), MigrateError
         }
         Err(error) => Err(error.into()),
     }
-}
-
-async fn run(connection: &mut PgConnection) -> Result<(), MigrateError> {
-    migrator()
-        .run(&mut *connection)
-        .await
-        .map_err(|error| match error {
-            sqlx::migrate::MigrateError::Execute(error) => MigrateError::Database(error),
-            other => MigrateError::History(other),
-        })
 }
 
 pub(super) async fn whoami(connection: &mut PgConnection) -> Result<(String, String), sqlx::Error> {

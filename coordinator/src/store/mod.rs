@@ -18,7 +18,7 @@ pub mod imports;
 mod inspect;
 pub mod lease;
 mod locks;
-mod migrate;
+pub mod migrate;
 pub mod models;
 pub mod overview;
 mod patience;
