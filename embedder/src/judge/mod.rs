@@ -9,11 +9,13 @@
 //! - **A call was too large** when it failed and none as large has passed. Less
 //!   is sent, and more is tried again, ever more rarely while that fails.
 //! - **A text is too long** when it fails alone, again and again, and its
-//!   beginning passes. It is shortened until it passes; each length has to fail
-//!   as often, unless it is known to be too much.
+//!   beginning passes. Less and less of it is tried until that passes, and then
+//!   the least that failed, until that is proved to be too much.
 //! - **A text is rejected** when it and then its beginning failed alone, while
-//!   other texts passed after each of these failures, and as often as the
-//!   embedder's own unreliability asks for.
+//!   other texts passed after each of these failures, and as often as could
+//!   happen to an innocent one once in a thousand million times, by what was
+//!   seen of the embedder. A call that failed with it counts as one of these
+//!   where all else of it has passed since, and calls as large do.
 //!
 //! A text that failed alone is tried again with nothing beside it, right after
 //! something passed: so neither the death of the embedder by another text nor
@@ -189,14 +191,15 @@ impl Judge {
                     self.fresh.push_back(id);
                 }
             }
-            Some(suspicion) => {
-                text.resume(suspicion, self.settings.shortest);
-                let awaits_proof = text.awaits_proof();
+            Some(known) => {
+                text.resume(known, self.settings.shortest);
+                text.is_counted = self.is_guilty(&text);
+                let (is_counted, learns) = (text.is_counted, text.learns());
                 self.texts.insert(id, text);
-                if awaits_proof {
+                if is_counted {
                     self.unproven.push(id);
-                } else {
-                    self.suspect_again(id, suspicion.among);
+                } else if !learns || self.choose_length(id) {
+                    self.suspect_again(id, known.among.unwrap_or(1));
                 }
             }
         }
@@ -227,8 +230,8 @@ impl Judge {
         let Some(text) = self.texts.remove(&id) else {
             return;
         };
-        if let Some(suspicion) = text.suspicion() {
-            self.memory.keep(text.fingerprint, suspicion);
+        if let Some(known) = text.findings(self.settings.shortest) {
+            self.memory.keep(text.fingerprint, known);
         }
         self.fresh.retain(|other| *other != id);
         self.unproven.retain(|other| *other != id);
@@ -286,7 +289,7 @@ impl Judge {
             return self.probe(self.probe_bytes);
         }
         let controls = self.controls.iter().filter_map(|id| self.texts.get(id));
-        if let Some(bytes) = controls.map(|text| text.bytes).max()
+        if let Some(bytes) = controls.map(|text| text.known.least).max()
             && let Some(probe) = self.probe(bytes)
         {
             return Some(probe);
@@ -456,11 +459,11 @@ impl Judge {
     /// Goes on with texts whose beginning passed: one as long as they passes.
     fn settle_controls(&mut self, bytes: usize) {
         for id in std::mem::take(&mut self.controls) {
-            match self.texts.get(&id) {
-                Some(text) if text.bytes > bytes => self.controls.push(id),
+            match self.texts.get_mut(&id) {
+                Some(text) if text.known.least > bytes => self.controls.push(id),
                 Some(text) => {
-                    let bytes = text.bytes;
-                    self.shorten(id, bytes);
+                    text.known.too_much = text.known.least;
+                    self.go_on(id);
                 }
                 None => {}
             }
@@ -480,9 +483,11 @@ impl Judge {
         if self.health == Health::Doubtful {
             self.trust.followed(Advice::Probe, true);
         }
+        if self.failures == 0 {
+            self.doubt.good_failed();
+        }
         self.failures += 1;
         self.failed_at = self.moment;
-        self.doubt.failed(self.moment);
         self.doubt.rested();
         // Said each time: what it says may change.
         self.health = Health::Down;

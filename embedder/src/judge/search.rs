@@ -94,16 +94,13 @@ impl Judge {
         if let Some(advice) = task.waited {
             self.trust.followed(advice, true);
         } else if task.excuses > 0 {
-            self.doubt.contradicted(task.failed_at);
+            self.doubt.contradicted_at(task.failed_at);
         }
         for (place, (id, flaw)) in task.texts.iter().zip(flaws).enumerate() {
             match flaw {
                 None => self.text_passed(*id, place, verdicts),
                 // That others passed in the same call is proof enough.
-                Some(reason) => {
-                    self.flaws.failed(began);
-                    self.text_failed(*id, true, reason, began);
-                }
+                Some(reason) => self.text_failed(*id, true, reason, began),
             }
         }
         let rest = self.known(task.rest);
@@ -118,7 +115,7 @@ impl Judge {
     fn acquit(&mut self, failed: CallSize, at: u64) {
         if failed.texts > 1 && self.size.has_passed(failed) {
             // It failed for nothing, or less is taken now than was.
-            self.doubt.contradicted(at);
+            self.doubt.contradicted_at(at);
             self.size.forget(failed);
         }
     }
@@ -136,10 +133,8 @@ impl Judge {
         self.failures += 1;
         let flawed = hint.is_none();
         let hint = hint.unwrap_or(Hint::Unknown);
-        if flawed {
-            self.flaws.failed(self.moment);
-        } else {
-            self.doubt.failed(self.moment);
+        if !flawed {
+            self.doubt.failed(began, self.moment);
             self.failed_at = self.moment;
         }
         if size.texts > 1 && !self.size.has_passed(size) {
@@ -167,8 +162,9 @@ impl Judge {
         }
         for id in texts.iter().filter(|_| hint != Hint::Busy) {
             if let Some(text) = self.texts.get_mut(id) {
-                text.among = Some(text.among.map_or(size.texts, |it| it.min(size.texts)));
-                text.has_failed = task.exclusive;
+                let among = text.known.among.map_or(size.texts, |it| it.min(size.texts));
+                text.known.among = Some(among);
+                text.known.has_failed = task.exclusive;
             }
         }
         let waits = match hint {
@@ -208,10 +204,16 @@ impl Judge {
             self.trust.followed(advice, false);
         }
         let specific = task.specific || task.excuses > 0;
+        let alone = task.rest.is_empty();
         // It is in these texts, whatever it is: nothing speaks against the others.
         self.put_back(task.rest);
         match texts.as_slice() {
-            [id] if size.texts == 1 => self.text_failed(*id, flawed, reason, self.moment),
+            [id] if size.texts == 1 => {
+                if let Some(failed) = task.failed.filter(|_| alone && task.excuses == 0) {
+                    self.failed_with_it(*id, failed, task.failed_at);
+                }
+                self.text_failed(*id, flawed, reason, self.moment);
+            }
             _ => self.split(texts, (size, self.moment), hint, specific),
         }
     }

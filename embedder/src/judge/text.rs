@@ -1,10 +1,6 @@
 //! A text, what is known against it, and how much of it is tried.
 
-use super::memory::Suspicion;
-
-/// How often a text must fail alone before anything is concluded, where the
-/// embedder was left alone after that.
-pub(super) const DEATHS: u32 = 4;
+use super::doubt::{DEATHS, Failures, Kind};
 
 /// Most calls that end before a text that failed alone is tried again.
 const LONGEST_PAUSE: u64 = 16;
@@ -20,42 +16,69 @@ pub(super) enum Trial {
     Shorter(usize),
 }
 
-/// A text and what is known against it.
-#[derive(Debug)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "each is a fact of its own, and all go together"
-)]
-pub(super) struct Text {
-    /// All of it.
-    pub(super) bytes: usize,
-    pub(super) fingerprint: u64,
+/// What was found out of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Findings {
     pub(super) trial: Trial,
-    /// How often it failed alone while something else passed afterwards.
-    pub(super) failures: u32,
-    /// How often of these only its beginning was sent.
-    pub(super) beginning_failures: u32,
+    /// How often it failed alone while something else passed afterwards, and how
+    /// often only its beginning was sent then.
+    pub(super) whole: Failures,
+    pub(super) beginning: Failures,
     /// When it last failed alone.
     pub(super) failed_at: u64,
     /// Whether it failed alone and nothing has passed since.
     pub(super) has_failed: bool,
+    /// Texts of the smallest call it was in that failed.
+    pub(super) among: Option<usize>,
+    /// Whether all its failures were vectors that cannot be used.
+    pub(super) flawed: bool,
+    /// How much of it passed; 0 until its beginning has.
+    pub(super) passed: usize,
+    /// Least of it that failed since, and how often.
+    pub(super) least: usize,
+    pub(super) repeats: Failures,
+    /// Least of it that is proved to be too much, in bytes.
+    pub(super) too_much: usize,
+}
+
+impl Findings {
+    /// Counts a failure of what is tried.
+    pub(super) fn count(&mut self, kind: Kind, sent: usize) {
+        match self.trial {
+            Trial::Whole => self.whole.add(kind),
+            Trial::Beginning => self.beginning.add(kind),
+            Trial::Shorter(_) => {}
+        }
+        if self.trial != Trial::Beginning {
+            if sent < self.least {
+                (self.least, self.repeats) = (sent, Failures::default());
+            }
+            if sent == self.least {
+                self.repeats.add(kind);
+            }
+        }
+        self.has_failed = false;
+    }
+}
+
+/// A text and what is known against it.
+#[derive(Debug)]
+pub(super) struct Text {
+    /// All of it.
+    pub(super) bytes: usize,
+    pub(super) fingerprint: u64,
+    pub(super) known: Findings,
     /// How many calls must have ended before it is tried again. That differs
     /// from time to time, so that no rhythm of the embedder's can be taken for a
     /// fault of the text.
     pub(super) again_at: u64,
     /// What was said when it first failed alone.
     pub(super) reason: Option<String>,
-    /// Least of it that is known to be too much, in bytes, if less than all is.
-    pub(super) too_much: usize,
-    pub(super) beginning_passed: bool,
-    /// Texts of the smallest call it was in that failed.
-    pub(super) among: Option<usize>,
-    /// Whether all its failures were vectors that cannot be used.
-    pub(super) flawed: bool,
-    /// How often so much of it failed as is tried now.
-    pub(super) repeats: u32,
     /// Whether the embedder was down, or left alone, after it failed alone.
     pub(super) is_remembered: bool,
+    /// Whether all its failures are counted, and only a pass of something else
+    /// is missing.
+    pub(super) is_counted: bool,
     pub(super) rejected: bool,
 }
 
@@ -64,80 +87,60 @@ impl Text {
         Self {
             bytes,
             fingerprint,
-            trial: Trial::Whole,
-            failures: 0,
-            beginning_failures: 0,
-            failed_at: 0,
-            has_failed: false,
+            known: Findings {
+                trial: Trial::Whole,
+                whole: Failures::default(),
+                beginning: Failures::default(),
+                failed_at: 0,
+                has_failed: false,
+                among: None,
+                flawed: true,
+                passed: 0,
+                least: bytes,
+                repeats: Failures::default(),
+                too_much: usize::MAX,
+            },
             again_at: 0,
             reason: None,
-            too_much: bytes,
-            beginning_passed: false,
-            among: None,
-            flawed: true,
-            repeats: 0,
             is_remembered: false,
+            is_counted: false,
             rejected: false,
         }
     }
 
     /// Returns what is known against it, if anything is.
-    pub(super) fn suspicion(&self) -> Option<Suspicion> {
-        Some(Suspicion {
-            failed_at: self.failed_at,
-            flawed: self.flawed,
-            among: self.among?,
+    pub(super) fn findings(&self, shortest: usize) -> Option<Findings> {
+        self.known.among?;
+        let mut known = self.known;
+        if known.has_failed {
             // The embedder passes a probe before it is sent anything again.
-            failures: self.failures + u32::from(self.has_failed),
-            beginning_failures: self.beginning_failures
-                + u32::from(self.has_failed && self.trial == Trial::Beginning),
-            too_much: self.too_much,
-            trial: self.trial,
-            repeats: self.repeats + u32::from(self.has_failed),
-            beginning_passed: self.beginning_passed,
-        })
+            known.count(Kind::Onset, self.sent(shortest));
+        }
+        Some(known)
     }
 
     /// Takes up what was known against it before.
-    pub(super) fn resume(&mut self, suspicion: Suspicion, shortest: usize) {
-        self.failed_at = suspicion.failed_at;
-        self.flawed = suspicion.flawed;
-        self.among = Some(suspicion.among);
-        self.failures = suspicion.failures;
-        self.beginning_failures = suspicion.beginning_failures;
-        self.too_much = suspicion.too_much;
-        self.is_remembered = self.among == Some(1);
-        self.beginning_passed = suspicion.beginning_passed;
-        self.trial = match (self.failures, suspicion.trial) {
-            (0..DEATHS, _) => Trial::Whole,
-            _ if !self.beginning_passed => Trial::Beginning,
-            (_, Trial::Shorter(bytes)) if suspicion.repeats < DEATHS => {
-                self.repeats = suspicion.repeats;
-                Trial::Shorter(bytes)
-            }
-            (_, Trial::Shorter(bytes)) => {
-                self.too_much = bytes;
-                Trial::Shorter((bytes / 2).max(shortest))
-            }
-            _ => Trial::Shorter((self.too_much / 2).max(shortest)),
-        };
-    }
-
-    /// Returns whether it failed so often while the embedder died that only a
-    /// pass of something else is missing. Its last failure counts with that.
-    pub(super) fn awaits_proof(&mut self) -> bool {
-        let awaits = self.trial == Trial::Beginning && self.beginning_failures >= DEATHS;
-        if awaits {
-            self.failures -= 1;
-            self.beginning_failures -= 1;
-            self.has_failed = true;
+    pub(super) fn resume(&mut self, known: Findings, shortest: usize) {
+        self.known = known;
+        self.is_remembered = known.among == Some(1);
+        if known.passed == 0 {
+            let failures = known.whole.and(known.beginning).total();
+            self.known.trial = if failures < DEATHS || !self.can_be_shorter(shortest) {
+                Trial::Whole
+            } else {
+                Trial::Beginning
+            };
         }
-        awaits
     }
 
     /// Returns whether its length is on trial.
     pub(super) fn learns(&self) -> bool {
-        self.beginning_passed && self.trial != Trial::Beginning
+        self.known.passed > 0 && self.known.trial != Trial::Beginning
+    }
+
+    /// Returns whether its beginning is less than it.
+    pub(super) fn can_be_shorter(&self, shortest: usize) -> bool {
+        self.bytes > 2 * shortest
     }
 
     /// Returns a number that looks random, of the text and a moment.
@@ -148,15 +151,25 @@ impl Text {
     /// Returns how many calls must end before it is tried again, having failed at
     /// that moment: any number, and the more the oftener it failed.
     pub(super) fn pause(&self, at: u64) -> u64 {
-        self.mixed(at) % u64::from(3 + 2 * self.failures).min(LONGEST_PAUSE)
+        let failures = self.known.whole.and(self.known.beginning).total();
+        self.mixed(at) % u64::from(3 + 2 * failures).min(LONGEST_PAUSE)
     }
 
     /// Returns how many bytes of it are sent, where its beginning has so many.
     pub(super) fn sent(&self, shortest: usize) -> usize {
-        match self.trial {
+        match self.known.trial {
             Trial::Whole => self.bytes,
             Trial::Beginning => shortest,
             Trial::Shorter(bytes) => bytes,
         }
+    }
+
+    /// Has so much of it tried.
+    pub(super) fn try_bytes(&mut self, bytes: usize) {
+        self.known.trial = if bytes >= self.bytes {
+            Trial::Whole
+        } else {
+            Trial::Shorter(bytes)
+        };
     }
 }

@@ -2,19 +2,27 @@
 //! innocent.
 
 use super::{
-    Judge, TextId, Verdict,
+    CallSize, Judge, TextId, Verdict,
+    doubt::{Failures, Kind},
     search::Task,
-    text::{DEATHS, Trial},
+    text::{Text, Trial},
 };
 
 impl Judge {
-    /// Counts the failure of a text at that moment, which meant nothing.
-    fn contradicted(&mut self, at: u64, flawed: bool) {
-        if flawed {
-            self.flaws.contradicted(at);
+    /// Counts failures that meant nothing.
+    fn contradicted(&mut self, failures: Failures, flawed: bool) {
+        let doubt = if flawed {
+            &mut self.flaws
         } else {
-            self.doubt.contradicted(at);
-        }
+            &mut self.doubt
+        };
+        doubt.contradicted(failures);
+    }
+
+    /// Returns whether so many failures are too many for an innocent text.
+    fn proves(&self, failures: Failures, flawed: bool) -> bool {
+        let doubt = if flawed { &self.flaws } else { &self.doubt };
+        doubt.proves(failures)
     }
 
     /// Takes in that a text has a vector, alone or among others.
@@ -23,28 +31,26 @@ impl Judge {
             return;
         };
         let sent = text.sent(self.settings.shortest);
-        let (at, flawed) = (text.failed_at, text.flawed);
-        match text.trial {
-            Trial::Beginning => {
-                text.beginning_passed = true;
-                text.has_failed = false;
-                let beginning_failures = std::mem::take(&mut text.beginning_failures);
-                text.failures = text.failures.saturating_sub(beginning_failures);
-                // It may be its length. It has to fail as often as if it were rejected.
-                text.trial = Trial::Whole;
-                if beginning_failures > 0 {
-                    self.contradicted(at, flawed);
-                }
-                let task = self.alone(id);
-                return self.tasks.push_front(task);
-            }
-            Trial::Whole if text.failures > 0 => self.contradicted(at, flawed),
-            Trial::Shorter(_) if text.repeats > 0 => self.contradicted(at, flawed),
-            Trial::Whole | Trial::Shorter(_) => {}
+        let known = &mut text.known;
+        (known.has_failed, known.passed) = (false, sent);
+        let mut whims = Failures::default();
+        if known.trial == Trial::Beginning {
+            whims = std::mem::take(&mut known.beginning);
+        } else if sent >= known.least {
+            whims = std::mem::take(&mut known.repeats);
+            known.least = (2 * sent).min(text.bytes);
+            known.too_much = usize::MAX;
         }
-        self.passed_bytes = self.passed_bytes.max(sent);
-        if sent >= self.too_long {
-            self.too_long = sent + 1;
+        let (trial, flawed) = (known.trial, known.flawed);
+        self.contradicted(whims, flawed);
+        if trial != Trial::Beginning {
+            self.passed_bytes = self.passed_bytes.max(sent);
+            if sent >= self.too_long {
+                self.too_long = sent + 1;
+            }
+        }
+        if trial != Trial::Whole && !self.is_as_long_as_passes(id, sent) {
+            return self.go_on(id);
         }
         self.texts.remove(&id);
         verdicts.push(Verdict::Embedded {
@@ -54,32 +60,69 @@ impl Judge {
         });
     }
 
-    /// Takes in that so many bytes of a text failed again and again, and has less
-    /// of it tried.
-    fn is_too_long(&mut self, id: TextId, bytes: usize) {
-        if bytes > self.passed_bytes {
-            self.too_long = self.too_long.min(bytes);
-        }
-        self.shorten(id, bytes);
+    /// Returns whether it is proved that not much more of a text passes.
+    fn is_as_long_as_passes(&self, id: TextId, passed: usize) -> bool {
+        self.texts.get(&id).is_some_and(|text| {
+            self.is_too_much(text) && text.known.least.min(self.too_long) / 4 <= passed
+        })
     }
 
-    /// Has a text tried with half of so many bytes, which are too much of it, or
-    /// with as much as is known to pass.
-    pub(super) fn shorten(&mut self, id: TextId, bytes: usize) {
+    /// Returns whether it is known that the least of a text that failed is too
+    /// much.
+    fn is_too_much(&self, text: &Text) -> bool {
+        let least = text.known.least;
+        least >= text.known.too_much || least >= self.too_long && least > self.passed_bytes
+    }
+
+    /// Chooses how much of a text is tried next, whose beginning passed and more
+    /// did not: less, until that passes; then what failed, until that proves
+    /// something; and then again what passed. Returns whether there is anything
+    /// to try before a probe.
+    pub(super) fn choose_length(&mut self, id: TextId) -> bool {
         let shortest = self.settings.shortest;
-        let Some(text) = self.texts.get_mut(&id) else {
-            return;
+        let Some(text) = self.texts.get(&id) else {
+            return false;
         };
-        text.too_much = bytes;
-        let half = bytes / 2;
-        let known = (shortest.max(self.too_long / 4)..half).contains(&self.passed_bytes)
-            && half >= self.too_long;
-        let next = if known { self.passed_bytes } else { half };
-        text.trial = Trial::Shorter(next.max(shortest));
-        text.repeats = 0;
-        let task = self.alone(id);
-        // One text learns how long a text may be, before the others are tried.
-        self.tasks.push_front(task);
+        let (known, bytes) = (text.known, text.bytes);
+        let mut is_too_much = self.is_too_much(text);
+        if !is_too_much && self.proves(known.repeats, known.flawed) {
+            if known.least <= self.passed_bytes {
+                // Others as long passed: do they still?
+                self.controls.push(id);
+                return false;
+            }
+            self.too_long = self.too_long.min(known.least);
+            is_too_much = true;
+        }
+        let half = (known.least / 2).max(shortest);
+        // One failure asks for less, but for that of the whole, which is most likely a whim.
+        let seems = is_too_much || known.least < bytes || known.repeats.total() > 1;
+        let usual = shortest.max(self.too_long / 4).max(known.passed + 1)..half;
+        let next = if seems && half >= self.too_long && usual.contains(&self.passed_bytes) {
+            self.passed_bytes
+        } else if seems && half > known.passed {
+            half
+        } else if is_too_much {
+            known.passed
+        } else {
+            known.least
+        };
+        if let Some(text) = self.texts.get_mut(&id) {
+            if is_too_much {
+                text.known.too_much = text.known.too_much.min(known.least);
+            }
+            text.try_bytes(next);
+        }
+        true
+    }
+
+    /// Goes on with a text whose length is on trial.
+    pub(super) fn go_on(&mut self, id: TextId) {
+        if self.choose_length(id) {
+            // One text learns how long a text may be, before the others are tried.
+            let task = self.alone(id);
+            self.tasks.push_front(task);
+        }
     }
 
     /// Takes in that a text failed alone. It goes on once a call passes that
@@ -88,22 +131,33 @@ impl Judge {
         let Some(text) = self.texts.get_mut(&id) else {
             return;
         };
-        text.failed_at = at;
+        text.known.failed_at = at;
         text.again_at = self.ended + text.pause(at);
-        text.among = Some(1);
-        text.flawed &= flawed;
+        text.known.among = Some(1);
+        text.known.flawed &= flawed;
         text.reason.get_or_insert_with(|| reason.to_owned());
         self.unproven.push(id);
+    }
+
+    /// Takes in that a call failed at that moment, all other texts of which have
+    /// passed since. As calls that large pass, that is a failure of the text's.
+    pub(super) fn failed_with_it(&mut self, id: TextId, failed: CallSize, at: u64) {
+        let kind = self.doubt.kind(at);
+        if failed.texts > 1
+            && self.size.has_passed(failed)
+            && let Some(text) = self.texts.get_mut(&id)
+        {
+            text.known.count(kind, text.bytes);
+        }
     }
 
     /// Goes on with the texts that failed alone, once something else passed.
     pub(super) fn weigh(&mut self) {
         let mut proven = Vec::new();
         self.unproven.retain(|id| {
-            let is_proven = self
-                .texts
-                .get(id)
-                .is_none_or(|text| text.failed_at <= self.proof && text.again_at <= self.ended);
+            let is_proven = self.texts.get(id).is_none_or(|text| {
+                text.known.failed_at <= self.proof && text.again_at <= self.ended
+            });
             if is_proven {
                 proven.push(*id);
             }
@@ -120,51 +174,52 @@ impl Judge {
         let Some(text) = self.texts.get_mut(&id) else {
             return;
         };
-        let can_be_shorter = text.sent(shortest) > shortest && text.bytes > 2 * shortest;
-        text.failures += 1;
-        text.beginning_failures += u32::from(!can_be_shorter);
-        text.has_failed = false;
-        text.repeats += 1;
-        text.is_remembered |= !text.flawed && self.doubt.is_onset(text.failed_at);
-        let needed = match (text.flawed, text.is_remembered) {
-            (true, _) => self.flaws.failures_needed(),
-            (false, true) => self.doubt.onsets_needed().max(DEATHS),
-            (false, false) => self.doubt.failures_needed(),
-        };
-        // Where its length may explain that it failed whole, only its beginning counts.
-        let beginning = if text.bytes > self.passed_bytes { 1 } else { 2 };
-        let sent = text.sent(shortest);
-        let is_known = sent >= self.too_long && sent > self.passed_bytes;
-        match text.trial {
-            Trial::Whole if can_be_shorter && is_known => return self.shorten(id, sent),
-            Trial::Whole if text.beginning_passed && text.failures >= needed => {
-                if sent > self.passed_bytes {
-                    return self.is_too_long(id, sent);
-                }
-                // Others as long passed: do they still?
-                return self.controls.push(id);
-            }
-            Trial::Whole if text.beginning_passed => {}
-            Trial::Shorter(_) if can_be_shorter && text.beginning_passed => {
-                match (is_known, text.repeats >= needed) {
-                    (true, _) => return self.shorten(id, sent),
-                    (false, true) => return self.is_too_long(id, sent),
-                    (false, false) => {}
-                }
-            }
-            Trial::Whole | Trial::Shorter(_) if can_be_shorter => text.trial = Trial::Beginning,
-            _ if text.failures >= needed && beginning * text.beginning_failures >= needed => {
-                text.rejected = true;
-                return;
-            }
-            _ => {}
-        }
-        let learns = text.learns();
-        let task = self.alone(id);
-        if learns {
-            self.tasks.push_front(task);
+        let kind = if text.known.flawed {
+            Kind::Single
         } else {
+            self.doubt.kind(text.known.failed_at)
+        };
+        let sent = text.sent(shortest);
+        if !std::mem::take(&mut text.is_counted) {
+            text.known.count(kind, sent);
+        }
+        text.is_remembered |= kind == Kind::Onset;
+        let (passed, trial) = (text.known.passed, text.known.trial);
+        let can_be_shorter = text.can_be_shorter(shortest);
+        let Some(text) = self.texts.get(&id) else {
+            return;
+        };
+        let is_guilty = self.is_guilty(text);
+        let is_known = can_be_shorter && trial == Trial::Whole && self.is_too_much(text);
+        if is_known || passed > 0 && trial != Trial::Beginning {
+            return self.go_on(id);
+        }
+        if let Some(text) = self.texts.get_mut(&id) {
+            text.rejected = is_guilty;
+            if can_be_shorter {
+                text.known.trial = Trial::Beginning;
+            }
+        }
+        if !is_guilty {
+            let task = self.alone(id);
             self.tasks.push_back(task);
+        }
+    }
+
+    /// Returns whether a text failed so often that it is rejected.
+    pub(super) fn is_guilty(&self, text: &Text) -> bool {
+        let known = &text.known;
+        let failures = known.whole.and(known.beginning);
+        if !text.can_be_shorter(self.settings.shortest) {
+            return self.proves(known.whole, known.flawed);
+        }
+        // Where its length may explain that it failed whole, only its beginning counts.
+        if known.trial != Trial::Beginning {
+            false
+        } else if text.bytes > self.passed_bytes {
+            self.proves(known.beginning, known.flawed)
+        } else {
+            2 * known.beginning.total() >= failures.total() && self.proves(failures, known.flawed)
         }
     }
 
@@ -173,7 +228,7 @@ impl Judge {
     pub(super) fn alone(&self, id: TextId) -> Task {
         let text = self.texts.get(&id);
         Task {
-            exclusive: text.is_some_and(|text| text.is_remembered || !text.flawed),
+            exclusive: text.is_some_and(|text| text.is_remembered || !text.known.flawed),
             ..Task::alone(id)
         }
     }

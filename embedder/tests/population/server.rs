@@ -199,6 +199,32 @@ pub(crate) struct Condition {
 }
 
 impl Server {
+    /// A server of which one text in a hundred is bad, and nothing else is wrong.
+    pub(crate) fn plain(ceiling: usize, word: Word, symptom: Symptom) -> Self {
+        Self {
+            texts: vec![150; 2_000],
+            poison: (0..2_000).filter(|text| text % 100 == 37).collect(),
+            symptom,
+            most_texts: usize::MAX,
+            most_bytes: usize::MAX,
+            longest: usize::MAX,
+            outages: Vec::new(),
+            quota: None,
+            flaky: 0,
+            manners: Manners {
+                poison: word,
+                too_long: word,
+                too_much: word,
+                quota: word,
+                outage: word,
+            },
+            ceiling,
+            concurrency: 1,
+            call_ms: 10,
+            seed: 1,
+        }
+    }
+
     /// Whether it is away at this moment for a reason of its own.
     pub(crate) fn is_out(&self, now: u64) -> bool {
         let mut outages = self.outages.iter();
@@ -327,37 +353,55 @@ impl Server {
             texts += 1;
             bytes += sent;
         }
-        // Each bad text: which of a call it is, that it is it alone, and that its length does
-        // not matter; where calls fail for nothing, as often as makes that an unlikely reason, and
-        // once more where an outage may have begun with any of them.
-        let per_call = self.texts.len() as f64 / calls;
+        // A rate of whims that is lower than one in all of these is told from none by nobody, and
+        // with each outage began one that may be.
+        let (bad, long) = (self.poison.len() as f64, self.long() as f64);
         let one_in = self.quota.unwrap_or(self.flaky as usize) as f64;
-        let accidents = match (one_in > 0.0, self.outages.is_empty()) {
-            (true, _) => (-UNLIKELY.ln() / one_in.ln() - 2.0).max(0.0),
-            (false, false) => 1.0,
-            (false, true) => 0.0,
+        let tries = |seen: f64| {
+            let seen = seen / (1 + self.outages.len()) as f64;
+            let one_in = if one_in > 0.0 { one_in.min(seen) } else { seen };
+            (-UNLIKELY.ln() / one_in.max(MOST_OFTEN).ln()).ceil()
         };
-        let search = per_call.log2().max(0.0) + 1.0 + accidents;
-        let found = match self.symptom {
-            Symptom::Flawed => 3.0,
-            _ => search + 3.0,
+        // Each bad text: which of a call it is, and as many failures as are no accident.
+        let per_call = self.texts.len() as f64 / calls;
+        let search = per_call.log2().max(0.0);
+        let (search_bad, tries_bad) = match self.symptom {
+            Symptom::Flawed => (0.0, tries(self.texts.len() as f64)),
+            _ => (search, tries(calls + bad + long)),
         };
-        let long = self
-            .texts
-            .iter()
-            .filter(|length| **length > self.longest.min(self.most_bytes));
-        let long = long.count();
+        // A call that passes vouches for two failures, that before it and that after it. While
+        // texts are searched, half of the calls pass.
+        let vouching = (bad * tries_bad / 2.0 - bad * search_bad / 2.0 - calls).max(0.0);
+        // Each long text: which of a call it is, that it fails, and how much of it passes. How long
+        // a text may be is proved once from above, and once more by one that is not as long.
+        let limit = if long > 0.0 {
+            2.0 * tries(calls + bad + long)
+        } else {
+            0.0
+        };
         // Where calls fail for nothing, innocent texts fail alone as well, and while the server is
         // hardly known nobody can tell.
         let suspects = if one_in > 0.0 { self.texts.len() } else { 0 };
         let unknown = suspects.min(FIRST);
-        calls + self.poison.len() as f64 * found + long as f64 * (search + 3.0) + unknown as f64
+        let bad = bad * (search_bad + tries_bad) + vouching;
+        calls + bad + long * (search + 3.0) + limit + unknown as f64
+    }
+
+    /// How many texts are longer than it takes.
+    fn long(&self) -> usize {
+        let longest = self.longest.min(self.most_bytes);
+        self.texts
+            .iter()
+            .filter(|length| **length > longest)
+            .count()
     }
 }
 
 /// Innocent texts that fail alone while a server is hardly known.
 const FIRST: usize = 8;
-/// The chance of an accident that nobody need reckon with.
+/// The chance of an accident that nobody need reckon with, and the calls of
+/// which one is taken to be one where fewer were seen.
 const UNLIKELY: f64 = 1e-9;
+const MOST_OFTEN: f64 = 8.0;
 /// Most estimated tokens in a call.
 pub(crate) const TOKENS: usize = 16_384;

@@ -73,7 +73,8 @@ impl World {
         }
     }
 
-    pub(crate) fn run(mut self, factor: f64) -> Result<(), TestCaseError> {
+    /// Returns how many calls it took.
+    pub(crate) fn run(mut self, factor: f64) -> Result<u64, TestCaseError> {
         while self.embedded.len() + self.rejected.len() < self.server.texts.len() {
             if self.now > 40_000_000 || self.calls as f64 > 20.0 * self.server.least() + 3_000.0 {
                 return Err(self.fails("it does not come to an end"));
@@ -81,7 +82,8 @@ impl World {
             self.send();
             self.step()?;
         }
-        self.judge_calls(factor)
+        self.judge_calls(factor)?;
+        Ok(self.calls)
     }
 
     fn send(&mut self) {
