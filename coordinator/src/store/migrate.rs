@@ -52,7 +52,7 @@ pub async fn apply_steps(pool: &PgPool, migrator: &Migrator) -> Result<(), Migra
     let mut connection = connect(pool).await?;
     // A step may take longer than any statement of a call.
     connection
-        .execute("-- store::migrate\nSET statement_timeout = 0; SET lock_timeout = 0")
+        .execute("-- store::migrate\nSET statement_timeout = 0")
         .await?;
     let mut pause = PAUSE.0;
     loop {
