@@ -44,7 +44,7 @@ OF_PROFILE = {
             ],
         },
     },
-    "Map<String, Value>": {"type": "object"},
+    "Fields": {"type": "object"},
     "PartialRole": {"$ref": "#/definitions/modelRole"},
 }
 
