@@ -1,14 +1,15 @@
-//! Postgres: the rows that the lease protocol lives on, and its transactions.
-//! Each method is one statement of `coordinator/src/store`, and atomic as that.
+//! Postgres: the rows that the lease protocol lives on, and the transactions that
+//! claim, renew and take back. Each method is one statement of
+//! `coordinator/src/store`, and atomic as that.
 
 use crate::{
     flaws::{Flaw, Flaws},
     job::{Coordinator, Job, JobState, Lease, Running, Term},
 };
 
-/// Chunks of the one source, each an item of its own.
-pub(crate) const CHUNKS: usize = 2;
-/// Which text a chunk has, or a vector was computed from: what `text_hash` tells apart.
+/// Places for chunks of the one source, each an item of its own.
+pub(crate) const CHUNKS: usize = 3;
+/// Which text a chunk has, or a result was computed from: what `text_hash` tells apart.
 pub(crate) type Version = u8;
 
 /// What a fenced statement answers.
@@ -21,7 +22,7 @@ pub(crate) enum Answer {
 
 /// What a worker may ask for under a lease.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Write {
+pub(crate) enum Write {
     Renew,
     Upsert,
     Complete,
@@ -30,32 +31,50 @@ enum Write {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Database {
+    /// What the versions of its texts under the present model are above.
+    pub(crate) model: Version,
     pub(crate) texts: [Option<Version>; CHUNKS],
     pub(crate) vectors: [Option<Version>; CHUNKS],
-    /// The jobs of the source, oldest first. Only the last can be open.
+    pub(crate) rejections: [Option<Version>; CHUNKS],
+    /// The jobs of the source, oldest first.
     pub(crate) jobs: Vec<Job>,
+    /// For the laws: chunks whose text is one that they had before.
+    pub(crate) returned: [bool; CHUNKS],
+    /// For the laws: texts that chunks had, as bits.
+    pub(crate) had: [u8; CHUNKS],
     /// For the laws: a write was accepted that did not come under the lease of the day.
     pub(crate) stale_write: bool,
+    /// For the laws: a result was refused as its worker's fault.
+    pub(crate) refused: bool,
 }
 
 impl Database {
-    /// A source that was just put.
-    pub(crate) fn new(chunks: usize) -> Self {
-        let mut database = Self {
-            texts: std::array::from_fn(|chunk| (chunk < chunks).then_some(1)),
-            vectors: [None; CHUNKS],
-            jobs: Vec::new(),
-            stale_write: false,
+    /// A source that was just put, planned in these ranges.
+    pub(crate) fn new(ranges: &[(usize, usize)]) -> Self {
+        let covered = |chunk| {
+            ranges
+                .iter()
+                .any(|(first, last)| (*first..=*last).contains(&chunk))
         };
-        database.plan();
-        database
+        let job = |range: &(usize, usize)| Job::new(*range, (range.1 - range.0) as u8 + 1);
+        Self {
+            model: 0,
+            texts: std::array::from_fn(|chunk| covered(chunk).then_some(1)),
+            vectors: [None; CHUNKS],
+            rejections: [None; CHUNKS],
+            jobs: ranges.iter().map(job).collect(),
+            returned: [false; CHUNKS],
+            had: [0; CHUNKS],
+            stale_write: false,
+            refused: false,
+        }
     }
 
-    /// The stream that wrote the end of the present lease, and the one opened
-    /// last.
-    pub(crate) fn marks(&self) -> [Option<Coordinator>; 2] {
-        let running = self.newest().running;
-        [running.mark, running.stream]
+    /// Of each job, the stream that wrote the end of its lease, and the one
+    /// opened last.
+    pub(crate) fn marks(&self) -> Vec<[Option<Coordinator>; 2]> {
+        let running = self.jobs.iter().map(|job| job.running);
+        running.map(|it| [it.mark, it.stream]).collect()
     }
 
     pub(crate) fn rename_coordinators(&mut self) {
@@ -68,32 +87,40 @@ impl Database {
     }
 
     pub(crate) fn is_pending(&self, chunk: usize) -> bool {
-        self.texts[chunk].is_some() && self.texts[chunk] != self.vectors[chunk]
+        let text = self.texts[chunk];
+        text.is_some() && text != self.vectors[chunk] && text != self.rejections[chunk]
     }
 
     pub(crate) fn pending(&self) -> usize {
         (0..CHUNKS).filter(|chunk| self.is_pending(*chunk)).count()
     }
 
-    pub(crate) fn newest(&self) -> &Job {
-        &self.jobs[self.jobs.len() - 1]
+    /// Whether anything within the range of a job is pending.
+    pub(crate) fn leaves(&self, job: usize) -> bool {
+        let (first, last) = self.jobs[job].range;
+        (first..=last).any(|chunk| self.is_pending(chunk))
     }
 
-    fn plan(&mut self) {
-        if self.pending() > 0 {
-            self.jobs.push(Job::new(self.pending() as u8));
-        }
+    /// The job that a chunk belongs to: the open one that covers it, or else the
+    /// newest of the ended ones that do.
+    pub(crate) fn owner(&self, chunk: usize) -> Option<usize> {
+        let last = |of: fn(&Job) -> bool| {
+            self.jobs
+                .iter()
+                .rposition(|job| of(job) && job.covers(chunk))
+        };
+        last(Job::is_open).or_else(|| last(Job::is_unsettled))
     }
 
     /// `store::claim::claim`
-    pub(crate) fn claim(&mut self, flaws: Flaws) -> Option<Lease> {
-        let at = self.jobs.len() - 1;
+    pub(crate) fn claim(&mut self, flaws: Flaws, at: usize) -> Option<Lease> {
         let job = &mut self.jobs[at];
         if job.state != JobState::Queued {
             return None;
         }
         job.state = JobState::Running;
         job.running = Running::default();
+        job.changes = 0;
         job.claims += 1;
         if flaws.has(Flaw::AttemptAsFence) {
             job.epoch = job.attempt;
@@ -108,7 +135,7 @@ impl Database {
     }
 
     /// The fence: `WHERE id = $1 AND epoch = $2 AND state = 'running'`.
-    fn fence(&mut self, flaws: Flaws, lease: Lease, write: Write) -> Answer {
+    pub(crate) fn fence(&mut self, flaws: Flaws, lease: Lease, write: Write) -> Answer {
         let job = &self.jobs[lease.job];
         let epoch = job.epoch == lease.epoch
             || match write {
@@ -140,62 +167,6 @@ impl Database {
         let answer = self.fence(flaws, lease, Write::Renew);
         if answer == Answer::Held {
             self.jobs[lease.job].extend(via);
-        }
-        answer
-    }
-
-    /// `store::batches::upsert` of one chunk, completing.
-    pub(crate) fn upsert(
-        &mut self,
-        flaws: Flaws,
-        lease: Lease,
-        (chunk, version): (usize, Version),
-        via: Option<Coordinator>,
-    ) -> Answer {
-        let answer = self.fence(flaws, lease, Write::Upsert);
-        if answer != Answer::Held {
-            return answer;
-        }
-        if self.texts[chunk] != Some(version) && !flaws.has(Flaw::UpsertWithoutHash) {
-            // The whole result is refused, and the worker told so.
-            return Answer::Lost;
-        }
-        self.write(lease, (chunk, version), via)
-    }
-
-    /// What follows once lease and hash were found to be right.
-    pub(crate) fn write(
-        &mut self,
-        lease: Lease,
-        (chunk, version): (usize, Version),
-        via: Option<Coordinator>,
-    ) -> Answer {
-        let fresh = self.vectors[chunk] != Some(version);
-        self.vectors[chunk] = Some(version);
-        let job = &mut self.jobs[lease.job];
-        job.extend(via);
-        if fresh {
-            job.done = (job.done + 1).min(job.total);
-            job.running.progressed = true;
-            job.attempt = 0;
-            job.idle = 0;
-        }
-        if job.done == job.total {
-            job.end(JobState::Succeeded);
-            return Answer::Finished;
-        }
-        Answer::Held
-    }
-
-    /// `store::lease::complete`
-    pub(crate) fn complete(&mut self, flaws: Flaws, lease: Lease) -> Answer {
-        if self.pending() > 0 && !flaws.has(Flaw::CompleteUnasked) {
-            return Answer::Held;
-        }
-        let answer = self.fence(flaws, lease, Write::Complete);
-        if answer == Answer::Held {
-            self.jobs[lease.job].end(JobState::Succeeded);
-            return Answer::Finished;
         }
         answer
     }
@@ -235,8 +206,7 @@ impl Database {
     }
 
     /// `store::rescue::rescue`: `stalled` is one that is renewed but persists nothing.
-    pub(crate) fn rescue(&mut self, flaws: Flaws, stalled: bool) {
-        let at = self.jobs.len() - 1;
+    pub(crate) fn rescue(&mut self, flaws: Flaws, at: usize, stalled: bool) {
         let job = &mut self.jobs[at];
         let Running {
             heard, progressed, ..
@@ -247,32 +217,12 @@ impl Database {
             || (progressed && flaws.has(Flaw::ProgressIsCharged))
             || (!heard && flaws.has(Flaw::LostClaimIsCharged));
         job.requeue(charged);
-        if !flaws.has(Flaw::AttemptAsFence) && !flaws.has(Flaw::RevocationKeepsEpoch) {
-            job.move_epoch();
-        }
+        self.revoke(flaws, at);
     }
 
-    /// `store::content`: the chunk's text changes, or goes (`None`), with the
-    /// vector of the old one. The open job is superseded; what is pending is
-    /// planned anew, in the same transaction.
-    pub(crate) fn change(&mut self, flaws: Flaws, chunk: usize, text: Option<Version>) {
-        self.texts[chunk] = text;
-        if !(text.is_none() && flaws.has(Flaw::DeletionLeavesVectors)) {
-            self.vectors[chunk] = None;
+    pub(crate) fn revoke(&mut self, flaws: Flaws, at: usize) {
+        if !flaws.has(Flaw::AttemptAsFence) && !flaws.has(Flaw::RevocationKeepsEpoch) {
+            self.jobs[at].move_epoch();
         }
-        let at = self.jobs.len() - 1;
-        let job = &mut self.jobs[at];
-        if job.is_open() {
-            if flaws.has(Flaw::ChangeKeepsLease) {
-                return;
-            }
-            job.end(JobState::Cancelled);
-            // All that matters from here on is that its epoch has moved on.
-            (job.attempt, job.idle, job.claims, job.done, job.total) = (0, 0, 0, 0, 0);
-            if !flaws.has(Flaw::AttemptAsFence) && !flaws.has(Flaw::RevocationKeepsEpoch) {
-                job.move_epoch();
-            }
-        }
-        self.plan();
     }
 }

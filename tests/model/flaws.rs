@@ -22,8 +22,31 @@ pub(crate) enum Flaw {
     RevocationKeepsEpoch,
     /// An upsert checks first and writes later, with no row locked in between.
     UpsertWithoutLocks,
-    /// A change of the content leaves the running job to go on.
-    ChangeKeepsLease,
+    /// A statement that waited for the job's row does not ask whether the chunks
+    /// have changed since it read them.
+    NoVersion,
+    /// It asks for the epoch alone.
+    EpochAsVersion,
+    /// It does not ask for what other results of the job were written.
+    ResultsUnversioned,
+    /// A deletion does not count as a change.
+    DeletionUnversioned,
+    /// Only results ask for the version, not a completion.
+    CompleteWithoutVersion,
+    /// A write ends the jobs that are open, and plans all that is pending anew.
+    WriteEndsJobs,
+    /// A chunk that a write makes pending is not added to its job.
+    TotalNotRaised,
+    /// A chunk that goes is taken off its job whether or not it was pending there.
+    DoneIsTakenOff,
+    /// The job of what no open one covers reaches over what others cover.
+    NewJobOverlaps,
+    /// A chunk whose result was left out counts as done.
+    LeftOutIsDone,
+    /// A result counts whether or not it is there already.
+    CountsTwice,
+    /// A stream lists what is pending only when it is opened.
+    ListsOnce,
     /// Deleted items keep their vectors.
     DeletionLeavesVectors,
     /// A worker is told that its result is persisted before it is.

@@ -19,8 +19,10 @@ pub(crate) enum JobState {
     Queued,
     Running,
     Succeeded,
-    Failed,
-    Cancelled,
+    /// Out of tries, or cancelled by a client: what it left pending is still its own.
+    Ended,
+    /// The same, and others have what it left pending.
+    Settled,
 }
 
 /// What is left of a lease: there is no clock here.
@@ -48,9 +50,14 @@ pub(crate) struct Running {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Job {
     pub(crate) state: JobState,
+    /// The first and the last of its chunks.
+    pub(crate) range: (usize, usize),
     pub(crate) epoch: u8,
+    /// Writes since the claim that changed chunks of its range.
+    pub(crate) changes: u8,
     pub(crate) attempt: u8,
     pub(crate) done: u8,
+    pub(crate) rejected: u8,
     pub(crate) total: u8,
     pub(crate) running: Running,
     /// For the laws: claims so far, the highest epoch so far, and leases in a row that were
@@ -61,12 +68,15 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    pub(crate) fn new(total: u8) -> Self {
+    pub(crate) fn new(range: (usize, usize), total: u8) -> Self {
         Self {
             state: JobState::Queued,
+            range,
             epoch: 0,
+            changes: 0,
             attempt: 0,
             done: 0,
+            rejected: 0,
             total,
             running: Running::default(),
             claims: 0,
@@ -77,6 +87,19 @@ impl Job {
 
     pub(crate) fn is_open(&self) -> bool {
         matches!(self.state, JobState::Queued | JobState::Running)
+    }
+
+    pub(crate) fn is_unsettled(&self) -> bool {
+        self.is_open() || self.state == JobState::Ended
+    }
+
+    pub(crate) fn covers(&self, chunk: usize) -> bool {
+        (self.range.0..=self.range.1).contains(&chunk)
+    }
+
+    /// Whether its counts say that nothing of it is pending.
+    pub(crate) fn is_done(&self) -> bool {
+        self.done + self.rejected == self.total
     }
 
     pub(crate) fn move_epoch(&mut self) {
@@ -93,13 +116,25 @@ impl Job {
     pub(crate) fn end(&mut self, state: JobState) {
         self.state = state;
         self.running = Running::default();
+        if !self.is_unsettled() {
+            // All that matters from here on is its epoch: states that differ in the rest are one.
+            let (epoch, highest) = (self.epoch, self.highest);
+            *self = Self {
+                state,
+                epoch,
+                highest,
+                ..Self::new(self.range, 0)
+            };
+        } else if state == JobState::Ended {
+            self.changes = 0;
+        }
     }
 
     pub(crate) fn requeue(&mut self, charged: bool) {
         self.attempt += u8::from(charged);
         let failed = charged && self.attempt >= MAX_ATTEMPTS;
         self.end(if failed {
-            JobState::Failed
+            JobState::Ended
         } else {
             JobState::Queued
         });

@@ -4,7 +4,7 @@ use std::collections::{HashMap, hash_map::Entry};
 
 use stateright::{Checker, HasDiscoveries, Model};
 
-use crate::{job::JobState, step::Protocol, system::System};
+use crate::{step::Protocol, system::System};
 
 /// Goes through all states, in all of which the laws must hold. Answers their
 /// number.
@@ -59,10 +59,7 @@ pub(crate) fn dead_ends(protocol: &Protocol) -> (usize, Vec<System>) {
         }
         at += 1;
     }
-    let is_settled = |state: &System| {
-        state.database.pending() == 0 || state.database.newest().state == JobState::Failed
-    };
-    let mut hopeful: Vec<bool> = states.iter().map(is_settled).collect();
+    let mut hopeful: Vec<bool> = states.iter().map(System::is_done).collect();
     let mut open: Vec<usize> = (0..states.len()).filter(|at| hopeful[*at]).collect();
     while let Some(at) = open.pop() {
         for &earlier in &before[at] {

@@ -4,10 +4,9 @@ use std::collections::BTreeSet;
 
 use crate::{
     database::{Answer, CHUNKS, Database, Version},
-    job::{Coordinator, Lease, Term},
+    job::{Coordinator, JobState, Lease, Term},
+    results::{Outcome, Seen},
 };
-
-const WORKERS: usize = 2;
 
 /// A worker's memory.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,10 +22,12 @@ pub(crate) struct Held {
     pub(crate) lease: Lease,
     /// The coordinator at the other end of its stream.
     pub(crate) stream: Option<Coordinator>,
+    /// What that one has listed as pending, and not handed out yet.
+    pub(crate) listed: [bool; CHUNKS],
     /// Handed out and not acknowledged: what it names when it reopens.
     pub(crate) unacked: [Option<Version>; CHUNKS],
-    /// For the laws: handed out under this lease.
-    pub(crate) given: [Option<Version>; CHUNKS],
+    /// For the laws: handed out under this lease, and not changed since.
+    pub(crate) given: [bool; CHUNKS],
 }
 
 /// A request that is under way to any coordinator. It stays there for good, so
@@ -34,7 +35,7 @@ pub(crate) struct Held {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Request {
     Renew(Lease),
-    Upsert(Lease, (usize, Version)),
+    Upsert(Lease, Outcome),
     Complete(Lease),
     HandBack { lease: Lease, charged: bool },
 }
@@ -50,32 +51,53 @@ impl Request {
     }
 }
 
+/// A statement that has begun, and has not yet the lock of its job's row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Waiting {
+    pub(crate) request: Request,
+    pub(crate) via: Option<Coordinator>,
+    pub(crate) seen: Seen,
+}
+
+/// How much may still happen in a history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Budget {
+    /// Things that go wrong.
+    pub(crate) mishaps: u8,
+    /// Writes of content.
+    pub(crate) writes: u8,
+    /// Statements that wait for others, or are overtaken by them.
+    pub(crate) waits: u8,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct System {
     pub(crate) database: Database,
-    pub(crate) workers: [Worker; WORKERS],
+    pub(crate) workers: Vec<Worker>,
     /// What coordinators remember: the streams that they have not seen break.
     pub(crate) streams: BTreeSet<(Coordinator, Lease)>,
     pub(crate) network: BTreeSet<Request>,
-    pub(crate) mishaps: u8,
-    /// An upsert between its check and its write: only ever with a flaw.
-    pub(crate) torn: Option<(Lease, (usize, Version))>,
+    pub(crate) waiting: Option<Waiting>,
+    pub(crate) left: Budget,
     /// For the laws: something was handed out that was persisted, or was handed
     /// out under the same lease before.
     pub(crate) repeated: bool,
+    /// For the laws: a write threw away a result under way of a text that it left as it was.
+    pub(crate) wasted: bool,
 }
 
 impl System {
     /// A source that was just put, and nobody at work.
-    pub(crate) fn new(chunks: usize, mishaps: u8) -> Self {
+    pub(crate) fn new(ranges: &[(usize, usize)], workers: usize, left: Budget) -> Self {
         Self {
-            database: Database::new(chunks),
-            workers: [const { Worker::Idle }; WORKERS],
+            database: Database::new(ranges),
+            workers: vec![Worker::Idle; workers],
             streams: BTreeSet::new(),
             network: BTreeSet::new(),
-            mishaps,
-            torn: None,
+            waiting: None,
+            left,
             repeated: false,
+            wasted: false,
         }
     }
 
@@ -94,29 +116,38 @@ impl System {
                 .any(|held| held.lease == lease && held.stream == Some(at))
     }
 
-    /// Whether some worker has, or will have, the lease that is running.
-    fn is_manned(&self) -> bool {
-        let at = self.database.jobs.len() - 1;
-        let claim = self.database.newest().claims;
+    /// Whether some worker has, or will have, the lease of a job that is running.
+    fn is_manned(&self, at: usize) -> bool {
+        let claim = self.database.jobs[at].claims;
         self.workers.iter().any(|worker| {
             matches!(worker, Worker::Claiming(lease) | Worker::Holding(Held { lease, .. })
                 if lease.job == at && lease.claim == claim)
         })
     }
 
-    pub(crate) fn expires_by_itself(&self) -> bool {
-        self.database.newest().running.term == Term::Grace || !self.is_manned()
+    pub(crate) fn expires_by_itself(&self, at: usize) -> bool {
+        self.database.jobs[at].running.term == Term::Grace || !self.is_manned(at)
+    }
+
+    /// Whether nothing is left to do: everything is embedded, and every job ended.
+    pub(crate) fn is_done(&self) -> bool {
+        let mut jobs = self.database.jobs.iter();
+        self.database.pending() == 0
+            && jobs.all(|job| job.state == JobState::Succeeded || job.state == JobState::Settled)
     }
 
     /// The worker with this lease hears what became of its request. Where the
     /// lease has ended, so does its stream, at both ends.
-    pub(crate) fn answer(&mut self, lease: Lease, acked: Option<usize>, answer: Answer) {
+    pub(crate) fn answer(&mut self, lease: Lease, acked: Option<Outcome>, answer: Answer) {
         for worker in &mut self.workers {
             if let Worker::Holding(held) = worker
                 && held.lease == lease
             {
                 match (answer, acked) {
-                    (Answer::Held, Some(chunk)) => held.unacked[chunk] = None,
+                    (Answer::Held, Some(Outcome { chunk, version, .. })) => {
+                        let unacked = &mut held.unacked[chunk];
+                        *unacked = unacked.filter(|of| *of != version);
+                    }
                     (Answer::Held, None) => {}
                     (Answer::Finished | Answer::Lost, _) => {
                         if let Some(at) = held.stream {
@@ -127,6 +158,41 @@ impl System {
                 }
             }
         }
+    }
+
+    /// The results that are under way under leases that are held, of texts that
+    /// are still the present ones.
+    fn under_way(&self) -> BTreeSet<(Lease, usize)> {
+        let held = self.held().filter(|held| self.database.accepts(held.lease));
+        let chunks = |held: &Held| {
+            let lease = held.lease;
+            let unacked = held.unacked;
+            (0..CHUNKS)
+                .filter(move |chunk| unacked[*chunk].is_some())
+                .map(move |chunk| (lease, chunk, unacked[chunk]))
+        };
+        held.flat_map(chunks)
+            .filter(|(_, chunk, version)| {
+                self.database.is_pending(*chunk) && self.database.texts[*chunk] == *version
+            })
+            .map(|(lease, chunk, _)| (lease, chunk))
+            .collect()
+    }
+
+    /// Content is written: no result is thrown away but of what it changes.
+    pub(crate) fn write(&mut self, chunks: &[usize], write: impl FnOnce(&mut Database)) {
+        let before = self.under_way();
+        write(&mut self.database);
+        for worker in &mut self.workers {
+            if let Worker::Holding(held) = worker {
+                for chunk in chunks {
+                    held.given[*chunk] = false;
+                }
+            }
+        }
+        let after = self.under_way();
+        let mut lost = before.difference(&after);
+        self.wasted |= lost.any(|(_, chunk)| !chunks.contains(chunk));
     }
 
     /// The same system with the names of the coordinators swapped.
@@ -146,6 +212,9 @@ impl System {
                 *at = 1 - *at;
             }
         }
+        if let Some(Waiting { via: Some(at), .. }) = &mut other.waiting {
+            *at = 1 - *at;
+        }
         other
     }
 
@@ -163,6 +232,7 @@ impl System {
                 system.streams.clone(),
                 system.workers.clone(),
                 system.database.marks(),
+                system.waiting.and_then(|it| it.via),
             )
         };
         if order(&other) < order(&self) {
