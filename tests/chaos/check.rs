@@ -246,6 +246,13 @@ async fn check_leftovers(pool: &PgPool, journal: &Journal) -> sqlx::Result<()> {
     for (table, rows) in left {
         journal.find(format!("{rows} {table} of deleted sources are left"));
     }
+    let (superseded,): (i64,) =
+        sqlx::query_as("SELECT count(*) FROM weir.jobs WHERE revoke_reason = 'superseded'")
+            .fetch_one(pool)
+            .await?;
+    if superseded > 0 {
+        journal.find(format!("writes ended {superseded} jobs"));
+    }
     let stuck: Vec<(String,)> = sqlx::query_as(
         "SELECT format('job %s of %s is %s after %s attempts: %s', id, source, state, attempt, last_error)
          FROM weir.jobs WHERE state = 'failed' OR NOT settled AND state <> 'cancelled'

@@ -27,18 +27,17 @@ use crate::{
     journal::Journal,
     ledger::{Content, Ledger, Write},
     pen::Pen,
-    schedule,
+    schedule::{self, SOURCES},
 };
 
 /// The namespace of every source.
 pub(crate) const NAMESPACE: &str = "chaos";
 
-/// Sources of a client, and items of a source, at most.
-const SOURCES: usize = 8;
+/// Items of a source, at most.
 const ITEMS: usize = 50;
 
 /// How long a client waits for an answer.
-const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a write whose answer was lost may still be under way: held up by a
 /// stopped coordinator behind a silent network, before a silent database.
@@ -67,6 +66,11 @@ pub(crate) struct Kept {
     /// Jobs that were told, and those of them that were cancelled.
     jobs: Vec<i64>,
     cancelled: Vec<i64>,
+}
+
+/// The name of a client's source.
+pub(crate) fn name_of(client: usize, source: usize) -> String {
+    format!("client-{client}-{source}")
 }
 
 /// How many calls of each kind had which outcome.
@@ -98,7 +102,7 @@ impl Client {
                 jobs: Vec::new(),
                 cancelled: Vec::new(),
             };
-            (format!("client-{n}-{source}"), kept)
+            (name_of(n, source), kept)
         };
         Self {
             random: schedule::source(seed, &("client", n)),
@@ -481,7 +485,7 @@ fn difference(before: &Content, after: &Content, write: &Write) -> (i64, i64, i6
     )
 }
 
-fn wire(content: Content) -> Vec<Item> {
+pub(crate) fn wire(content: Content) -> Vec<Item> {
     let item = |(item_id, text)| Item {
         item_id,
         text,

@@ -19,14 +19,16 @@ use weir_tests::{
     PATIENCE,
     cluster::{MODEL, Process, event_in},
     embedder::{FakeEmbedder, Rude},
-    postgres::OwnPostgres,
     proxy::{Cut, FaultProxy, Target},
 };
 
 use crate::{
+    clients::name_of,
+    hot,
     journal::{Event, Journal},
     pen::POISON,
     schedule::{self, CLIENTS, COORDINATORS, Fault, Place, Rudeness, Step, WORKERS},
+    servers::{Servers, lock_source},
 };
 
 /// Batches of a lease that a worker holds at most.
@@ -91,13 +93,17 @@ struct Member {
 pub(crate) struct Cluster {
     journal: Journal,
     seed: u64,
-    postgres: tokio::sync::Mutex<OwnPostgres>,
+    postgres: tokio::sync::Mutex<Servers>,
     coordinators: Vec<tokio::sync::Mutex<Member>>,
     workers: Vec<tokio::sync::Mutex<Member>>,
     worker_links: Vec<FaultProxy>,
     embedder_links: Vec<FaultProxy>,
     postgres_links: Vec<FaultProxy>,
+    /// From the harness to Postgres; nothing befalls it.
+    postgres_link: FaultProxy,
     pub(crate) client_links: Vec<FaultProxy>,
+    /// From the client of the hot source to the coordinators; nothing befalls it.
+    pub(crate) hot_link: FaultProxy,
     pub(crate) embedder: FakeEmbedder,
     pub(crate) worker_kills: AtomicUsize,
 }
@@ -105,18 +111,16 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts it all, and returns when it is up.
     pub(crate) async fn start(journal: &Journal, seed: u64) -> Self {
-        let postgres = OwnPostgres::start(&[]).await;
+        let postgres = Servers::start().await;
+        let postgres_link = FaultProxy::start([postgres.target()]).await;
         let embedder = FakeEmbedder::start().await;
         embedder.set_delay(Duration::from_millis(200), Duration::from_millis(20));
         let at_embedder = embedder.url().replace("http://", "").parse();
         let at_embedder = Target::Tcp(at_embedder.expect("its URL is an address"));
         let (mut postgres_links, mut coordinators, mut targets) = (vec![], vec![], vec![]);
         for n in 0..COORDINATORS {
-            let link = FaultProxy::start([Target::Unix(postgres.socket())]).await;
-            let database = format!(
-                "postgres://postgres@{}/weir?sslmode=disable",
-                link.address()
-            );
+            let link = FaultProxy::start([postgres.target()]).await;
+            let database = database_url(&link);
             postgres_links.push(link);
             let listen = free_port();
             targets.push(Target::Tcp(listen));
@@ -141,6 +145,7 @@ impl Cluster {
         for _ in 0..CLIENTS {
             client_links.push(FaultProxy::start(targets.clone()).await);
         }
+        let hot_link = FaultProxy::start(targets).await;
         let cluster = Self {
             journal: journal.clone(),
             seed,
@@ -150,7 +155,9 @@ impl Cluster {
             worker_links,
             embedder_links,
             postgres_links,
+            postgres_link,
             client_links,
+            hot_link,
             embedder,
             worker_kills: AtomicUsize::new(0),
         };
@@ -161,9 +168,9 @@ impl Cluster {
         cluster
     }
 
-    /// The database, past every proxy.
-    pub(crate) async fn database_url(&self) -> String {
-        self.postgres.lock().await.url()
+    /// The database, whichever server it is, past everything that is hurt.
+    pub(crate) fn database_url(&self) -> String {
+        database_url(&self.postgres_link)
     }
 
     /// Lets every place suffer what the seed has for it, and heals them.
@@ -184,7 +191,9 @@ impl Cluster {
             match place {
                 Place::Coordinator(n) => self.hurt_process(&self.coordinators[n], step).await,
                 Place::Worker(n) => self.hurt_process(&self.workers[n], step).await,
+                Place::Node(n) => self.lose_node(n, step).await,
                 Place::Postgres => self.hurt_postgres(step).await,
+                Place::Source => self.lock_source(step).await,
                 Place::Embedder => {
                     if let Fault::Rude(rudeness, of_hundred) = fault {
                         self.be_rude(Some(rudeness), of_hundred);
@@ -216,21 +225,35 @@ impl Cluster {
         member.hurt(step, &self.journal).await;
     }
 
+    /// A coordinator and its workers die at the same moment.
+    async fn lose_node(&self, n: usize, step: Step) {
+        let mut members = vec![self.coordinators[n].lock().await];
+        for worker in self.workers.iter().skip(n).step_by(COORDINATORS) {
+            members.push(worker.lock().await);
+            self.worker_kills.fetch_add(1, Ordering::SeqCst);
+        }
+        for member in &mut members {
+            member.expect_alive(&self.journal).await;
+        }
+        join_all(members.iter_mut().map(|member| member.kill())).await;
+        time::sleep(step.lasts).await;
+        join_all(members.iter_mut().map(|member| member.start(&self.journal))).await;
+    }
+
     async fn hurt_postgres(&self, step: Step) {
-        let mut postgres = self.postgres.lock().await;
-        match step.fault {
-            Fault::Stop => {
-                postgres.sigstop().await;
-                time::sleep(step.lasts).await;
-                postgres.sigcont();
-            }
-            // Ends it first, in order.
-            Fault::Terminate => postgres.start_again().await,
-            _ => {
-                postgres.kill().await;
-                time::sleep(step.lasts).await;
-                postgres.start_again().await;
-            }
+        let mut ways: Vec<&FaultProxy> = self.postgres_links.iter().collect();
+        ways.push(&self.postgres_link);
+        self.postgres.lock().await.hurt(step, &ways).await;
+    }
+
+    async fn lock_source(&self, step: Step) {
+        let name = match step.fault {
+            Fault::Lock(Some((client, source))) => name_of(client, source),
+            _ => hot::SOURCE.to_owned(),
+        };
+        // Where the database is away, nothing is locked, or not for long.
+        if let Err(error) = lock_source(&self.database_url(), &name, step.lasts).await {
+            self.journal.say(&format!("{name} was not locked: {error}"));
         }
     }
 
@@ -371,6 +394,12 @@ impl Member {
         self.start(journal).await;
     }
 
+    async fn kill(&mut self) {
+        if let Some(process) = &mut self.process {
+            process.sigkill().await;
+        }
+    }
+
     async fn expect_alive(&mut self, journal: &Journal) {
         let ended = self.process.as_mut().and_then(Process::ended);
         if let Some(status) = ended {
@@ -389,13 +418,25 @@ async fn hurt_link(link: &FaultProxy, step: Step) {
         }
         Fault::Delay(by) => link.delay(by),
         Fault::Silence(what) | Fault::SilenceThenCut(what) => link.silence(what),
-        Fault::Kill | Fault::Terminate | Fault::Stop | Fault::Rude(..) => {}
+        Fault::Kill
+        | Fault::Terminate
+        | Fault::Stop
+        | Fault::Promote
+        | Fault::Lock(_)
+        | Fault::Rude(..) => {}
     }
     time::sleep(step.lasts).await;
     if matches!(step.fault, Fault::SilenceThenCut(_)) {
         link.cut(Cut::Reset);
     }
     link.resume();
+}
+
+fn database_url(link: &FaultProxy) -> String {
+    format!(
+        "postgres://postgres@{}/weir?sslmode=disable",
+        link.address()
+    )
 }
 
 fn rude(rudeness: Rudeness) -> Rude {
@@ -415,6 +456,7 @@ fn describe(fault: Fault, lasts: Duration) -> String {
     let of = match fault {
         Fault::Delay(by) => format!(" by {} ms", by.as_millis()),
         Fault::Silence(what) | Fault::SilenceThenCut(what) => format!(" {what:?}"),
+        Fault::Lock(Some((client, source))) => format!(" {}", name_of(client, source)),
         Fault::Rude(_, of_hundred) => format!(" to {of_hundred} of 100 calls"),
         _ => String::new(),
     };

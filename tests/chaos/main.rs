@@ -15,12 +15,14 @@ mod check;
 mod clients;
 mod cluster;
 mod history;
+mod hot;
 mod journal;
 mod ledger;
 mod pen;
 mod repeats;
 mod report;
 mod schedule;
+mod servers;
 
 use std::{collections::BTreeMap, env, path::PathBuf, str::FromStr, time::Duration};
 
@@ -32,12 +34,13 @@ use crate::{
     clients::{Client, STRAGGLER_IN_PEACE},
     cluster::Cluster,
     history::History,
+    hot::Hot,
     journal::Journal,
-    schedule::CLIENTS,
+    schedule::{CLIENTS, COORDINATORS, Place},
 };
 
 /// The run of the suite.
-const SEED: u64 = 3;
+const SEED: u64 = 15;
 const MINUTES: f64 = 0.4;
 
 fn setting<T: FromStr>(name: &str, default: T) -> T {
@@ -60,7 +63,7 @@ async fn every_law_holds_under_every_fault() {
     let pool = PgPoolOptions::new()
         .max_connections(4)
         .acquire_timeout(Duration::from_secs(2))
-        .connect_lazy(&cluster.database_url().await)
+        .connect_lazy(&cluster.database_url())
         .expect("the URL is ours");
     history::begin(&pool).await.expect("triggers can be made");
 
@@ -72,6 +75,8 @@ async fn every_law_holds_under_every_fault() {
         let client = Client::new(n, seed, url, pool.clone(), journal.clone());
         running.spawn(client.run(stop.clone()));
     }
+    let hot = Hot::new(seed, cluster.hot_link.url(), journal.clone());
+    let hot = tokio::spawn(hot.run(stop.clone()));
     tokio::select! {
         () = cluster.suffer_all(length) => {}
         () = check::watch(&pool, &journal) => {}
@@ -80,6 +85,7 @@ async fn every_law_holds_under_every_fault() {
     journal.say("Every fault is over; the clients stop.");
     stop.cancel();
     let mut clients = running.join_all().await;
+    let hot = hot.await.expect("the client of the hot source ends");
     cluster.expect_alive().await;
     time::sleep(STRAGGLER_IN_PEACE).await;
     for client in &mut clients {
@@ -89,16 +95,19 @@ async fn every_law_holds_under_every_fault() {
     check::dust_settles(&pool, &journal).await;
     journal.say("The dust has settled.");
 
-    let ledgers: BTreeMap<_, _> = clients
+    let mut ledgers: BTreeMap<_, _> = clients
         .iter()
         .flat_map(|client| &client.kept)
         .map(|(name, kept)| (name.clone(), kept.ledger.clone()))
         .collect();
+    ledgers.insert(hot::SOURCE.to_owned(), hot.ledger.clone());
     let chunks = check::check(&pool, &ledgers, &journal)
         .await
         .expect("the database answers");
     let history = History::read(&pool).await.expect("the database answers");
-    report::print(&cluster, &clients, &history, chunks, &journal, &pool).await;
+    let counts = clients.iter().map(|client| &client.counts);
+    let counts: Vec<_> = counts.chain([&hot.counts]).collect();
+    report::print(&cluster, &counts, &history, chunks, &journal, &pool).await;
 
     let findings = journal.findings();
     if !findings.is_empty() {
@@ -115,4 +124,15 @@ async fn every_law_holds_under_every_fault() {
             folder.display()
         );
     }
+}
+
+#[test]
+fn the_run_of_the_suite_loses_a_node_and_a_server_and_has_sources_locked() {
+    let length = Duration::from_secs_f64(MINUTES * 60.0);
+    let steps = |place| schedule::steps(SEED, place, length);
+    let befalls = |place: Place, kind: &str| steps(place).iter().any(|it| it.fault.kind() == kind);
+    assert!(befalls(Place::Postgres, "promoted"));
+    assert!(befalls(Place::Source, "locked"));
+    assert!(befalls(Place::Source, "locked, hot"));
+    assert!((0..COORDINATORS).any(|n| befalls(Place::Node(n), "SIGKILL")));
 }

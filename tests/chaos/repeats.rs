@@ -5,9 +5,9 @@
 //! `n` times, at least `n - 1` of its calls must have been in vain for a reason
 //! that the law allows:
 //!
-//! - the lease that the call was made under was lost: expired, superseded by a
-//!   write, cancelled or its source deleted. Each costs a window of batches at
-//!   most, also when its worker was killed;
+//! - the lease that the call was made under was lost: expired, cancelled or its
+//!   source deleted. Each costs a window of batches at most, also when its worker
+//!   was killed; a write ends no lease;
 //! - the answer was cut off on its way from the embedder to the worker;
 //! - the worker was told to end, and its drain timeout was over before the result
 //!   could be acknowledged;

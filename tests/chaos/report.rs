@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
 use sqlx::PgPool;
 
 use crate::{
-    clients::{Client, Counts},
+    clients::Counts,
     cluster::{BATCH, Cluster, WINDOW},
     history::History,
     journal::Journal,
@@ -15,7 +15,7 @@ use crate::{
 /// Prints what a run did, and finds what was repeated too often.
 pub(crate) async fn print(
     cluster: &Cluster,
-    clients: &[Client],
+    calls: &[&Counts],
     history: &History,
     chunks: usize,
     journal: &Journal,
@@ -44,7 +44,7 @@ pub(crate) async fn print(
     println!("{:<42}{:>6}", "all", events.len());
 
     let mut counts = Counts::new();
-    for (key, count) in clients.iter().flat_map(|client| &client.counts) {
+    for (key, count) in calls.iter().copied().flatten() {
         *counts.entry(*key).or_default() += count;
     }
     println!("\n{:<24}{:<18}{:>6}", "call of a client", "", "times");

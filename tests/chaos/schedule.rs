@@ -10,6 +10,8 @@ use weir_tests::proxy::{Cut, Silence};
 pub(crate) const COORDINATORS: usize = 2;
 pub(crate) const WORKERS: usize = 4;
 pub(crate) const CLIENTS: usize = 3;
+/// Sources of a client.
+pub(crate) const SOURCES: usize = 8;
 
 /// Longest that anything is stopped or silent: longer than a lease.
 pub(crate) const LONGEST: Duration = Duration::from_secs(5);
@@ -20,7 +22,11 @@ pub(crate) const LONGEST: Duration = Duration::from_secs(5);
 pub(crate) enum Place {
     Coordinator(usize),
     Worker(usize),
+    /// A machine with a coordinator and every worker of the same turn.
+    Node(usize),
     Postgres,
+    /// The row of some source.
+    Source,
     Embedder,
     /// From a worker to the coordinators.
     WorkerLink(usize),
@@ -41,6 +47,10 @@ pub(crate) enum Fault {
     Terminate,
     /// SIGSTOP, and SIGCONT at the end.
     Stop,
+    /// SIGKILL for good, and its standby takes over.
+    Promote,
+    /// A session holds the lock of a client's source, or of the hot one.
+    Lock(Option<(usize, usize)>),
     /// The connections are cut, once.
     Cut(Cut),
     /// New connections are refused, those that are there cut.
@@ -79,6 +89,9 @@ impl Fault {
             Self::Kill => "SIGKILL",
             Self::Terminate => "restart",
             Self::Stop => "SIGSTOP",
+            Self::Promote => "promoted",
+            Self::Lock(None) => "locked, hot",
+            Self::Lock(Some(_)) => "locked",
             Self::Cut(Cut::Reset) => "reset",
             Self::Cut(Cut::Close) => "closed",
             Self::Refuse => "refused",
@@ -109,10 +122,10 @@ impl Place {
     pub(crate) fn all() -> Vec<Self> {
         let workers = (0..WORKERS)
             .flat_map(|n| [Self::Worker(n), Self::WorkerLink(n), Self::EmbedderLink(n)]);
-        let coordinators =
-            (0..COORDINATORS).flat_map(|n| [Self::Coordinator(n), Self::PostgresLink(n)]);
+        let coordinators = (0..COORDINATORS)
+            .flat_map(|n| [Self::Coordinator(n), Self::PostgresLink(n), Self::Node(n)]);
         let clients = (0..CLIENTS).map(Self::ClientLink);
-        [Self::Postgres, Self::Embedder]
+        [Self::Postgres, Self::Embedder, Self::Source]
             .into_iter()
             .chain(coordinators)
             .chain(workers)
@@ -126,7 +139,8 @@ impl Place {
             Self::Coordinator(_) | Self::PostgresLink(_) | Self::ClientLink(_) => 9,
             Self::Worker(_) => 7,
             Self::Postgres => 14,
-            Self::Embedder => 5,
+            Self::Node(_) => 18,
+            Self::Embedder | Self::Source => 5,
             Self::WorkerLink(_) | Self::EmbedderLink(_) => 8,
         })
     }
@@ -136,7 +150,9 @@ impl Place {
         match self {
             Self::Coordinator(_) => "coordinator",
             Self::Worker(_) => "worker",
+            Self::Node(_) => "node",
             Self::Postgres => "Postgres",
+            Self::Source => "source",
             Self::Embedder => "embedder",
             Self::WorkerLink(_) => "worker - coordinator",
             Self::EmbedderLink(_) => "worker - embedder",
@@ -147,10 +163,29 @@ impl Place {
 
     fn draw(self, random: &mut StdRng) -> (Fault, Duration) {
         let fault = match self {
-            Self::Coordinator(_) | Self::Worker(_) | Self::Postgres => *one_of(
+            Self::Coordinator(_) | Self::Worker(_) => *one_of(
                 random,
                 &[Fault::Kill, Fault::Kill, Fault::Stop, Fault::Terminate],
             ),
+            Self::Postgres => *one_of(
+                random,
+                &[
+                    Fault::Kill,
+                    Fault::Promote,
+                    Fault::Promote,
+                    Fault::Stop,
+                    Fault::Terminate,
+                ],
+            ),
+            Self::Node(_) => Fault::Kill,
+            Self::Source => {
+                let client = random.random_range(0..CLIENTS);
+                let source = random.random_range(0..SOURCES);
+                *one_of(
+                    random,
+                    &[Fault::Lock(None), Fault::Lock(Some((client, source)))],
+                )
+            }
             Self::Embedder => {
                 let rudeness = [
                     Rudeness::Busy,
@@ -184,9 +219,9 @@ impl Place {
         let millis = match fault {
             Fault::Cut(_) => 0..=0,
             // As long as it takes something to start it again.
-            Fault::Kill | Fault::Terminate => 50..=2_000,
+            Fault::Kill | Fault::Terminate | Fault::Promote => 50..=2_000,
             Fault::Refuse | Fault::Delay(_) | Fault::Rude(..) => 300..=3_000,
-            Fault::Stop | Fault::Silence(_) | Fault::SilenceThenCut(_) => {
+            Fault::Stop | Fault::Lock(_) | Fault::Silence(_) | Fault::SilenceThenCut(_) => {
                 300..=LONGEST.as_millis() as u64
             }
         };
@@ -224,8 +259,10 @@ pub(crate) fn source(seed: u64, name: &impl fmt::Debug) -> StdRng {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Postgres | Self::Embedder => f.write_str(self.kind()),
-            Self::Coordinator(n) | Self::Worker(n) => write!(f, "{}-{n}", self.kind()),
+            Self::Postgres | Self::Embedder | Self::Source => f.write_str(self.kind()),
+            Self::Coordinator(n) | Self::Worker(n) | Self::Node(n) => {
+                write!(f, "{}-{n}", self.kind())
+            }
             Self::WorkerLink(n) => write!(f, "worker-{n} - coordinator"),
             Self::EmbedderLink(n) => write!(f, "worker-{n} - embedder"),
             Self::PostgresLink(n) => write!(f, "coordinator-{n} - Postgres"),
@@ -248,5 +285,5 @@ fn a_seed_is_a_schedule() {
         .flatten()
         .map(|step| step.fault.kind())
         .collect();
-    assert_eq!(kinds.len(), 15, "{kinds:?}");
+    assert_eq!(kinds.len(), 18, "{kinds:?}");
 }
