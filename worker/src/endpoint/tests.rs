@@ -362,7 +362,8 @@ async fn texts_that_are_all_too_long_cost_a_few_calls_each() {
     let outcome = endpoint.embed(batch(&long), None).await;
     assert_eq!(outcome.result.embedded.len(), 32);
     let calls = server.calls().len();
-    assert!(calls <= 4 * 32, "{calls}");
+    // Four each, and what is tried again between two that pass, which is drawn.
+    assert!(calls <= 6 * 32, "{calls}");
 }
 
 #[tokio::test(start_paused = true)]
