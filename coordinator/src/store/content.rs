@@ -178,8 +178,6 @@ pub(super) struct ContentWrite<'a> {
     chunks_delta: i64,
     /// Rejections deleted with their chunks.
     rejections_gone: i64,
-    /// Whether any chunk is not what it was.
-    chunks_touched: bool,
 }
 
 /// What a write found.
@@ -250,7 +248,6 @@ impl<'a> ContentWrite<'a> {
             change,
             chunks_delta: 0,
             rejections_gone: 0,
-            chunks_touched: false,
         })
     }
 
@@ -287,7 +284,7 @@ impl<'a> ContentWrite<'a> {
         self.tx.commit().await?;
         Ok(Written {
             change: self.change,
-            changed: new_revision || self.chunks_touched || queued,
+            changed: new_revision || queued,
             state,
         })
     }

@@ -111,7 +111,7 @@ pub(super) async fn lock_free_source(
 }
 
 /// An unsettled job as a write sees it.
-#[derive(Debug, sqlx::FromRow)]
+#[derive(Debug, Clone, sqlx::FromRow)]
 pub(super) struct UnsettledJob {
     pub(super) id: i64,
     first_item_id: String,
@@ -142,11 +142,6 @@ impl UnsettledJob {
     /// Whether it covers an item of a range.
     pub(super) fn meets(&self, range: &ItemRange) -> bool {
         self.first_item_id <= range.last && range.first <= self.last_item_id
-    }
-
-    /// Whether it covers an item that another covers as well.
-    pub(super) fn overlaps(&self, other: &Self) -> bool {
-        self.first_item_id <= other.last_item_id && other.first_item_id <= self.last_item_id
     }
 
     /// Whether it covers this item.
@@ -194,21 +189,6 @@ pub(super) async fn lock_unsettled_jobs(
         " FROM weir.jobs WHERE source_id = $1 AND NOT settled ORDER BY id FOR UPDATE"
     ))
     .bind(source_id)
-    .fetch_all(&mut **tx)
-    .await?)
-}
-
-/// As [`lock_unsettled_jobs`], of those with these ids.
-pub(super) async fn lock_unsettled_jobs_of(
-    tx: &mut Transaction,
-    ids: &[i64],
-) -> Result<Vec<UnsettledJob>, StoreError> {
-    Ok(sqlx::query_as(concat!(
-        "-- store::locks::lock_unsettled_jobs_of\nSELECT ",
-        unsettled_columns!(),
-        " FROM weir.jobs WHERE id = ANY($1) AND NOT settled ORDER BY id FOR UPDATE"
-    ))
-    .bind(ids)
     .fetch_all(&mut **tx)
     .await?)
 }

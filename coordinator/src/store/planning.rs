@@ -101,18 +101,19 @@ pub(super) async fn queue_pending(
 pub(super) async fn take_over(
     tx: &mut Transaction,
     source: &LockedSource,
-    unsettled: &[&UnsettledJob],
+    unsettled: &[UnsettledJob],
     taken: &[&UnsettledJob],
     order: &Order<'_>,
 ) -> Result<Vec<i64>, StoreError> {
     settle(tx, taken.iter().copied()).await?;
     let left = || {
         let is_taken = |job: &UnsettledJob| taken.iter().any(|it| it.id == job.id);
-        unsettled.iter().copied().filter(move |job| !is_taken(job))
+        unsettled.iter().filter(move |job| !is_taken(job))
     };
     // What a newer one has of their range is not theirs; but for that they are planned as one.
     let newer = |job: &UnsettledJob| {
-        let newer = left().filter(|it| !it.is_open() && it.id > job.id && it.overlaps(job));
+        let range = job.range();
+        let newer = left().filter(|it| !it.is_open() && it.id > job.id && it.meets(&range));
         newer.map(UnsettledJob::range).collect::<Vec<_>>()
     };
     let (whole, in_part): (Vec<&UnsettledJob>, Vec<_>) =

@@ -5,7 +5,7 @@
 use super::{
     CHANGE_CHANNEL, QUEUE_CHANNEL, Store, StoreError,
     database::Transaction,
-    locks::{LockedSource, UnsettledJob, lock_unsettled_jobs, locked_columns},
+    locks::{Free, LockedSource, UnsettledJob, lock_free_source, lock_unsettled_jobs},
     planning::{Order, Wanted, queue_pending, recount_jobs, take_over},
     rejections::uncount,
     sources::notify,
@@ -156,15 +156,7 @@ impl Store {
         max_chunks_per_job: i32,
     ) -> Result<Option<Reprompted>, StoreError> {
         let mut tx = self.pool.begin().await?;
-        let source: Option<LockedSource> = sqlx::query_as(concat!(
-            "-- store::prompts::reprompt\nSELECT ",
-            locked_columns!(),
-            " FROM weir.sources WHERE id = $1 FOR UPDATE SKIP LOCKED"
-        ))
-        .bind(source_id)
-        .fetch_optional(&mut *tx)
-        .await?;
-        let Some(mut source) = source else {
+        let Free::Locked(mut source) = lock_free_source(&mut tx, source_id).await? else {
             return Ok(None);
         };
         let prompts = SourcePrompts::of(&mut tx, &source).await?;
@@ -404,8 +396,7 @@ async fn shift_jobs(
         parkings: 0,
         run_at: None,
     };
-    let all: Vec<_> = unsettled.iter().collect();
-    let taken_over = take_over(tx, source, &all, &ended, &order).await?;
+    let taken_over = take_over(tx, source, unsettled, &ended, &order).await?;
     let kept = lock_unsettled_jobs(tx, source.id).await?;
     let kept = kept.iter().map(UnsettledJob::range).collect();
     let queued = queue_pending(tx, source, Wanted::pending(vec![step]), kept, &order).await?;

@@ -11,7 +11,7 @@ use super::{
         Free, LockedSource, UnsettledJob, cancel_open_jobs, lock_free_source, lock_unsettled_jobs,
         settle,
     },
-    planning::{Order, Wanted, is_pending, queue_pending},
+    planning::{Order, Wanted, is_pending, queue_pending, take_over},
     rejections,
     sources::notify,
 };
@@ -156,9 +156,8 @@ impl Store {
                 parkings: ended.parkings.saturating_add(1),
                 run_at: None,
             };
-            let resumed =
-                rejections::resume(&mut tx, source, &unsettled, &[ended], None, &order).await?;
-            unparked.queued += resumed.jobs.len();
+            let queued = take_over(&mut tx, source, &unsettled, &[ended], &order).await?;
+            unparked.queued += queued.len();
         }
         if unparked.settled > 0 {
             notify(&mut tx, QUEUE_CHANNEL, source_id).await?;

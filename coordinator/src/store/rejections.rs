@@ -66,22 +66,12 @@ pub(super) async fn resume(
     source: &LockedSource,
     unsettled: &[UnsettledJob],
     ended: &[&UnsettledJob],
-    range: Option<ItemRange>,
+    range: ItemRange,
     order: &Order<'_>,
 ) -> Result<Resumed, StoreError> {
     let mut resumed = Resumed {
         taken_back: 0,
-        jobs: take_over(
-            tx,
-            source,
-            &unsettled.iter().collect::<Vec<_>>(),
-            ended,
-            order,
-        )
-        .await?,
-    };
-    let Some(range) = range else {
-        return Ok(resumed);
+        jobs: take_over(tx, source, unsettled, ended, order).await?,
     };
     for job_id in give_to_unsettled(tx, source, &range).await? {
         if !resumed.jobs.contains(&job_id) {

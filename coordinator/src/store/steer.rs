@@ -167,7 +167,7 @@ impl Store {
             parkings: 0,
             run_at: None,
         };
-        let everything = Some(ItemRange::everything());
+        let everything = ItemRange::everything();
         let resumed =
             rejections::resume(&mut tx, &source, &unsettled, &ended, everything, &order).await?;
         let hastened = run_now(&mut tx, source_id, None).await?;
@@ -207,7 +207,7 @@ impl Store {
             parkings: 0,
             run_at: None,
         };
-        let everything = Some(ItemRange::everything());
+        let everything = ItemRange::everything();
         let resumed =
             rejections::resume(&mut tx, &source, &unsettled, &[], everything, &order).await?;
         if resumed.taken_back > 0 {
@@ -272,7 +272,7 @@ async fn run_again(
     let Resumed {
         taken_back,
         mut jobs,
-    } = rejections::resume(tx, source, unsettled, &ended, Some(range), &order).await?;
+    } = rejections::resume(tx, source, unsettled, &ended, range, &order).await?;
     match job.state {
         JobState::Queued => {
             run_now(tx, source.id, Some(job.id)).await?;
@@ -324,8 +324,8 @@ async fn embed_anew(
         first: job.first_item_id.clone(),
         last: job.last_item_id.clone(),
     };
-    let (within, others): (Vec<_>, Vec<_>) = unsettled.iter().partition(|job| job.meets(&range));
-    let (open, ended): (Vec<_>, Vec<_>) = within.into_iter().partition(|job| job.is_open());
+    let open = unsettled.iter().filter(|job| job.is_open());
+    let open: Vec<_> = open.filter(|job| job.meets(&range)).collect();
     if !open.is_empty() {
         let ids: Vec<i64> = open.iter().map(|job| job.id).collect();
         let why = format!(
@@ -352,7 +352,9 @@ async fn embed_anew(
         parkings: 0,
         run_at: None,
     };
-    let left: Vec<_> = others.into_iter().chain(ended.iter().copied()).collect();
+    let left = lock_unsettled_jobs(tx, source.id).await?;
+    let ended = left.iter().filter(|job| !job.is_open());
+    let ended: Vec<_> = ended.filter(|job| job.meets(&range)).collect();
     let mut ids = take_over(tx, source, &left, &ended, &order).await?;
     let mut dirty: Vec<ItemRange> = open.into_iter().map(UnsettledJob::range).collect();
     dirty.push(range);

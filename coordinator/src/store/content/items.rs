@@ -50,50 +50,24 @@ impl ContentWrite<'_> {
             return Ok(());
         }
         let held = self.hold_jobs(item_ids).await?;
-        let gone: Vec<(String, i32, i32, i32)> = sqlx::query_as(
+        let gone: Vec<String> = sqlx::query_scalar(
             "-- store::content::delete_items
-             WITH items AS (
-                 DELETE FROM weir.items WHERE source_id = $1 AND item_id = ANY($2) RETURNING item_id
-             ), chunks AS (
-                 DELETE FROM weir.chunks c USING items i WHERE c.source_id = $1 AND c.item_id = i.item_id
-                 RETURNING c.item_id, c.chunk_index, c.text_hash
-             ), embeddings AS (
-                 DELETE FROM weir.embeddings e USING items i WHERE e.source_id = $1 AND e.item_id = i.item_id
-                 RETURNING e.item_id, e.chunk_index, e.model, e.text_hash
-             ), rejections AS (
-                 DELETE FROM weir.rejections r USING items i WHERE r.source_id = $1 AND r.item_id = i.item_id
-                 RETURNING r.item_id, r.chunk_index, r.model, r.text_hash
-             ), results AS (
-                 SELECT * FROM embeddings UNION ALL SELECT * FROM rejections
-             )
-             SELECT i.item_id, count(c.item_id)::int,
-                    count(c.item_id) FILTER (WHERE r.item_id IS NULL)::int,
-                    (SELECT count(*)::int FROM rejections r WHERE r.item_id = i.item_id)
-             FROM items i
-             LEFT JOIN chunks c ON c.item_id = i.item_id
-             LEFT JOIN results r ON r.item_id = c.item_id AND r.chunk_index = c.chunk_index
-                 AND r.text_hash = c.text_hash AND r.model = $3
-             GROUP BY i.item_id",
+             DELETE FROM weir.items WHERE source_id = $1 AND item_id = ANY($2) RETURNING item_id",
         )
         .bind(self.source.id)
         .bind(item_ids)
-        .bind(&self.source.model)
         .fetch_all(&mut *self.tx)
         .await?;
+        self.change.items_deleted += gone.len() as i64;
+        let rows = ChunkRows {
+            removed_ids: gone.iter().map(String::as_str).collect(),
+            removed_from: vec![0; gone.len()],
+            ..ChunkRows::default()
+        };
         let mut shifts = BTreeMap::new();
-        for (item_id, chunks, pending, rejections) in gone {
-            self.change.items_deleted += 1;
-            self.chunks_delta -= i64::from(chunks);
-            self.rejections_gone += i64::from(rejections);
-            self.chunks_touched |= chunks > 0;
-            if chunks > 0 {
-                let shift = Shift {
-                    fewer: pending,
-                    gone: true,
-                    ..Shift::default()
-                };
-                shifts.insert(item_id, shift);
-            }
+        self.remove_chunks(&rows, &mut shifts).await?;
+        for shift in shifts.values_mut() {
+            shift.gone = true;
         }
         self.check_late()?;
         self.shift_jobs(&held, &shifts).await
@@ -134,7 +108,7 @@ impl ContentWrite<'_> {
             let none = BTreeMap::new();
             let hashes = self.prompts.hashes(&item.item_id, &item.chunks);
             let diff = diff_item(&hashes, stored.get(&item.item_id).unwrap_or(&none));
-            self.chunks_delta += diff.added as i64 - diff.removed as i64;
+            self.chunks_delta += diff.added as i64;
             if let Some(from) = diff.removed_from {
                 rows.removed_ids.push(&item.item_id);
                 rows.removed_from.push(from as i32);
@@ -158,7 +132,6 @@ impl ContentWrite<'_> {
         if changed.is_empty() {
             return Ok(());
         }
-        self.chunks_touched = true;
         let held = self
             .hold_jobs(&changed.into_iter().collect::<Vec<_>>())
             .await?;
@@ -201,7 +174,8 @@ impl ContentWrite<'_> {
         Ok(stored)
     }
 
-    /// Removes chunks that an item has no more, with what was made of them.
+    /// Removes chunks that an item has no more, with what was made of them, and
+    /// counts them.
     async fn remove_chunks(
         &mut self,
         rows: &ChunkRows<'_>,
@@ -210,7 +184,7 @@ impl ContentWrite<'_> {
         if rows.removed_ids.is_empty() {
             return Ok(());
         }
-        let gone: Vec<(String, i32, i32)> = sqlx::query_as(
+        let gone: Vec<(String, i32, i32, i32)> = sqlx::query_as(
             "-- store::content::remove_chunks
              WITH gone AS (SELECT * FROM unnest($2::text[], $3::int[]) AS gone(item_id, first)),
              chunks AS (
@@ -228,7 +202,7 @@ impl ContentWrite<'_> {
              ), results AS (
                  SELECT * FROM embeddings UNION ALL SELECT * FROM rejections
              )
-             SELECT c.item_id, count(*) FILTER (WHERE r.item_id IS NULL)::int,
+             SELECT c.item_id, count(*)::int, count(*) FILTER (WHERE r.item_id IS NULL)::int,
                     (SELECT count(*)::int FROM rejections r WHERE r.item_id = c.item_id)
              FROM chunks c
              LEFT JOIN results r ON r.item_id = c.item_id AND r.chunk_index = c.chunk_index
@@ -241,7 +215,8 @@ impl ContentWrite<'_> {
         .bind(&self.source.model)
         .fetch_all(&mut *self.tx)
         .await?;
-        for (item_id, pending, rejections) in gone {
+        for (item_id, chunks, pending, rejections) in gone {
+            self.chunks_delta -= i64::from(chunks);
             self.rejections_gone += i64::from(rejections);
             shifts.entry(item_id).or_default().fewer += pending;
         }

@@ -14,8 +14,7 @@ use crate::{
         REVOKE_CHANNEL, StoreError,
         database::Transaction,
         locks::{
-            LockedSource, UnsettledJob, lock_covering_jobs, lock_unsettled_jobs,
-            lock_unsettled_jobs_of, wait_for_jobs,
+            LockedSource, UnsettledJob, lock_covering_jobs, lock_unsettled_jobs, wait_for_jobs,
         },
         planning::{Order, Wanted, is_pending, plan, queue_jobs, queue_pending, take_over},
         sources::notify,
@@ -52,8 +51,8 @@ pub(super) struct Jobs {
     last: Option<String>,
     /// Open jobs that have nothing left to embed.
     empty: BTreeSet<i64>,
-    /// Queued jobs that have become too large.
-    overfull: BTreeSet<i64>,
+    /// Queued jobs that have become too large, by id. They stay locked.
+    overfull: BTreeMap<i64, UnsettledJob>,
     /// Whether the transaction waits for their locks as long as it may.
     are_waited_for: bool,
 }
@@ -64,7 +63,7 @@ impl Jobs {
             new: JobCutter::new(max_chunks_per_job, Vec::new()),
             last: None,
             empty: BTreeSet::new(),
-            overfull: BTreeSet::new(),
+            overfull: BTreeMap::new(),
             are_waited_for: false,
         }
     }
@@ -157,15 +156,17 @@ impl ContentWrite<'_> {
         .await?;
         let too_many = self.write.max_chunks_per_job.saturating_mul(GROWTH);
         for (id, pending) in shifted {
-            let queued = open
+            let mut queued = open
                 .iter()
-                .any(|job| job.id == id && job.state == JobState::Queued);
+                .filter(|job| job.id == id && job.state == JobState::Queued);
             self.jobs.overfull.remove(&id);
             self.jobs.empty.remove(&id);
             if pending == 0 {
                 self.jobs.empty.insert(id);
-            } else if queued && pending > too_many {
-                self.jobs.overfull.insert(id);
+            } else if pending > too_many
+                && let Some(job) = queued.next()
+            {
+                self.jobs.overfull.insert(id, (*job).clone());
             }
         }
         Ok(())
@@ -230,9 +231,8 @@ impl ContentWrite<'_> {
     }
 
     /// Queues the jobs that the write has planned, ends those that have nothing
-    /// left, divides those that have grown
-    /// too large, and takes up what was cancelled, where the whole content is
-    /// written.
+    /// left, divides those that have grown too large, and takes up what was
+    /// cancelled, where the whole content is written.
     pub(super) async fn queue_new_jobs(&mut self) -> Result<bool, StoreError> {
         let order = Order {
             trigger: Trigger::Write,
@@ -262,8 +262,8 @@ impl ContentWrite<'_> {
             queued |= take_up_cancelled(tx, source, &order).await?;
         }
         end_empty(tx, source.id, &empty).await?;
-        for id in overfull {
-            divide(tx, source, id, &order).await?;
+        for job in overfull.into_values() {
+            divide(tx, source, &job, &order).await?;
         }
         Ok(queued)
     }
@@ -349,24 +349,18 @@ async fn take_up_cancelled(
         .iter()
         .filter(|job| job.state == JobState::Cancelled)
         .collect();
-    let unsettled: Vec<_> = unsettled.iter().collect();
     take_over(tx, source, &unsettled, &cancelled, order).await?;
     Ok(!cancelled.is_empty())
 }
 
-/// Divides a queued job that has become too large: it keeps the first of its
-/// items, and new jobs at its place get the others. Nothing happens where it is
-/// not queued any more.
+/// Divides a queued job, which is locked and has become too large: it keeps the
+/// first of its items, and new jobs at its place get the others.
 async fn divide(
     tx: &mut Transaction,
     source: &LockedSource,
-    job_id: i64,
+    job: &UnsettledJob,
     order: &Order<'_>,
 ) -> Result<(), StoreError> {
-    let held = lock_unsettled_jobs_of(tx, &[job_id]).await?;
-    let Some(job) = held.into_iter().find(|job| job.state == JobState::Queued) else {
-        return Ok(());
-    };
     let cutter = JobCutter::new(order.max_chunks_per_job, Vec::new());
     let pieces = plan(tx, source, Wanted::pending(vec![job.range()]), cutter).await?;
     let Some((first, others)) = pieces
@@ -379,13 +373,14 @@ async fn divide(
         "-- store::content::divide
          UPDATE weir.jobs SET last_item_id = $2, chunks_total = chunks_done + chunks_rejected + $3 WHERE id = $1",
     )
-    .bind(job_id)
+    .bind(job.id)
     .bind(&first.range.last)
     .bind(first.chunks)
     .execute(&mut **tx)
     .await?;
     let order = Order {
-        priority: job.priority,
+        // As the write has left it.
+        priority: job.priority.max(order.priority),
         traceparent: job.traceparent.as_deref(),
         run_at: Some(job.run_at),
         ..*order
