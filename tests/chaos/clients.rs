@@ -47,7 +47,7 @@ const STRAGGLER: Duration = Duration::from_secs(20);
 pub(crate) const STRAGGLER_IN_PEACE: Duration = Duration::from_secs(4);
 
 /// What became of a call.
-enum Answer<T> {
+pub(crate) enum Answer<T> {
     Said(T),
     /// It was refused, and did nothing.
     Refused(Status),
@@ -427,31 +427,42 @@ impl Client {
         kind: &'static str,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Answer<T> {
-        let (outcome, answer) = match time::timeout(CALL_TIMEOUT, call).await {
-            Ok(Ok(response)) => ("answered", Answer::Said(response.into_inner())),
-            Ok(Err(status)) => match status.code() {
-                Code::InvalidArgument
-                | Code::NotFound
-                | Code::FailedPrecondition
-                | Code::AlreadyExists
-                | Code::ResourceExhausted
-                | Code::Unimplemented
-                | Code::Aborted => ("refused", Answer::Refused(status)),
-                code => {
-                    // Its own faults, not what the network makes of a broken connection.
-                    if status.message().starts_with("internal error") {
-                        self.journal.find(format!("a {kind} failed: {status}"));
-                    } else if code == Code::PermissionDenied || code == Code::Unauthenticated {
-                        self.journal.find(format!("a {kind} was denied: {status}"));
-                    }
-                    ("lost", Answer::Lost)
-                }
-            },
-            Err(_) => ("lost", Answer::Lost),
-        };
-        *self.counts.entry((kind, outcome)).or_default() += 1;
-        answer
+        ask(&self.journal, &mut self.counts, kind, call).await
     }
+}
+
+/// Makes a call and counts it by what it is answered, which it sorts. A fault of
+/// the program is a finding.
+pub(crate) async fn ask<T>(
+    journal: &Journal,
+    counts: &mut Counts,
+    kind: &'static str,
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Answer<T> {
+    let (outcome, answer) = match time::timeout(CALL_TIMEOUT, call).await {
+        Ok(Ok(response)) => ("answered", Answer::Said(response.into_inner())),
+        Ok(Err(status)) => match status.code() {
+            Code::InvalidArgument
+            | Code::NotFound
+            | Code::FailedPrecondition
+            | Code::AlreadyExists
+            | Code::ResourceExhausted
+            | Code::Unimplemented
+            | Code::Aborted => ("refused", Answer::Refused(status)),
+            code => {
+                // Its own faults, not what the network makes of a broken connection.
+                if status.message().starts_with("internal error") {
+                    journal.find(format!("a {kind} failed: {status}"));
+                } else if code == Code::PermissionDenied || code == Code::Unauthenticated {
+                    journal.find(format!("a {kind} was denied: {status}"));
+                }
+                ("lost", Answer::Lost)
+            }
+        },
+        Err(_) => ("lost", Answer::Lost),
+    };
+    *counts.entry((kind, outcome)).or_default() += 1;
+    answer
 }
 
 impl<T> Answer<T> {

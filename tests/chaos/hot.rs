@@ -5,7 +5,7 @@ use std::time::Duration;
 use rand::{RngExt as _, rngs::StdRng};
 use tokio::time;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Response, Status, transport::Endpoint};
+use tonic::{Response, Status, transport::Endpoint};
 use weir_proto::v1::{
     ItemList, PatchSourceRequest, PutSourceRequest, put_source_request::Content as Sent,
     source_service_client::SourceServiceClient,
@@ -13,7 +13,7 @@ use weir_proto::v1::{
 use weir_tests::PATIENCE;
 
 use crate::{
-    clients::{CALL_TIMEOUT, Counts, NAMESPACE, wire},
+    clients::{Answer, CALL_TIMEOUT, Counts, NAMESPACE, ask, wire},
     journal::Journal,
     ledger::{Content, Ledger, Write},
     pen::Pen,
@@ -142,20 +142,10 @@ impl Hot {
         let journal = &self.journal;
         let answered = async {
             loop {
-                let answer = time::timeout(CALL_TIMEOUT, send()).await;
-                let outcome = match &answer {
-                    Ok(Ok(_)) => "answered",
-                    Ok(Err(status)) if is_refusal(status) => "refused",
-                    _ => "lost",
-                };
-                *counts.entry((kind, outcome)).or_default() += 1;
-                match answer {
-                    Ok(Ok(said)) => return Ok(said.into_inner()),
-                    Ok(Err(status)) if is_refusal(&status) => return Err(status),
-                    Ok(Err(status)) if status.message().starts_with("internal error") => {
-                        journal.find(format!("a {kind} failed: {status}"));
-                    }
-                    _ => {}
+                match ask(journal, counts, kind, send()).await {
+                    Answer::Said(revision) => return Ok(revision),
+                    Answer::Refused(status) => return Err(status),
+                    Answer::Lost => {}
                 }
                 time::sleep(Duration::from_millis(50)).await;
             }
@@ -186,12 +176,4 @@ impl Hot {
 
 fn item_id(n: usize) -> String {
     format!("i{n:02}")
-}
-
-/// Whether the write was refused for what it is.
-fn is_refusal(status: &Status) -> bool {
-    matches!(
-        status.code(),
-        Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition | Code::Aborted
-    )
 }

@@ -97,6 +97,11 @@ async fn until(weir: &Weir, sql: &'static str, count: i64) {
     counted.unwrap_or_else(|_| panic!("{count} of {sql}"));
 }
 
+/// Replicas that wait for their turn in a statement.
+const TURN_WAITED_FOR: &str = "SELECT count(*) FROM pg_locks
+    WHERE locktype = 'advisory' AND NOT granted
+      AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+
 /// Waits until an index is built, and its build waits for the reader.
 async fn until_build_waits(weir: &Weir) {
     let waits = "SELECT count(*) FROM pg_stat_activity
@@ -172,10 +177,7 @@ async fn an_index_is_built_while_other_replicas_wait_for_their_turn() {
         WHERE datname = current_database() AND query LIKE '%advisory_lock(%' AND query NOT LIKE '%pg_stat_activity%'";
     until(&weir, asked, 3).await;
     // Who waits in a statement has a snapshot, which the build would wait for.
-    let waiting = "SELECT count(*) FROM pg_locks
-        WHERE locktype = 'advisory' AND NOT granted
-          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-    assert_eq!(weir.number(waiting).await, 0);
+    assert_eq!(weir.number(TURN_WAITED_FOR).await, 0);
     writer.execute("COMMIT").await.unwrap();
     for ended in join_all(others.into_iter().chain([first]).map(end)).await {
         ended.unwrap();
@@ -199,10 +201,7 @@ async fn an_older_replica_that_waits_for_its_turn_gets_it_before_the_index_is_bu
         taken.map(drop)
         // It finds a schema that is newer than itself, and goes.
     });
-    let waiting = "SELECT count(*) FROM pg_locks
-        WHERE locktype = 'advisory' AND NOT granted
-          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
-    until(&weir, waiting, 1).await;
+    until(&weir, TURN_WAITED_FOR, 1).await;
     writer.execute("COMMIT").await.unwrap();
     time::timeout(PATIENCE, turn)
         .await
