@@ -7,7 +7,7 @@ pub(crate) mod fake;
 mod tls;
 mod token;
 
-use std::{error::Error, future::Future, time::Duration};
+use std::{error::Error, future::Future, sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, stream};
 use tokio::{sync::mpsc, time::timeout};
@@ -46,6 +46,8 @@ pub(crate) struct Lease {
     pub(crate) job_id: i64,
     /// The fencing token that every write names.
     pub(crate) epoch: i64,
+    /// Whose job it is.
+    pub(crate) namespace: Arc<str>,
     /// `namespace/name`, for logs.
     pub(crate) source: String,
     /// How long the lease lasts from each renewal; more than zero.
@@ -139,14 +141,16 @@ impl Coordinator {
     }
 
     /// Claims up to `max_jobs` jobs of `model`, none further once they have
-    /// `max_chunks` pending chunks together (0: no such bound), and waits up to
+    /// `max_chunks` pending chunks together (0: no such bound), but none of what
+    /// comes after a job of the namespaces that it is `busy_with`, and waits up to
     /// `wait` for the first.
     pub(crate) async fn claim(
         &self,
         worker_id: &str,
         model: &str,
         max_jobs: usize,
-        max_chunks: u32,
+        max_chunks: usize,
+        busy_with: Vec<String>,
         wait: Duration,
     ) -> Result<Claimed, CallError> {
         let mut client = self.client.clone();
@@ -155,7 +159,8 @@ impl Coordinator {
             models: vec![model.to_owned()],
             max_jobs: i32::try_from(max_jobs).unwrap_or(i32::MAX),
             wait: prost_types::Duration::try_from(wait).ok(),
-            max_chunks: max_chunks.into(),
+            max_chunks: i64::try_from(max_chunks).unwrap_or(i64::MAX),
+            busy_with,
         };
         let reply = call(wait + CALL_TIMEOUT, client.claim_job(request)).await?;
         Claimed::try_from(reply)

@@ -6,6 +6,7 @@ mod call;
 mod demand;
 mod request;
 mod settle;
+mod silence;
 mod spans;
 
 use std::{
@@ -30,7 +31,7 @@ use weir_embedder::{
 };
 use weir_telemetry::TraceContext;
 
-use self::{call::Work, request::Requests, settle::Rests};
+use self::{call::Work, request::Requests, settle::Rests, silence::Patience};
 pub(crate) use self::{
     demand::{Demand, Share},
     request::Outcome,
@@ -94,8 +95,10 @@ pub(crate) struct Endpoint {
     state: Mutex<State>,
     /// Texts have come.
     work: Notify,
+    /// When the embedder may next be probed beside a silent call.
+    next_beside: tokio::sync::Mutex<Instant>,
     /// How many texts the sessions want to have here.
-    demand: watch::Sender<Demand>,
+    demand: Arc<watch::Sender<Demand>>,
 }
 
 struct State {
@@ -108,6 +111,7 @@ struct State {
     merge_until: Option<Instant>,
     under_way: HashMap<CallId, UnderWay>,
     rests: Rests,
+    patience: Patience,
 }
 
 /// A call whose answer is awaited.
@@ -153,9 +157,11 @@ impl Endpoint {
                 merge_until: None,
                 under_way: HashMap::new(),
                 rests: Rests::default(),
+                patience: Patience::new(),
             }),
             work: Notify::new(),
-            demand: watch::Sender::new(Demand::default()),
+            next_beside: tokio::sync::Mutex::new(Instant::now()),
+            demand: Arc::new(watch::Sender::new(Demand::default())),
         }
     }
 
@@ -165,18 +171,25 @@ impl Endpoint {
     }
 
     /// Embeds a batch, together with whatever else waits. Withdraws it when
-    /// dropped. `trace` is that of its job.
-    pub(crate) async fn embed(&self, batch: Batch, trace: Option<TraceContext>) -> Outcome {
+    /// dropped. `trace` is that of its job; those of different namespaces take
+    /// turns.
+    pub(crate) async fn embed(
+        &self,
+        batch: Batch,
+        namespace: &str,
+        trace: Option<TraceContext>,
+    ) -> Outcome {
         let began = Instant::now();
         let seq = batch.seq;
         let (reply, answer) = oneshot::channel();
+        let whose = self.fingerprints.hash_one(namespace);
         let request = {
             let mut state = self.state();
             let batch = Arc::new(batch);
             let request = state.requests.admit(Arc::clone(&batch), trace, reply);
             for (text, chunk) in (request..).map(TextId).zip(&batch.chunks) {
                 let fingerprint = self.fingerprints.hash_one(&chunk.text);
-                state.judge.add(text, chunk.text.len(), fingerprint);
+                state.judge.add(text, chunk.text.len(), fingerprint, whose);
             }
             request
         };
@@ -231,10 +244,7 @@ impl Endpoint {
     async fn next_call(&self) -> Call {
         loop {
             let mut work = pin!(self.work.notified());
-            let rest = self.state().rests.until();
-            if let Some(until) = rest {
-                sleep_until(until).await;
-            }
+            self.rested().await;
             let wanted = self.demand.borrow().unanswered();
             let merge_until = self.state().merge_until(wanted);
             if let Some(until) = merge_until
@@ -246,6 +256,14 @@ impl Endpoint {
                 return call;
             }
             work.await;
+        }
+    }
+
+    /// Waits until the embedder is not left alone any more.
+    async fn rested(&self) {
+        let rest = self.state().rests.until();
+        if let Some(until) = rest {
+            sleep_until(until).await;
         }
     }
 

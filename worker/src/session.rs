@@ -71,12 +71,33 @@ pub(crate) enum End {
 }
 
 /// Works on a lease until it ends. `dimension` is that of the embedder's
-/// vectors.
+/// vectors. What the session wants of the embedder is known at once.
+pub(crate) fn work(
+    context: Arc<Context>,
+    lease: Lease,
+    dimension: usize,
+) -> impl Future<Output = End> {
+    let batch_size = plan::batch_size(
+        context.model.batch_size,
+        lease.max_batch_size,
+        context.config.window,
+        dimension,
+    );
+    let most = (batch_size * context.config.window) as usize;
+    let share = context.endpoint.share(most.min(left(&lease)));
+    drive(context, lease, batch_size, share)
+}
+
+/// How many chunks are still to be embedded.
+fn left(lease: &Lease) -> usize {
+    usize::try_from(lease.chunks_pending).unwrap_or_default()
+}
+
 #[instrument(name = "lease", skip_all, fields(
     job_id = lease.job_id, epoch = lease.epoch, source = lease.source,
     trace_id = lease.trace.map(|trace| tracing::field::display(trace.trace_id())),
 ))]
-pub(crate) async fn work(context: Arc<Context>, mut lease: Lease, dimension: usize) -> End {
+async fn drive(context: Arc<Context>, mut lease: Lease, batch_size: u32, share: Share) -> End {
     let started = Instant::now();
     let span = spans::session(&context, &mut lease);
     let metrics = &context.endpoint.metrics;
@@ -87,7 +108,7 @@ pub(crate) async fn work(context: Arc<Context>, mut lease: Lease, dimension: usi
         lease_ms = lease.duration.as_millis(),
         "The job started."
     );
-    let mut session = Session::new(&context, &lease, dimension);
+    let mut session = Session::new(&context, &lease, batch_size, share);
     let end = session.drive().await;
     let chunks = session.chunks_persisted;
     let unacknowledged = session.held.take_results();
@@ -136,11 +157,12 @@ fn count(end: &End, ended: &LeasesEnded) {
 struct Session<'a> {
     context: &'a Context,
     trace: Option<TraceContext>,
+    namespace: Arc<str>,
     held: Held,
     link: Link,
     /// The batches at the embedder.
     embedding: FuturesUnordered<BoxFuture<'a, Outcome>>,
-    share: Share<'a>,
+    share: Share,
     /// Most texts to have at the embedder, how many are left of the job, and of
     /// how many of these the result is sent and not acknowledged.
     most: usize,
@@ -164,19 +186,12 @@ struct Ending {
 }
 
 impl<'a> Session<'a> {
-    fn new(context: &'a Context, lease: &Lease, dimension: usize) -> Self {
+    fn new(context: &'a Context, lease: &Lease, batch_size: u32, share: Share) -> Self {
         let config = &context.config;
-        let batch_size = plan::batch_size(
-            context.model.batch_size,
-            lease.max_batch_size,
-            config.window,
-            dimension,
-        );
-        let most = (batch_size * config.window) as usize;
-        let left = usize::try_from(lease.chunks_pending).unwrap_or_default();
         Self {
             context,
             trace: lease.trace,
+            namespace: Arc::clone(&lease.namespace),
             held: Held::new(config.window),
             link: Link::new(
                 context.coordinator.clone(),
@@ -185,9 +200,9 @@ impl<'a> Session<'a> {
                 batch_size,
             ),
             embedding: FuturesUnordered::new(),
-            share: context.endpoint.share(most.min(left)),
-            most,
-            left,
+            share,
+            most: (batch_size * config.window) as usize,
+            left: left(lease),
             answered: 0,
             ending: None,
             chunks_persisted: 0,
@@ -238,8 +253,9 @@ impl<'a> Session<'a> {
         while let Some(batch) = self.held.start_next() {
             let span = spans::batch(&self.context.tracer, self.trace, &batch);
             let (endpoint, trace) = (&self.context.endpoint, self.trace);
+            let namespace = Arc::clone(&self.namespace);
             let embedding = async move {
-                let outcome = endpoint.embed(batch, trace).await;
+                let outcome = endpoint.embed(batch, &namespace, trace).await;
                 spans::embedded(&span, &outcome);
                 outcome
             };
@@ -271,6 +287,7 @@ impl<'a> Session<'a> {
                 debug!(seq = batch.seq, "A batch came too late and is left.");
             }
             Event::Batch(batch) => {
+                debug!(seq = batch.seq, "A batch came.");
                 if let Err(breach) = self.held.receive(batch) {
                     let how = HandBack::Fail;
                     let reason = breach.to_string();

@@ -25,6 +25,8 @@ const PRIOR_CALLS: f64 = 64.0;
 const PRIOR_FAILURES: f64 = 0.5;
 /// From this rate on a call that failed is made again before it is searched.
 const FLAKY: f64 = 0.05;
+/// Calls within which a search comes to its end.
+const SEARCH: u32 = 16;
 /// Failures remembered until it is known what they were.
 const REMEMBERED: usize = 256;
 /// How often a text must fail at least, and how often if its failures were not
@@ -39,8 +41,14 @@ pub(super) enum Kind {
     Single,
     /// One of several, each of which may have had its own reason.
     OneOfSome,
-    /// The embedder was down after it, or left alone.
-    Onset,
+    /// The embedder wanted a rest after it.
+    Rest,
+    /// It failed a probe after it.
+    Down,
+    /// It came after another of which that is true: it tells nothing new.
+    Echo,
+    /// There was a vector, which cannot be used.
+    Flaw,
 }
 
 /// Failures by their kinds.
@@ -48,7 +56,9 @@ pub(super) enum Kind {
 pub(super) struct Failures {
     singles: u32,
     of_some: u32,
-    onsets: u32,
+    rests: u32,
+    downs: u32,
+    flaws: u32,
 }
 
 impl Failures {
@@ -56,7 +66,10 @@ impl Failures {
         match kind {
             Kind::Single => self.singles += 1,
             Kind::OneOfSome => self.of_some += 1,
-            Kind::Onset => self.onsets += 1,
+            Kind::Rest => self.rests += 1,
+            Kind::Down => self.downs += 1,
+            Kind::Echo => {}
+            Kind::Flaw => self.flaws += 1,
         }
     }
 
@@ -64,19 +77,67 @@ impl Failures {
         Self {
             singles: self.singles + other.singles,
             of_some: self.of_some + other.of_some,
-            onsets: self.onsets + other.onsets,
+            rests: self.rests + other.rests,
+            downs: self.downs + other.downs,
+            flaws: self.flaws + other.flaws,
         }
     }
 
+    /// Those of calls.
+    pub(super) fn of_calls(self) -> Self {
+        Self { flaws: 0, ..self }
+    }
+
+    /// Those of vectors, each of which came with a call that passed.
+    pub(super) fn of_vectors(self) -> Self {
+        Self {
+            singles: self.flaws,
+            ..Self::default()
+        }
+    }
+
+    /// No more of these than of the other, those that prove most.
+    pub(super) fn at_most(self, other: Self) -> Self {
+        let most = other.of_calls().total();
+        let singles = self.singles.min(most);
+        let of_some = self.of_some.min(most - singles);
+        let rests = self.rests.min(most - singles - of_some);
+        let downs = self.downs.min(most - singles - of_some - rests);
+        Self {
+            singles,
+            of_some,
+            rests,
+            downs,
+            flaws: self.flaws.min(other.flaws),
+        }
+    }
+
+    /// Returns whether one of them was not the embedder's condition.
+    pub(super) fn has_single(self) -> bool {
+        self.singles + self.flaws > 0
+    }
+
     pub(super) fn total(self) -> u32 {
-        self.singles + self.of_some + self.onsets
+        self.singles + self.together() + self.flaws
+    }
+
+    /// Those that were not each between two calls that passed.
+    fn together(self) -> u32 {
+        self.of_some + self.rests + self.downs
+    }
+
+    /// Those that were each between two calls that passed.
+    pub(super) fn singles(self) -> u32 {
+        self.singles
     }
 
     fn halved(self) -> Self {
         Self {
             singles: self.singles / 2,
             of_some: self.of_some / 2,
-            onsets: self.onsets / 2,
+            rests: self.rests / 2,
+            downs: self.downs / 2,
+            flaws: self.flaws / 2,
         }
     }
 }
@@ -85,6 +146,8 @@ impl Failures {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Doubt {
     passes: u32,
+    /// Of the passes, the latest of calls that others may have been beside.
+    recent: u32,
     whims: Failures,
     /// Failures since something passed that began after them.
     open: Vec<(u64, Kind)>,
@@ -100,10 +163,27 @@ impl Doubt {
             self.passes /= 2;
             self.whims = self.whims.halved();
         }
-        self.over
-            .extend(self.open.extract_if(.., |(at, _)| *at < began));
+        let mut is_known = false;
+        for (at, kind) in self.open.extract_if(.., |(at, _)| *at < began) {
+            let condition = matches!(kind, Kind::Rest | Kind::Down);
+            let is_echo = condition && std::mem::replace(&mut is_known, true);
+            self.over
+                .push_back((at, if is_echo { Kind::Echo } else { kind }));
+        }
         let surplus = self.over.len().saturating_sub(REMEMBERED);
         self.over.drain(..surplus);
+    }
+
+    /// Counts a call that passed and that others may have been beside.
+    pub(super) fn passed_beside(&mut self, began: u64) {
+        self.recent = (self.recent + 1).min(SEARCH);
+        self.passed(1, began);
+    }
+
+    /// Takes in that all searches are given up: had one of the latest calls failed
+    /// for nothing, that would not have been noticed.
+    pub(super) fn lost(&mut self) {
+        self.passes = self.passes.saturating_sub(std::mem::take(&mut self.recent));
     }
 
     /// Counts a call that failed at that moment.
@@ -113,24 +193,27 @@ impl Doubt {
             if *other == Kind::Single {
                 *other = Kind::OneOfSome;
             }
-            kind = Kind::OneOfSome;
+            kind = *other;
         }
         if self.open.len() < REMEMBERED {
             self.open.push((at, kind));
         }
     }
 
-    /// Takes in that the embedder is left alone, as it is down or wants a rest.
-    pub(super) fn rested(&mut self) {
-        for (_, kind) in &mut self.open {
-            *kind = Kind::Onset;
+    /// Takes in that the embedder is left alone, as what failed may have been its
+    /// condition.
+    pub(super) fn rested(&mut self, kind: Kind) {
+        for (_, open) in &mut self.open {
+            if kind != Kind::OneOfSome || *open == Kind::Single {
+                *open = kind;
+            }
         }
     }
 
     /// Returns what the failure at that moment was.
     pub(super) fn kind(&self, at: u64) -> Kind {
         let known = self.over.iter().find(|(other, _)| *other == at);
-        known.map_or(Kind::Onset, |(_, kind)| *kind)
+        known.map_or(Kind::Rest, |(_, kind)| *kind)
     }
 
     /// Takes in that these failures are contradicted by what passed later.
@@ -138,10 +221,29 @@ impl Doubt {
         self.whims = self.whims.and(failures);
     }
 
-    /// The same, for the failure of a call at that moment.
-    pub(super) fn contradicted_at(&mut self, at: u64) {
+    /// The same, for the failure of a call at that moment, which counts as so
+    /// many.
+    pub(super) fn contradicted_at(&mut self, at: u64, count: usize) {
         if let Some((_, kind)) = self.over.iter().find(|(other, _)| *other == at) {
-            self.whims.add(*kind);
+            (0..count).for_each(|_| self.whims.add(*kind));
+        }
+    }
+
+    /// Takes the single failure of a text for a whim, or no longer.
+    pub(super) fn presume(&mut self, presumed: &mut bool, is_whim: bool) {
+        let singles = &mut self.whims.singles;
+        match (std::mem::replace(presumed, is_whim), is_whim) {
+            (false, true) => *singles += 1,
+            (true, false) => *singles = singles.saturating_sub(1),
+            _ => {}
+        }
+    }
+
+    /// Takes in that these failures are proved to be a text's own. Where it does
+    /// not take the embedder down, something else did after those of them.
+    pub(super) fn explained(&mut self, failures: Failures) {
+        if failures.total() > 2 * failures.downs {
+            self.whims.of_some += failures.downs;
         }
     }
 
@@ -149,7 +251,7 @@ impl Doubt {
     /// that passed.
     pub(super) fn good_failed(&mut self) {
         if self.passes > 0 {
-            self.whims.add(Kind::Onset);
+            self.whims.add(Kind::OneOfSome);
         }
     }
 
@@ -160,14 +262,14 @@ impl Doubt {
     }
 
     /// Returns whether so many failures of a text are too many for an innocent
-    /// one.
-    pub(super) fn proves(&self, failures: Failures) -> bool {
-        let fewest = if failures.singles < failures.total() {
+    /// one. `presumed` where one of its own is taken for a whim.
+    pub(super) fn proves(&self, failures: Failures, presumed: bool) -> bool {
+        let fewest = if failures.together() > 0 {
             DEATHS
         } else {
             FEWEST
         };
-        failures.total() >= fewest && self.chance(failures) < ACCEPTED
+        failures.total() >= fewest && self.chance(failures, presumed) < ACCEPTED
     }
 
     /// Returns how likely it is that the next failures of an innocent text are
@@ -175,17 +277,13 @@ impl Doubt {
     ///
     /// Each kind is taken for independent with a rate that is not known, of which
     /// what was seen leaves a beta distribution.
-    fn chance(&self, failures: Failures) -> f64 {
+    fn chance(&self, failures: Failures, presumed: bool) -> f64 {
         let (mut chance, mut total) = (1.0, 0.0);
         // One of some may be of either kind: whims of it count as both.
-        let Failures {
-            singles,
-            of_some,
-            onsets,
-        } = self.whims;
+        let singles = self.whims.singles.saturating_sub(u32::from(presumed));
         let kinds = [
-            (singles + of_some, failures.singles),
-            (of_some + onsets, failures.of_some + failures.onsets),
+            (singles + self.whims.of_some, failures.singles),
+            (self.whims.together(), failures.together()),
         ];
         for (whims, count) in kinds {
             let whims = PRIOR_FAILURES + f64::from(whims);
@@ -201,67 +299,4 @@ impl Doubt {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn needed(doubt: &Doubt, kind: Kind) -> u32 {
-        let mut failures = Failures::default();
-        while !doubt.proves(failures) {
-            failures.add(kind);
-        }
-        failures.total()
-    }
-
-    fn seen(passes: usize, whims: u32, kind: Kind) -> Doubt {
-        let mut doubt = Doubt::default();
-        doubt.passed(passes, 1);
-        for _ in 0..whims {
-            let mut failures = Failures::default();
-            failures.add(kind);
-            doubt.contradicted(failures);
-        }
-        doubt
-    }
-
-    #[test]
-    fn the_more_calls_were_seen_the_fewer_failures_prove_something() {
-        let needed = [0, 30, 100, 300, 1_500].map(|passes| {
-            let doubt = seen(passes, 0, Kind::Single);
-            needed(&doubt, Kind::Single)
-        });
-        assert_eq!(needed, [7, 6, 5, 4, 3]);
-    }
-
-    #[test]
-    fn what_fails_for_nothing_has_to_fail_more_often() {
-        // Of calls of which one in eight fails, ten in a row do once in a thousand million times.
-        let once = |whims| needed(&seen(8 * whims as usize, whims, Kind::Single), Kind::Single);
-        assert_eq!([0, 1, 10, 100].map(once), [7, 8, 9, 10]);
-    }
-
-    #[test]
-    fn a_failure_between_calls_that_pass_proves_more_where_failures_come_together() {
-        let doubt = seen(500, 100, Kind::Onset);
-        assert_eq!(needed(&doubt, Kind::Single), 4);
-        assert!(needed(&doubt, Kind::Onset) > 10);
-        // One of some may have been on its own.
-        let doubt = seen(500, 100, Kind::OneOfSome);
-        assert!(needed(&doubt, Kind::Single) > 10);
-    }
-
-    #[test]
-    fn what_came_before_and_after_tells_what_a_failure_was() {
-        let mut doubt = Doubt::default();
-        doubt.failed(1, 2);
-        doubt.passed(1, 3);
-        doubt.failed(5, 6);
-        doubt.failed(7, 8);
-        doubt.passed(1, 9);
-        doubt.failed(11, 12);
-        doubt.rested();
-        doubt.passed(1, 13);
-        let kinds = [2, 6, 8, 12].map(|at| doubt.kind(at));
-        let some = Kind::OneOfSome;
-        assert_eq!(kinds, [Kind::Single, some, some, Kind::Onset]);
-    }
-}
+mod tests;

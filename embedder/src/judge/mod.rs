@@ -26,6 +26,7 @@
 //! the other half, which travels with the rest.
 
 mod doubt;
+mod fresh;
 mod memory;
 mod protocol;
 mod search;
@@ -37,7 +38,8 @@ mod trust;
 use std::collections::{HashMap, VecDeque};
 
 use self::{
-    doubt::Doubt,
+    doubt::{Doubt, Kind},
+    fresh::Fresh,
     memory::Memory,
     search::Task,
     size::SizeLimit,
@@ -100,7 +102,7 @@ pub struct Judge {
     settings: Settings,
     texts: HashMap<TextId, Text>,
     /// Texts that nothing is known against, in the order they are to be sent.
-    fresh: VecDeque<TextId>,
+    fresh: Fresh,
     /// Searches, each of which is a call of its own.
     tasks: VecDeque<Task>,
     /// Texts that failed alone, until something else passes.
@@ -150,7 +152,7 @@ impl Judge {
         Self {
             settings,
             texts: HashMap::new(),
-            fresh: VecDeque::new(),
+            fresh: Fresh::default(),
             tasks: VecDeque::new(),
             unproven: Vec::new(),
             controls: Vec::new(),
@@ -179,8 +181,9 @@ impl Judge {
     }
 
     /// Takes in a text of so many bytes. The fingerprint is that of its
-    /// content: a text that comes again is known by it.
-    pub fn add(&mut self, id: TextId, bytes: usize, fingerprint: u64) {
+    /// content: a text that comes again is known by it. Those `whose` texts wait
+    /// take turns, by calls.
+    pub fn add(&mut self, id: TextId, bytes: usize, fingerprint: u64, whose: u64) {
         let mut text = Text::new(bytes, fingerprint);
         match self.memory.take(fingerprint) {
             None => {
@@ -188,7 +191,7 @@ impl Judge {
                 if bytes >= self.too_long {
                     self.tasks.push_back(Task::alone(id));
                 } else {
-                    self.fresh.push_back(id);
+                    self.fresh.push(id, whose, self.size.get().texts);
                 }
             }
             Some(known) => {
@@ -230,10 +233,14 @@ impl Judge {
         let Some(text) = self.texts.remove(&id) else {
             return;
         };
-        if let Some(known) = text.findings(self.settings.shortest) {
+        if let Some(mut known) = text.findings(self.settings.shortest) {
+            // What fails for nothing is not tried again before the embedder is down once more, and
+            // would not be noticed.
+            let is_whim = known.failed_once();
+            self.doubt.presume(&mut known.presumed, is_whim);
             self.memory.keep(text.fingerprint, known);
         }
-        self.fresh.retain(|other| *other != id);
+        self.fresh.remove(id);
         self.unproven.retain(|other| *other != id);
         self.controls.retain(|other| *other != id);
         for mut task in std::mem::take(&mut self.tasks) {
@@ -330,7 +337,7 @@ impl Judge {
         if fits == 0 {
             return None;
         }
-        let texts = self.fresh.drain(..fits).collect();
+        let texts = self.fresh.take(fits);
         Some(self.begin(Task::of(texts)))
     }
 
@@ -371,7 +378,7 @@ impl Judge {
     fn fitting(&self) -> usize {
         let size = self.size.get();
         let mut tokens = 0;
-        let bytes = self.fresh.iter().filter_map(|id| self.texts.get(id));
+        let bytes = self.fresh.iter().filter_map(|id| self.texts.get(&id));
         bytes
             .take(size.texts)
             .enumerate()
@@ -382,8 +389,8 @@ impl Judge {
             .count()
     }
 
-    /// Takes in that a call was given up before it ended, because nobody waits
-    /// for its texts any more: it proves nothing.
+    /// Takes in that a call was given up before it ended, which proves nothing.
+    /// Those of its texts that are still waited for are sent again.
     pub fn cancelled(&mut self, id: CallId) {
         let Some(UnderWay { what, .. }) = self.under_way.remove(&id) else {
             return;
@@ -437,7 +444,9 @@ impl Judge {
         if bytes < self.probe_bytes {
             return;
         }
-        self.doubt.passed(1, began);
+        // While it may be down a whim is not noticed either.
+        let counts = self.health == Health::Fit;
+        self.doubt.passed(usize::from(counts), began);
         self.proof = self.proof.max(began);
         self.failures = 0;
         self.long_probes = 0;
@@ -488,7 +497,11 @@ impl Judge {
         }
         self.failures += 1;
         self.failed_at = self.moment;
-        self.doubt.rested();
+        self.doubt.rested(Kind::Down);
+        if self.health != Health::Down {
+            // All searches are, for the texts are handed back.
+            self.doubt.lost();
+        }
         // Said each time: what it says may change.
         self.health = Health::Down;
         verdicts.push(Verdict::Down { reason });

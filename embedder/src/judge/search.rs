@@ -3,7 +3,7 @@
 
 use super::{
     ALONE_EXCUSES, CallSize, FLAKY_EXCUSES, Health, Hint, Judge, MOST_EXCUSES, TextId, Verdict,
-    trust::Advice,
+    doubt::Kind, trust::Advice,
 };
 
 /// How much longer than every other a text must be to be tried without the
@@ -79,7 +79,11 @@ impl Judge {
         verdicts: &mut Vec<Verdict>,
     ) {
         self.proof = self.proof.max(began);
-        self.doubt.passed(1, began);
+        if task.exclusive {
+            self.doubt.passed(1, began);
+        } else {
+            self.doubt.passed_beside(began);
+        }
         let usable = flaws.iter().filter(|flaw| flaw.is_none()).count();
         self.flaws.passed(usable, began);
         self.failures = 0;
@@ -94,7 +98,7 @@ impl Judge {
         if let Some(advice) = task.waited {
             self.trust.followed(advice, true);
         } else if task.excuses > 0 {
-            self.doubt.contradicted_at(task.failed_at);
+            self.doubt.contradicted_at(task.failed_at, 1);
         }
         for (place, (id, flaw)) in task.texts.iter().zip(flaws).enumerate() {
             match flaw {
@@ -115,7 +119,8 @@ impl Judge {
     fn acquit(&mut self, failed: CallSize, at: u64) {
         if failed.texts > 1 && self.size.has_passed(failed) {
             // It failed for nothing, or less is taken now than was.
-            self.doubt.contradicted_at(at);
+            // About as many searches meet another whim before their end, and notice nothing.
+            self.doubt.contradicted_at(at, 2);
             self.size.forget(failed);
         }
     }
@@ -173,7 +178,9 @@ impl Judge {
             _ => None,
         };
         let waits = waits.filter(|advice| self.trust.has(*advice));
-        let excuses = match (waits.is_some(), self.doubt.is_flaky()) {
+        // What often fails is not what often answers with vectors that cannot be used.
+        let doubt = if flawed { &self.flaws } else { &self.doubt };
+        let excuses = match (waits.is_some(), doubt.is_flaky()) {
             _ if task.exclusive && hint != Hint::Busy => 0,
             (true, _) if size.texts == 1 => ALONE_EXCUSES,
             (true, false) if !task.specific => MOST_EXCUSES,
@@ -184,7 +191,9 @@ impl Judge {
         if rests && began > self.rested_at {
             // Calls that were under way already say the same once more.
             self.rested_at = self.moment;
-            self.doubt.rested();
+            let is_told = waits.is_some() || hint == Hint::Busy;
+            self.doubt
+                .rested(if is_told { Kind::Rest } else { Kind::OneOfSome });
             verdicts.push(Verdict::Rest);
         }
         if task.excuses < excuses {
@@ -209,7 +218,8 @@ impl Judge {
         self.put_back(task.rest);
         match texts.as_slice() {
             [id] if size.texts == 1 => {
-                if let Some(failed) = task.failed.filter(|_| alone && task.excuses == 0) {
+                let with_it = alone && task.excuses == 0 && !flawed;
+                if let Some(failed) = task.failed.filter(|_| with_it) {
                     self.failed_with_it(*id, failed, task.failed_at);
                 }
                 self.text_failed(*id, flawed, reason, self.moment);

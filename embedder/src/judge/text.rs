@@ -30,7 +30,7 @@ pub(super) struct Findings {
     pub(super) has_failed: bool,
     /// Texts of the smallest call it was in that failed.
     pub(super) among: Option<usize>,
-    /// Whether all its failures were vectors that cannot be used.
+    /// Whether its latest failure was a vector that cannot be used.
     pub(super) flawed: bool,
     /// How much of it passed; 0 until its beginning has.
     pub(super) passed: usize,
@@ -39,6 +39,8 @@ pub(super) struct Findings {
     pub(super) repeats: Failures,
     /// Least of it that is proved to be too much, in bytes.
     pub(super) too_much: usize,
+    /// Whether its only failure is taken for a whim until it is known.
+    pub(super) presumed: bool,
 }
 
 impl Findings {
@@ -58,6 +60,12 @@ impl Findings {
             }
         }
         self.has_failed = false;
+    }
+
+    /// Returns whether it failed once between calls that passed, and nothing is
+    /// known of that: most that fail for nothing do, and few that are bad.
+    pub(super) fn failed_once(&self) -> bool {
+        self.repeats.singles() + self.beginning.singles() == 1
     }
 }
 
@@ -99,6 +107,7 @@ impl Text {
                 least: bytes,
                 repeats: Failures::default(),
                 too_much: usize::MAX,
+                presumed: false,
             },
             again_at: 0,
             reason: None,
@@ -114,7 +123,8 @@ impl Text {
         let mut known = self.known;
         if known.has_failed {
             // The embedder passes a probe before it is sent anything again.
-            known.count(Kind::Onset, self.sent(shortest));
+            let kind = if known.flawed { Kind::Flaw } else { Kind::Down };
+            known.count(kind, self.sent(shortest));
         }
         Some(known)
     }
@@ -124,11 +134,11 @@ impl Text {
         self.known = known;
         self.is_remembered = known.among == Some(1);
         if known.passed == 0 {
-            let failures = known.whole.and(known.beginning).total();
-            self.known.trial = if failures < DEATHS || !self.can_be_shorter(shortest) {
-                Trial::Whole
-            } else {
+            let was_it = known.whole.has_single() || known.whole.total() >= DEATHS;
+            self.known.trial = if was_it && self.can_be_shorter(shortest) {
                 Trial::Beginning
+            } else {
+                Trial::Whole
             };
         }
     }

@@ -5,24 +5,20 @@ use super::{
     CallSize, Judge, TextId, Verdict,
     doubt::{Failures, Kind},
     search::Task,
-    text::{Text, Trial},
+    text::{Findings, Text, Trial},
 };
 
 impl Judge {
     /// Counts failures that meant nothing.
-    fn contradicted(&mut self, failures: Failures, flawed: bool) {
-        let doubt = if flawed {
-            &mut self.flaws
-        } else {
-            &mut self.doubt
-        };
-        doubt.contradicted(failures);
+    fn contradicted(&mut self, failures: Failures) {
+        self.doubt.contradicted(failures.of_calls());
+        self.flaws.contradicted(failures.of_vectors());
     }
 
     /// Returns whether so many failures are too many for an innocent text.
-    fn proves(&self, failures: Failures, flawed: bool) -> bool {
-        let doubt = if flawed { &self.flaws } else { &self.doubt };
-        doubt.proves(failures)
+    fn proves(&self, known: &Findings, failures: Failures) -> bool {
+        self.doubt.proves(failures.of_calls(), known.presumed)
+            || self.flaws.proves(failures.of_vectors(), false)
     }
 
     /// Takes in that a text has a vector, alone or among others.
@@ -41,8 +37,9 @@ impl Judge {
             known.least = (2 * sent).min(text.bytes);
             known.too_much = usize::MAX;
         }
-        let (trial, flawed) = (known.trial, known.flawed);
-        self.contradicted(whims, flawed);
+        self.doubt.presume(&mut known.presumed, false);
+        let trial = known.trial;
+        self.contradicted(whims);
         if trial != Trial::Beginning {
             self.passed_bytes = self.passed_bytes.max(sent);
             if sent >= self.too_long {
@@ -85,7 +82,8 @@ impl Judge {
         };
         let (known, bytes) = (text.known, text.bytes);
         let mut is_too_much = self.is_too_much(text);
-        if !is_too_much && self.proves(known.repeats, known.flawed) {
+        if !is_too_much && self.proves(&known, known.repeats) {
+            self.doubt.explained(known.repeats.of_calls());
             if known.least <= self.passed_bytes {
                 // Others as long passed: do they still?
                 self.controls.push(id);
@@ -134,7 +132,7 @@ impl Judge {
         text.known.failed_at = at;
         text.again_at = self.ended + text.pause(at);
         text.known.among = Some(1);
-        text.known.flawed &= flawed;
+        text.known.flawed = flawed;
         text.reason.get_or_insert_with(|| reason.to_owned());
         self.unproven.push(id);
     }
@@ -175,7 +173,7 @@ impl Judge {
             return;
         };
         let kind = if text.known.flawed {
-            Kind::Single
+            Kind::Flaw
         } else {
             self.doubt.kind(text.known.failed_at)
         };
@@ -183,7 +181,7 @@ impl Judge {
         if !std::mem::take(&mut text.is_counted) {
             text.known.count(kind, sent);
         }
-        text.is_remembered |= kind == Kind::Onset;
+        text.is_remembered |= matches!(kind, Kind::Rest | Kind::Down);
         let (passed, trial) = (text.known.passed, text.known.trial);
         let can_be_shorter = text.can_be_shorter(shortest);
         let Some(text) = self.texts.get(&id) else {
@@ -194,7 +192,13 @@ impl Judge {
         if is_known || passed > 0 && trial != Trial::Beginning {
             return self.go_on(id);
         }
+        if is_guilty {
+            let failures = text.known.whole.and(text.known.beginning);
+            self.doubt.explained(failures.of_calls());
+        }
         if let Some(text) = self.texts.get_mut(&id) {
+            let is_whim = text.known.presumed && text.known.failed_once() && !is_guilty;
+            self.doubt.presume(&mut text.known.presumed, is_whim);
             text.rejected = is_guilty;
             if can_be_shorter {
                 text.known.trial = Trial::Beginning;
@@ -209,17 +213,18 @@ impl Judge {
     /// Returns whether a text failed so often that it is rejected.
     pub(super) fn is_guilty(&self, text: &Text) -> bool {
         let known = &text.known;
-        let failures = known.whole.and(known.beginning);
         if !text.can_be_shorter(self.settings.shortest) {
-            return self.proves(known.whole, known.flawed);
+            return self.proves(known, known.whole);
         }
-        // Where its length may explain that it failed whole, only its beginning counts.
+        // Where its length may explain that it failed whole, only its beginning counts, and no more
+        // of the whole where it should not.
         if known.trial != Trial::Beginning {
             false
         } else if text.bytes > self.passed_bytes {
-            self.proves(known.beginning, known.flawed)
+            self.proves(known, known.beginning)
         } else {
-            2 * known.beginning.total() >= failures.total() && self.proves(failures, known.flawed)
+            let whole = known.whole.at_most(known.beginning);
+            self.proves(known, whole.and(known.beginning))
         }
     }
 

@@ -45,6 +45,17 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(Config { cases: config().cases / 8, ..config() })]
+
+    /// Both hold where many calls fail for nothing, which most of the others are
+    /// spared.
+    #[test]
+    fn no_text_is_blamed_for_a_whim(server in any::<bool>().prop_flat_map(arbitrary)) {
+        World::new(server.unsteady()).run(1.6)?;
+    }
+}
+
 /// What is proved of one text in a hundred costs little where nothing else is
 /// wrong: 250 and 63 calls are needed if all are good.
 #[test]

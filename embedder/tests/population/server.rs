@@ -225,6 +225,21 @@ impl Server {
         }
     }
 
+    /// The same, but one call in 8 to 15 fails for nothing, or it has a quota of 6
+    /// to 8 calls.
+    pub(crate) fn unsteady(self) -> Self {
+        let drawn = noise(self.seed, u64::MAX);
+        let quota = drawn
+            .is_multiple_of(4)
+            .then(|| 6 + (drawn / 4 % 3) as usize);
+        Self {
+            outages: Vec::new(),
+            quota,
+            flaky: quota.map_or(8 + (drawn / 4 % 8) as u32, |_| 0),
+            ..self
+        }
+    }
+
     /// Whether it is away at this moment for a reason of its own.
     pub(crate) fn is_out(&self, now: u64) -> bool {
         let mut outages = self.outages.iter();
@@ -369,9 +384,9 @@ impl Server {
             Symptom::Flawed => (0.0, tries(self.texts.len() as f64)),
             _ => (search, tries(calls + bad + long)),
         };
-        // A call that passes vouches for two failures, that before it and that after it. While
-        // texts are searched, half of the calls pass.
-        let vouching = (bad * tries_bad / 2.0 - bad * search_bad / 2.0 - calls).max(0.0);
+        // Each failure lies between calls that pass, or a quota may be used up. Those that the texts
+        // and half of their search need anyway serve, as far as they go.
+        let vouching = (bad * tries_bad - bad * search_bad / 2.0 - calls).max(0.0);
         // Each long text: which of a call it is, that it fails, and how much of it passes. How long
         // a text may be is proved once from above, and once more by one that is not as long.
         let limit = if long > 0.0 {

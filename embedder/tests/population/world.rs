@@ -237,7 +237,7 @@ impl World {
             let id = TextId(self.last_name);
             self.names.insert(id, text);
             self.waiting.insert(text);
-            self.judge.add(id, self.server.texts[text], text as u64);
+            self.judge.add(id, self.server.texts[text], text as u64, 0);
         }
     }
 

@@ -45,6 +45,7 @@ impl TryFrom<v1::Lease> for Lease {
             job_id: lease.job_id,
             epoch: lease.epoch,
             source: format!("{}/{}", lease.namespace, lease.source),
+            namespace: lease.namespace.into(),
             duration,
             max_batch_size: u32::try_from(lease.max_batch_size).unwrap_or(0).max(1),
             chunks_pending: lease.chunks_pending,

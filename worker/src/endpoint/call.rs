@@ -4,6 +4,7 @@ use std::{panic::AssertUnwindSafe, pin::pin, sync::Arc};
 
 use futures::FutureExt as _;
 use tokio::time::{Duration, Instant, timeout};
+use tracing::info;
 use weir_embedder::judge::{CallId, CallSize, estimate_tokens};
 
 use super::{
@@ -32,7 +33,9 @@ pub(super) struct Ended {
     pub(super) size: CallSize,
     /// As many calls as allowed were under way when it began.
     pub(super) saturated: bool,
-    pub(super) answer: Result<Answered, EmbedError>,
+    /// `None` if it was given up because the embedder answered others: that
+    /// proves nothing.
+    pub(super) answer: Option<Result<Answered, EmbedError>>,
 }
 
 /// What an embedder answers.
@@ -56,8 +59,11 @@ impl Endpoint {
         };
         self.rates.wait(size).await;
         let answer = match work {
-            Work::Probe(bytes) => self.probe(bytes, size).await.map(Answered::Probe),
-            Work::Embed(sent) => self.embed_texts(sent, size).await.map(Answered::Vectors),
+            Work::Probe(bytes) => Some(self.probe(bytes, size).await.map(Answered::Probe)),
+            Work::Embed(sent) => {
+                let answer = self.embed_texts(sent, size).await;
+                answer.map(|answer| answer.map(Answered::Vectors))
+            }
         };
         Ended {
             id,
@@ -92,29 +98,57 @@ impl Endpoint {
         }
     }
 
-    async fn embed_texts(&self, sent: Sent, size: CallSize) -> Result<Vec<Embedding>, EmbedError> {
+    /// Sends texts. Returns nothing if the embedder was silent while it answered
+    /// others.
+    async fn embed_texts(
+        &self,
+        sent: Sent,
+        size: CallSize,
+    ) -> Option<Result<Vec<Embedding>, EmbedError>> {
+        let patience = self.state().patience.with(size, sent.retries);
         let span = self.spans.begin(sent.traces, size, sent.retries);
         let began = Instant::now();
         let texts: Vec<&str> = sent.texts.iter().map(Text::as_str).collect();
-        let answer = span.around(self.bounded(self.embedder.embed(&texts))).await;
-        // A vector must never meet another's chunk, whatever an embedder does.
-        let answer = answer.and_then(|vectors| match vectors.len() {
-            got if got == texts.len() => Ok(vectors),
-            got => Err(EmbedError::Transient {
+        let answer = tokio::select! {
+            biased;
+            answer = span.around(self.bounded(self.embedder.embed(&texts))) => Some(answer),
+            () = self.answers_others(patience) => None,
+        };
+        let took = began.elapsed();
+        let is_silent = answer.is_none();
+        let answer = match answer {
+            // A vector must never meet another's chunk, whatever an embedder does.
+            Some(Ok(vectors)) if vectors.len() != texts.len() => Err(EmbedError::Transient {
                 reason: format!(
-                    "the embedder answered {got} vectors for {} texts",
+                    "the embedder answered {} vectors for {} texts",
+                    vectors.len(),
                     texts.len()
                 ),
             }),
-        });
+            Some(answer) => answer,
+            None => {
+                let (silent_ms, texts) = (took.as_millis() as u64, texts.len());
+                info!(
+                    silent_ms,
+                    texts,
+                    "A call was not answered while the embedder answered a probe; its texts are \
+                     sent again."
+                );
+                Err(EmbedError::Timeout {
+                    reason: "the embedder did not answer this call, but a probe".to_owned(),
+                })
+            }
+        };
+        if answer.is_ok() {
+            self.state().patience.answered(size, took);
+        }
         spans::answered(&span, &answer);
-        let seconds = began.elapsed().as_secs_f64();
-        self.metrics.called(&answer, size, seconds);
-        answer
+        self.metrics.called(&answer, size, took.as_secs_f64());
+        (!is_silent).then_some(answer)
     }
 
     /// Has a call end in time, and without a panic.
-    async fn bounded<T>(
+    pub(super) async fn bounded<T>(
         &self,
         call: impl Future<Output = Result<T, EmbedError>>,
     ) -> Result<T, EmbedError> {

@@ -1,6 +1,8 @@
 //! How much the sessions want of an endpoint, so that no more is claimed than it
 //! can be given, and how it stands.
 
+use std::sync::Arc;
+
 use tokio::sync::watch;
 
 use super::Endpoint;
@@ -22,12 +24,12 @@ impl Demand {
 }
 
 /// How many texts a session wants to have at an endpoint.
-pub(crate) struct Share<'a> {
-    demand: &'a watch::Sender<Demand>,
+pub(crate) struct Share {
+    demand: Arc<watch::Sender<Demand>>,
     own: Demand,
 }
 
-impl Share<'_> {
+impl Share {
     /// `answered` of the `texts` are embedded.
     pub(crate) fn set(&mut self, texts: usize, answered: usize) {
         let own = Demand { texts, answered };
@@ -41,7 +43,7 @@ impl Share<'_> {
     }
 }
 
-impl Drop for Share<'_> {
+impl Drop for Share {
     fn drop(&mut self) {
         self.set(0, 0);
     }
@@ -49,9 +51,9 @@ impl Drop for Share<'_> {
 
 impl Endpoint {
     /// Says that a session wants to have `texts` here.
-    pub(crate) fn share(&self, texts: usize) -> Share<'_> {
+    pub(crate) fn share(&self, texts: usize) -> Share {
         let mut share = Share {
-            demand: &self.demand,
+            demand: Arc::clone(&self.demand),
             own: Demand::default(),
         };
         share.set(texts, 0);
@@ -71,23 +73,27 @@ impl Endpoint {
         shown.texts_allowed.set(state.judge.size().texts as f64);
     }
 
-    /// Waits until the sessions want less than the embedder can be given, and
-    /// returns how many texts more it may be.
-    pub(crate) async fn room(&self) -> usize {
+    /// How many texts more the sessions may want than they do: so that there are
+    /// enough for the calls under way, and as many again that are ready to follow.
+    pub(crate) fn room(&self) -> usize {
+        let state = self.state();
+        let most = 2 * state.concurrency.calls() * state.judge.size().texts;
+        drop(state);
+        most.saturating_sub(self.demand.borrow().texts)
+    }
+
+    /// Waits until there is room, or until there is none.
+    pub(crate) async fn has_room(&self, some: bool) {
         let mut demand = self.demand.subscribe();
-        loop {
-            let most = {
-                let state = self.state();
-                // The calls under way, and as much again that is ready to follow.
-                2 * state.concurrency.calls() * state.judge.size().texts
-            };
-            let wanted = demand.borrow_and_update().texts;
-            if wanted < most {
-                return most - wanted;
-            }
+        while (self.room() > 0) != some {
             if demand.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
         }
+    }
+
+    /// How many texts one call holds.
+    pub(crate) fn call_texts(&self) -> usize {
+        self.state().judge.size().texts
     }
 }

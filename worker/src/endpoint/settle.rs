@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::{debug, info};
-use weir_embedder::judge::{Answer, CallSize, Verdict};
+use weir_embedder::judge::{Answer, CallId, CallSize, Verdict};
 
 use super::{
     Endpoint, State,
@@ -67,22 +67,46 @@ impl Rests {
 
 impl Endpoint {
     pub(super) fn settle(&self, ended: Ended) {
+        let Ended {
+            id,
+            size,
+            saturated,
+            answer,
+        } = ended;
         let mut state = self.state();
-        if state.under_way.remove(&ended.id).is_none() {
+        if state.under_way.remove(&id).is_none() {
             // It was given up a moment before it ended.
             return;
         }
-        let retry_after = ended
-            .answer
-            .as_ref()
-            .err()
-            .and_then(EmbedError::retry_after);
-        let (answer, vectors) = self.learn(&mut state, ended.answer, ended.size, ended.saturated);
+        match answer {
+            Some(answer) => {
+                let retry_after = answer.as_ref().err().and_then(EmbedError::retry_after);
+                let (answer, vectors) = self.learn(&mut state, answer, size, saturated);
+                self.judge(&mut state, id, answer, &vectors, retry_after);
+            }
+            None => state.judge.cancelled(id),
+        }
+        if let Some(reason) = self.health.ailment() {
+            state.give_back(&reason);
+        }
+        drop(state);
+        self.work.notify_one();
+    }
+
+    /// Does what follows from an answer.
+    fn judge(
+        &self,
+        state: &mut State,
+        id: CallId,
+        answer: Answer,
+        vectors: &[Embedding],
+        retry_after: Option<Duration>,
+    ) {
         let failure = match &answer {
             Answer::Failed { reason, .. } => reason.clone(),
             Answer::Vectors(_) => String::new(),
         };
-        for verdict in state.judge.answered(ended.id, answer) {
+        for verdict in state.judge.answered(id, answer) {
             match verdict {
                 Verdict::Embedded { text, place, bytes } => {
                     if let Some(Ok(vector)) = vectors.get(place) {
@@ -90,16 +114,11 @@ impl Endpoint {
                     }
                 }
                 Verdict::Rejected { text, reason } => state.requests.rejected(text, &reason),
-                Verdict::Fit => self.fit(&mut state),
-                Verdict::Down { reason } => self.down(&mut state, &reason, retry_after),
-                Verdict::Rest => self.rest(&mut state, &failure, retry_after),
+                Verdict::Fit => self.fit(state),
+                Verdict::Down { reason } => self.down(state, &reason, retry_after),
+                Verdict::Rest => self.rest(state, &failure, retry_after),
             }
         }
-        if let Some(reason) = self.health.ailment() {
-            state.give_back(&reason);
-        }
-        drop(state);
-        self.work.notify_one();
     }
 
     /// Takes what it can from an answer, and puts it for the judge.

@@ -1,3 +1,4 @@
+mod silence;
 mod verdicts;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -163,7 +164,7 @@ async fn small_batches_travel_together_and_come_apart_again() {
     let outcomes = join_all(
         texts
             .iter()
-            .map(|text| endpoint.embed(batch(&[text]), None)),
+            .map(|text| endpoint.embed(batch(&[text]), "n", None)),
     )
     .await;
     for (text, outcome) in texts.iter().zip(&outcomes) {
@@ -178,7 +179,7 @@ async fn a_poison_text_hurts_no_other_batch() {
     let server = Server::new(picky);
     let (endpoint, _running) = start(&server, SETTINGS);
     let texts = ["a", "b", "bad", "c", "d", "e", "f", "g"];
-    let outcomes = join_all(texts.map(|text| endpoint.embed(batch(&[text]), None))).await;
+    let outcomes = join_all(texts.map(|text| endpoint.embed(batch(&[text]), "n", None))).await;
     for (text, outcome) in texts.iter().zip(&outcomes) {
         assert_eq!(outcome.failure, None, "{text}");
         let healthy = usize::from(*text != "bad");
@@ -198,7 +199,7 @@ async fn calls_keep_to_the_bounds_of_texts_and_of_tokens() {
     let (endpoint, _running) = start(&server, settings);
     let long = "x".repeat(200);
     let texts = ["a", "b", "c", "d", &long, "e"];
-    let outcome = endpoint.embed(batch(&texts), None).await;
+    let outcome = endpoint.embed(batch(&texts), "n", None).await;
     assert_eq!(embedded(&outcome), texts);
     let sizes: Vec<usize> = server.calls().iter().map(Vec::len).collect();
     assert_eq!(sizes, [3, 1, 1, 1], "a text larger than a call is a call");
@@ -215,7 +216,7 @@ async fn a_text_that_the_answer_breaks_of_is_found_and_rejected() {
         }
     });
     let (endpoint, _running) = start(&server, SETTINGS);
-    let [good, bad] = ["good", "fail"].map(|text| endpoint.embed(batch(&[text]), None));
+    let [good, bad] = ["good", "fail"].map(|text| endpoint.embed(batch(&[text]), "n", None));
     let (good, bad) = tokio::join!(good, bad);
     assert_eq!((embedded(&good), &good.failure), (vec!["good"], &None));
     assert_eq!((rejected(&bad), &bad.failure), (vec!["fail"], &None));
@@ -242,7 +243,7 @@ async fn an_embedder_that_breaks_a_call_and_fails_a_probe_is_down() {
     );
     let (endpoint, _running) = start(&server, SETTINGS);
     // The first call is of both; neither is to blame more than the other.
-    let both = ["a", "b"].map(|text| endpoint.embed(batch(&[text]), None));
+    let both = ["a", "b"].map(|text| endpoint.embed(batch(&[text]), "n", None));
     for outcome in join_all(both).await {
         assert_eq!(outcome.failure.as_deref(), Some("it broke the probe"));
         assert!(outcome.result.is_empty());
@@ -265,7 +266,9 @@ async fn what_is_too_long_is_halved_until_it_fits_or_is_too_short_to_mean_anythi
     });
     let (endpoint, _running) = start(&server, SETTINGS);
     let long = "0123456789abcdefghijklmnopqrstuv";
-    let outcome = endpoint.embed(batch(&["short", long, "€€€"]), None).await;
+    let outcome = endpoint
+        .embed(batch(&["short", long, "€€€"]), "n", None)
+        .await;
     assert_eq!(outcome.failure, None);
     let [short, shortened] = outcome.result.embedded.as_slice() else {
         panic!("{outcome:?}");
@@ -302,9 +305,9 @@ async fn what_is_left_of_a_refused_call_is_not_taken_for_its_culprit() {
     let (endpoint, _running) = start(&server, SETTINGS);
     let given_up = timeout(
         Duration::from_millis(500),
-        endpoint.embed(batch(&["bad"]), None),
+        endpoint.embed(batch(&["bad"]), "n", None),
     );
-    let (given_up, outcome) = tokio::join!(given_up, endpoint.embed(batch(&["good"]), None));
+    let (given_up, outcome) = tokio::join!(given_up, endpoint.embed(batch(&["good"]), "n", None));
     assert!(given_up.is_err());
     assert_eq!(embedded(&outcome), ["good"]);
 }
@@ -316,7 +319,7 @@ async fn a_text_that_is_named_is_found_with_few_calls() {
     let mut texts: Vec<String> = (0..32).map(|n| format!("text {n}")).collect();
     texts[20] = "bad".to_owned();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    let outcome = endpoint.embed(batch(&texts), None).await;
+    let outcome = endpoint.embed(batch(&texts), "n", None).await;
     assert_eq!(
         (embedded(&outcome).len(), rejected(&outcome)),
         (31, vec!["bad"])
@@ -338,7 +341,7 @@ async fn a_text_that_is_too_long_by_far_is_shortened_and_no_other() {
     let (endpoint, _running) = start(&server, SETTINGS);
     let long = "0123456789abcdefghijklmnopqrstuv";
     let outcome = endpoint
-        .embed(batch(&["a", long, "b", "c", "d"]), None)
+        .embed(batch(&["a", long, "b", "c", "d"]), "n", None)
         .await;
     let chars: Vec<Option<u32>> = outcome.result.embedded.iter().map(|it| it.chars).collect();
     assert_eq!(chars, [None, Some(8), None, None, None]);
@@ -359,7 +362,7 @@ async fn texts_that_are_all_too_long_cost_a_few_calls_each() {
     let (endpoint, _running) = start(&server, SETTINGS);
     let long: Vec<String> = (10..42).map(|n| format!("{n}{}", "x".repeat(28))).collect();
     let long: Vec<&str> = long.iter().map(String::as_str).collect();
-    let outcome = endpoint.embed(batch(&long), None).await;
+    let outcome = endpoint.embed(batch(&long), "n", None).await;
     assert_eq!(outcome.result.embedded.len(), 32);
     let calls = server.calls().len();
     // Four each, and what is tried again between two that pass, which is drawn.
@@ -373,14 +376,14 @@ async fn a_call_waits_only_for_texts_that_are_about_to_come() {
     endpoint.health.fit().await;
     let began = Instant::now();
     let alone = endpoint.share(1);
-    endpoint.embed(batch(&["alone"]), None).await;
+    endpoint.embed(batch(&["alone"]), "n", None).await;
     assert_eq!(began.elapsed(), Duration::from_secs(1));
     drop(alone);
     // Another session has still to bring its text.
     let _wanted = endpoint.share(2);
-    tokio::join!(endpoint.embed(batch(&["first"]), None), async {
+    tokio::join!(endpoint.embed(batch(&["first"]), "n", None), async {
         sleep(MERGE_WAIT / 2).await;
-        endpoint.embed(batch(&["second"]), None).await;
+        endpoint.embed(batch(&["second"]), "n", None).await;
     });
     assert_eq!(server.calls(), [vec!["alone"], vec!["first", "second"]]);
 }
@@ -394,7 +397,7 @@ async fn texts_that_keep_coming_do_not_make_others_wait() {
     let texts: Vec<String> = (0..20).map(|n| format!("text {n}")).collect();
     let trickle = texts.iter().zip(0..).map(async |(text, n)| {
         sleep(n * MERGE_WAIT / 2).await;
-        endpoint.embed(batch(&[text]), None).await
+        endpoint.embed(batch(&[text]), "n", None).await
     });
     join_all(trickle).await;
     assert!(server.calls()[0].len() <= 3, "{:?}", server.calls());
@@ -413,7 +416,7 @@ async fn what_the_embedder_had_before_it_went_down_is_waited_for() {
     calls.next().await.succeed();
     endpoint.health.fit().await;
     let asked = Arc::clone(&endpoint);
-    let both = tokio::spawn(async move { asked.embed(batch(&["a", "b", "c"]), None).await });
+    let both = tokio::spawn(async move { asked.embed(batch(&["a", "b", "c"]), "n", None).await });
     let (first, second) = (calls.next().await, calls.next().await);
     first.break_down("gone");
     let probe = calls.next().await;
@@ -443,7 +446,7 @@ async fn an_overloaded_embedder_is_left_alone_for_as_long_as_it_asks_and_loses_n
     };
     let server = Server::new(busy);
     let (endpoint, _running) = start(&server, SETTINGS);
-    let outcome = endpoint.embed(batch(&["a", "b"]), None).await;
+    let outcome = endpoint.embed(batch(&["a", "b"]), "n", None).await;
     assert_eq!(
         (embedded(&outcome), outcome.failure.clone()),
         (vec!["a", "b"], None)
@@ -465,7 +468,7 @@ async fn an_overload_of_many_minutes_is_an_outage() {
         })
     });
     let (endpoint, _running) = start(&server, SETTINGS);
-    let outcome = endpoint.embed(batch(&["a"]), None).await;
+    let outcome = endpoint.embed(batch(&["a"]), "n", None).await;
     assert_eq!(outcome.failure.as_deref(), Some("429"));
 }
 
@@ -481,12 +484,12 @@ async fn calls_that_take_too_long_are_made_smaller() {
     let (endpoint, _running) = start(&server, SETTINGS);
     let texts: Vec<String> = (0..32).map(|n| n.to_string()).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    let outcome = endpoint.embed(batch(&texts), None).await;
+    let outcome = endpoint.embed(batch(&texts), "n", None).await;
     assert_eq!(
         (embedded(&outcome), outcome.failure.clone()),
         (texts.clone(), None)
     );
-    let again = endpoint.embed(batch(&texts), None).await;
+    let again = endpoint.embed(batch(&texts), "n", None).await;
     assert_eq!(again.failure, None);
     assert!(
         server.calls().last().unwrap().len() <= 10,
@@ -505,7 +508,7 @@ async fn a_call_that_takes_too_long_is_ended_and_what_says_so_names_the_setting(
             ..SETTINGS
         },
     );
-    let outcome = endpoint.embed(batch(&["a"]), None).await;
+    let outcome = endpoint.embed(batch(&["a"]), "n", None).await;
     // Probes are faster than that: it is the text, as far as can be seen.
     assert_eq!(rejected(&outcome), ["a"]);
     let reason = "the embedder took longer than embed_timeout (300ms)";
@@ -522,11 +525,11 @@ async fn a_batch_that_nobody_waits_for_is_not_sent() {
     };
     let (endpoint, _running) = start(&server, settings);
     {
-        let given_up = endpoint.embed(batch(&["gone 1", "gone 2", "gone 3"]), None);
+        let given_up = endpoint.embed(batch(&["gone 1", "gone 2", "gone 3"]), "n", None);
         let given_up = timeout(Duration::from_millis(1_500), given_up).await;
         assert!(given_up.is_err());
     }
-    let outcome = endpoint.embed(batch(&["a"]), None).await;
+    let outcome = endpoint.embed(batch(&["a"]), "n", None).await;
     assert_eq!(embedded(&outcome), ["a"]);
     let calls = server.calls().concat();
     assert!(!calls.contains(&"gone 3".to_owned()), "{calls:?}");
@@ -551,7 +554,7 @@ async fn too_few_vectors_are_never_paired_with_texts() {
     let endpoint = Arc::new(Endpoint::new(Arc::new(Short), SETTINGS, Metrics::unseen()));
     let running = Arc::clone(&endpoint);
     let _running = AbortOnDropHandle::new(tokio::spawn(async move { running.run().await }));
-    let outcome = endpoint.embed(batch(&["a", "b"]), None).await;
+    let outcome = endpoint.embed(batch(&["a", "b"]), "n", None).await;
     assert!(outcome.result.embedded.is_empty());
 }
 
@@ -562,13 +565,16 @@ async fn a_panic_of_the_embedder_ends_nothing_else() {
         Ok(())
     });
     let (endpoint, _running) = start(&server, SETTINGS);
-    let outcome = endpoint.embed(batch(&["panic", "b"]), None).await;
+    let outcome = endpoint.embed(batch(&["panic", "b"]), "n", None).await;
     assert_eq!(
         (embedded(&outcome), rejected(&outcome)),
         (vec!["b"], vec!["panic"])
     );
     assert!(outcome.result.rejected[0].1.contains("panicked"));
-    assert_eq!(embedded(&endpoint.embed(batch(&["a"]), None).await), ["a"]);
+    assert_eq!(
+        embedded(&endpoint.embed(batch(&["a"]), "n", None).await),
+        ["a"]
+    );
 }
 
 /// Cuts texts into batches of these sizes and embeds all of them at once.
@@ -597,7 +603,7 @@ fn embed_in_batches<'a>(
         join_all(
             batches
                 .iter()
-                .map(|texts| endpoint.embed(batch(texts), None)),
+                .map(|texts| endpoint.embed(batch(texts), "n", None)),
         )
         .await
     });
@@ -608,19 +614,38 @@ fn embed_in_batches<'a>(
 async fn there_is_room_until_the_sessions_want_more_than_two_rounds_of_calls() {
     let server = Server::new(picky);
     let (endpoint, _running) = start(&server, SETTINGS);
-    assert_eq!(endpoint.room().await, 2 * 2 * 32);
+    assert_eq!(endpoint.room(), 2 * 2 * 32);
     let mut share = endpoint.share(100);
-    assert_eq!(endpoint.room().await, 28);
+    assert_eq!(endpoint.room(), 28);
     let other = endpoint.share(64);
-    assert!(
-        timeout(Duration::from_secs(1), endpoint.room())
-            .await
-            .is_err()
-    );
-    share.set(10, 0);
-    assert_eq!(endpoint.room().await, 54);
+    assert_eq!(endpoint.room(), 0);
+    endpoint.has_room(false).await;
+    let again = endpoint.has_room(true);
+    tokio::join!(again, async { share.set(10, 0) });
+    assert_eq!(endpoint.room(), 54);
     drop((share, other));
-    assert_eq!(endpoint.room().await, 128);
+    assert_eq!(endpoint.room(), 128);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_another_namespace_brings_goes_with_the_next_call() {
+    let server = Server::new(picky);
+    let (endpoint, _running) = start(&server, SETTINGS);
+    let of_many: Vec<String> = (0..320).map(|n| format!("many {n}")).collect();
+    let many = of_many.chunks(32).map(|texts| {
+        let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+        endpoint.embed(batch(&texts), "many", None)
+    });
+    let one = async {
+        // Two calls have ended, and two are under way, a second each.
+        sleep(Duration::from_millis(1_500)).await;
+        endpoint.embed(batch(&["one"]), "one", None).await
+    };
+    let (_, outcome) = tokio::join!(join_all(many), one);
+    assert_eq!(embedded(&outcome), ["one"]);
+    let calls = server.calls();
+    let with_it = |texts: &Vec<String>| texts.iter().any(|it| it == "one");
+    assert_eq!(calls.iter().position(with_it), Some(4), "{calls:?}");
 }
 
 proptest! {

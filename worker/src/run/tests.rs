@@ -72,6 +72,7 @@ async fn a_claim_names_the_worker_its_model_and_its_free_permits() {
         models: vec!["model".to_owned()],
         max_jobs: 3,
         max_chunks: 128,
+        busy_with: Vec::new(),
         wait: prost_types::Duration::try_from(Duration::from_secs(7)).ok(),
     };
     assert_eq!(claim.request, expected);
@@ -88,6 +89,38 @@ async fn a_claim_names_the_worker_its_model_and_its_free_permits() {
     assert!(scene.coordinator.no_claim());
     streams[0].finish().await;
     assert_eq!(scene.coordinator.claim().await.request.max_jobs, 1);
+}
+
+#[tokio::test]
+async fn a_worker_that_has_enough_asks_for_what_another_namespace_has() {
+    let settings = ["--concurrency=4", "--batch-size=5", "--window=2"];
+    let mut scene = Scene::start_fit(&settings).await;
+    let streams = scene.lease(&[1, 2]).await;
+    let claim = scene.coordinator.claim().await;
+    assert_eq!(claim.request.busy_with, ["namespace"]);
+    assert_eq!((claim.request.max_jobs, claim.request.max_chunks), (1, 5));
+    let other = |job_id| v1::Lease {
+        namespace: "other".to_owned(),
+        ..lease(job_id, LEASE_DURATION)
+    };
+    // A job that is done soon is not named with the next question, and it counts as
+    // nobody's turn any more.
+    claim.answer(vec![other(3)]);
+    scene.coordinator.stream().await.finish().await;
+    let claim = scene.coordinator.claim().await;
+    assert_eq!(claim.request.busy_with, ["namespace"]);
+    let whole = claim.request.wait;
+    claim.answer(vec![other(4)]);
+    scene.coordinator.stream().await;
+    // One that is not may be done any moment: what is named is not stale for long.
+    let claim = scene.coordinator.claim().await;
+    assert_eq!(claim.request.busy_with, ["namespace", "other"]);
+    assert!(claim.request.wait.unwrap().seconds < 1 && whole.unwrap().seconds == 20);
+    // Meanwhile there is room again.
+    streams[0].finish().await;
+    streams[1].finish().await;
+    let with_room = scene.coordinator.claim().await.request;
+    assert_eq!((with_room.busy_with, with_room.max_jobs), (vec![], 2));
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ async fn embed_all(endpoint: &Endpoint, texts: &[&str]) -> Vec<String> {
     let mut left = texts.to_vec();
     while !left.is_empty() {
         endpoint.health.fit().await;
-        let outcome = endpoint.embed(batch(&left), None).await;
+        let outcome = endpoint.embed(batch(&left), "n", None).await;
         assert_eq!(rejected(&outcome), Vec::<&str>::new());
         let done = embedded(&outcome);
         left.retain(|text| !done.contains(text));
@@ -130,7 +130,7 @@ async fn an_embedder_that_hangs_charges_nobody_and_goes_on_when_it_is_back() {
     let _running = AbortOnDropHandle::new(tokio::spawn(async move { running.run().await }));
     endpoint.health.fit().await;
     embedder.0.store(true, Ordering::Relaxed);
-    let outcome = endpoint.embed(batch(&["a", "b"]), None).await;
+    let outcome = endpoint.embed(batch(&["a", "b"]), "n", None).await;
     assert!(outcome.result.is_empty());
     let reason = outcome.failure.unwrap();
     assert!(reason.contains("embed_timeout"), "{reason}");
@@ -200,7 +200,7 @@ async fn a_text_that_breaks_the_connection_is_found_and_its_neighbours_are_embed
         let mut texts: Vec<String> = (0..20).map(|n| format!("text {n}")).collect();
         texts[7] = "deadly".to_owned();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-        let outcome = endpoint.embed(batch(&texts), None).await;
+        let outcome = endpoint.embed(batch(&texts), "n", None).await;
         assert_eq!(
             (rejected(&outcome), &outcome.failure),
             (vec!["deadly"], &None)
@@ -234,7 +234,7 @@ async fn a_flawed_vector_costs_its_text_and_no_other() {
     let endpoint = Arc::new(Endpoint::new(Arc::new(Flawed), SETTINGS, Metrics::unseen()));
     let running = Arc::clone(&endpoint);
     let _running = AbortOnDropHandle::new(tokio::spawn(async move { running.run().await }));
-    let outcome = endpoint.embed(batch(&["a", "nan", "b"]), None).await;
+    let outcome = endpoint.embed(batch(&["a", "nan", "b"]), "n", None).await;
     assert_eq!(
         (embedded(&outcome), rejected(&outcome)),
         (vec!["a", "b"], vec!["nan"])
@@ -279,13 +279,14 @@ async fn a_call_that_nobody_waits_for_proves_nothing() {
     endpoint.health.fit().await;
     for _ in 0..5 {
         let asked = Arc::clone(&endpoint);
-        let given_up = tokio::spawn(async move { asked.embed(batch(&["a", "b"]), None).await });
+        let given_up =
+            tokio::spawn(async move { asked.embed(batch(&["a", "b"]), "n", None).await });
         let call = calls.next().await;
         given_up.abort();
         call.cancelled().await;
     }
     let asked = Arc::clone(&endpoint);
-    let both = tokio::spawn(async move { asked.embed(batch(&["a", "b"]), None).await });
+    let both = tokio::spawn(async move { asked.embed(batch(&["a", "b"]), "n", None).await });
     // No probe comes first, and no half of it.
     let call = calls.next().await;
     assert_eq!(call.texts, ["a", "b"]);
@@ -299,7 +300,7 @@ async fn a_call_that_nobody_waits_for_proves_nothing() {
             call.succeed();
         }
     });
-    let outcome = endpoint.embed(batch(&["c", "bad", "d"]), None);
+    let outcome = endpoint.embed(batch(&["c", "bad", "d"]), "n", None);
     let outcome = timeout(Duration::from_mins(10), outcome).await;
     let outcome = outcome.expect("it waits for a call that was given up");
     assert_eq!(
