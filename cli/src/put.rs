@@ -231,7 +231,7 @@ async fn read_part(file: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Mes
 fn tell(session: &Session, answer: &v1::ImportSourceResponse) -> Result<(), Failure> {
     #[derive(Serialize)]
     struct Answer {
-        source: view::Source,
+        source: view::WrittenSource,
         change: view::Change,
         jobs: Vec<view::Job>,
         warnings: Vec<view::Warning>,
@@ -279,7 +279,7 @@ fn describe(change: &v1::SourceChange, jobs: usize) -> String {
         parts.push("none changed".to_owned());
     }
     parts.push(match change.chunks_pending {
-        0 => "nothing to embed".to_owned(),
+        0 => "nothing new to embed".to_owned(),
         pending => format!(
             "{} to embed in {}",
             count(pending, "chunk"),

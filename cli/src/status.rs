@@ -23,6 +23,10 @@ use crate::{
     view,
 };
 
+/// Figures of jobs that are older are told to be: the queue is large, or the
+/// database slow.
+const OLD: Duration = Duration::from_secs(3);
+
 /// What `weir status` understands.
 #[derive(Debug, Args)]
 pub(crate) struct StatusArgs {
@@ -47,6 +51,9 @@ pub(crate) async fn status(session: &Session, args: StatusArgs) -> Result<(), Fa
         output::json(&view::Status::from(&status))?;
     } else {
         output::fitting(&text(&status))?;
+        if let Some(age) = old(&status) {
+            output::line(format!("The jobs are told as of {age} ago."))?;
+        }
     }
     match total(&status).verdict() {
         Verdict::Degraded => Err(Failure::Degraded),
@@ -155,6 +162,12 @@ fn redraw(lines: &mut usize, text: &str) -> io::Result<()> {
     output::fitting(&shown.join("\n"))
 }
 
+/// How old the figures of jobs are, where that is worth telling.
+fn old(status: &GetStatusResponse) -> Option<String> {
+    let age = Duration::try_from_secs_f64(status.jobs_age_seconds).ok()?;
+    (age >= OLD).then(|| brief(age))
+}
+
 fn total(status: &GetStatusResponse) -> NamespaceStatus {
     status.total.clone().unwrap_or_default()
 }
@@ -214,6 +227,17 @@ fn text(status: &GetStatusResponse) -> String {
 mod tests {
     use super::*;
     use crate::printable::{HOSTILE, assert_harmless};
+
+    #[test]
+    fn that_figures_are_old_is_told_of_a_large_queue_alone() {
+        let of = |jobs_age_seconds| GetStatusResponse {
+            jobs_age_seconds,
+            ..GetStatusResponse::default()
+        };
+        assert_eq!(old(&of(14.2)).as_deref(), Some("14 s"));
+        assert_eq!(old(&of(0.2)), None);
+        assert_eq!(old(&of(f64::NAN)), None);
+    }
 
     #[test]
     fn the_verdict_comes_first_with_its_reasons() {

@@ -57,11 +57,16 @@ struct SteerArgs {
     source: Option<String>,
 }
 
+/// What is said besides of a range that is embedded anew in steps.
+const GOES_ON: &str = " More of its range follows, step by step.";
+
 /// What became of a wish.
 #[derive(Debug, Serialize)]
 struct Report {
     /// The jobs that follow from it.
     jobs: Vec<view::Job>,
+    /// Those of whose range more is queued in a moment.
+    goes_on: Vec<i64>,
     /// Those that it could not be done for.
     refused: Vec<Refusal>,
 }
@@ -87,7 +92,7 @@ pub(crate) async fn retry(session: &Session, args: RetryArgs) -> Result<(), Fail
     let retry = async |job_id| {
         let request = v1::RetryJobRequest { job_id, force };
         let answer = session.jobs().retry_job(request).await?;
-        Ok(answer.into_inner().jobs)
+        Ok(answer.into_inner())
     };
     steer(session, &chosen, "retry", retry, queued).await
 }
@@ -122,7 +127,10 @@ pub(crate) async fn cancel(session: &Session, args: CancelArgs) -> Result<(), Fa
     let cancel = async |job_id| {
         let request = v1::CancelJobRequest { job_id };
         let answer = session.jobs().cancel_job(request).await?;
-        Ok(answer.into_inner().job.into_iter().collect())
+        Ok(v1::RetryJobResponse {
+            jobs: answer.into_inner().job.into_iter().collect(),
+            goes_on: false,
+        })
     };
     let told = |_, jobs: &[v1::Job]| jobs.first().map(cancelled).unwrap_or_default();
     steer(session, &chosen, "cancel", cancel, told).await
@@ -176,18 +184,21 @@ async fn steer<F>(
     told: impl Fn(i64, &[v1::Job]) -> String,
 ) -> Result<(), Failure>
 where
-    F: Future<Output = Result<Vec<v1::Job>, Status>>,
+    F: Future<Output = Result<v1::RetryJobResponse, Status>>,
 {
     let mut report = Report {
         jobs: Vec::new(),
+        goes_on: Vec::new(),
         refused: Vec::new(),
     };
     let mut stopped = None;
     for &job_id in chosen {
         let line = match one(job_id).await {
-            Ok(jobs) => {
+            Ok(v1::RetryJobResponse { jobs, goes_on }) => {
                 report.jobs.extend(view::all(&jobs));
-                told(job_id, &jobs)
+                report.goes_on.extend(goes_on.then_some(job_id));
+                let more = if goes_on { GOES_ON } else { "" };
+                told(job_id, &jobs) + more
             }
             Err(status) if is_refusal(&status) => {
                 let reason = failure::describe(&status);

@@ -24,6 +24,7 @@ pub(crate) struct Source {
     pub(crate) chunks_embedded: i64,
     pub(crate) chunks_truncated: i64,
     pub(crate) chunks_rejected: i64,
+    pub(crate) embedding_anew: bool,
     pub(crate) badge: Option<Badge>,
 }
 
@@ -41,7 +42,36 @@ impl From<&v1::Source> for Source {
             chunks_embedded: source.chunks_embedded,
             chunks_truncated: source.chunks_truncated,
             chunks_rejected: source.chunks_rejected,
+            embedding_anew: source.embedding_anew,
             badge: source.badge.as_ref().map(Into::into),
+        }
+    }
+}
+
+/// A source as a write leaves it: `weir.v1.WrittenSource`.
+#[derive(Debug, Serialize)]
+pub(crate) struct WrittenSource {
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) model: String,
+    pub(crate) revision: i64,
+    pub(crate) create_time: Option<String>,
+    pub(crate) update_time: Option<String>,
+    pub(crate) items: i64,
+    pub(crate) chunks: i64,
+}
+
+impl From<&v1::WrittenSource> for WrittenSource {
+    fn from(source: &v1::WrittenSource) -> Self {
+        Self {
+            namespace: source.namespace.clone(),
+            name: source.name.clone(),
+            model: source.model.clone(),
+            revision: source.revision,
+            create_time: time(source.create_time),
+            update_time: time(source.update_time),
+            items: source.items,
+            chunks: source.chunks,
         }
     }
 }

@@ -1,41 +1,48 @@
-//! The claimer: claims of this replica's workers, a few at a time, and none of a
-//! queue that is known to have nothing left. A job that comes to a queue wakes
-//! all who wait for one: without this each of them would ask the database.
+//! The claimer: claims of this replica's workers, of each queue one after the
+//! other, and none of a queue that is known to have nothing left. A job that comes
+//! to a queue wakes all who wait for one: without this each of them would ask the
+//! database.
 //!
-//! A claim reads its queue from the head, and with it whatever was claimed there
-//! and is kept for a long transaction's sake. While such a one lasts, that grows
-//! with every claim; so most looks begin where the one before ended, and looks
-//! at the whole queue take no more than a fiftieth of the time.
+//! Whose turn it is among the namespaces is decided here, by where their jobs
+//! begin and by what they got from this replica: so a claim reads no more than it
+//! takes, however many namespaces and jobs there are. Where jobs begin is looked up
+//! now and then; in between a claim begins where the one before it ended. A look
+//! reads whatever was claimed and is kept for a long transaction's sake, so that
+//! looks take a twentieth of the time, a fifth where namespaces are very many; and
+//! it shows what is due before jobs that were claimed already, because its write
+//! took longer.
+
+mod queue;
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{self, Semaphore, watch},
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
+use self::queue::{Next, Queue};
 use crate::{
-    store::{
-        Store, StoreError,
-        claim::{Claim, Claimed, Reached},
-        queue::Share,
-        rows::Job,
-    },
+    job::fair_share::Weights,
+    store::{Store, StoreError, claim::Claim, queue::Share, rows::Job},
     wakeup::Wakeup,
 };
 
-/// Claims under way at the same time.
+/// Claims under way at the same time, each of another queue.
 const CLAIMS: usize = 3;
 
-/// How many times as long as a look at the whole queue took there is none, and
-/// the most that this may be. For so long a job may wait that was due before
-/// others of its priority which were claimed already: its write took longer.
-const REST: (u32, Duration) = (50, Duration::from_secs(1));
+/// How many times as long as a look took there is none, and the most that this may
+/// be, unless it is less than so many times as long.
+const REST: (u32, Duration) = (20, Duration::from_millis(250));
+const LEAST_REST: u32 = 4;
+
+/// How long a worker that has its hands full waits at least between two tries.
+const FULL_HANDS: Duration = Duration::from_millis(20);
 
 /// Most queues that something is known of; all is forgotten beyond.
 const KNOWN: usize = 1_000;
@@ -46,60 +53,56 @@ pub struct Claimer {
     store: Store,
     wakeup: Wakeup,
     shutdown: CancellationToken,
+    weights: Weights,
     turns: Semaphore,
-    known: Mutex<HashMap<Share, Known>>,
+    known: Mutex<HashMap<Share, Arc<Known>>>,
 }
 
-/// What is known of a queue.
-#[derive(Debug, Clone, Default)]
+/// What is known of a queue, and who waits for it with empty hands.
+#[derive(Debug)]
 struct Known {
-    reached: Reached,
-    /// Until when looks begin after what was reached.
-    rest: Option<Instant>,
-    nothing_left: Option<NothingLeft>,
+    queue: sync::Mutex<Queue>,
+    idle: watch::Sender<usize>,
 }
 
-/// A look found that nothing was left.
-#[derive(Debug, Clone, Copy)]
-struct NothingLeft {
-    /// At which wake-up.
-    wake: u64,
-    /// Whether it was a look at the whole queue; it holds until `rest` if not.
-    whole: bool,
-}
+/// One who waits with empty hands.
+struct Idle<'a>(&'a watch::Sender<usize>);
 
-impl Known {
-    fn is_resting(&self) -> bool {
-        self.rest.is_some_and(|rest| Instant::now() < rest)
-    }
-
-    fn has_nothing(&self, wake: u64) -> bool {
-        self.nothing_left
-            .is_some_and(|left| left.wake == wake && (left.whole || self.is_resting()))
-    }
-
-    /// When to look again, whatever happens: where not all was looked at.
-    fn again(&self) -> Option<Instant> {
-        self.rest
-            .filter(|_| self.nothing_left.is_some_and(|left| !left.whole))
+impl<'a> Idle<'a> {
+    fn new(idle: &'a watch::Sender<usize>) -> Self {
+        idle.send_modify(|waiting| *waiting += 1);
+        Self(idle)
     }
 }
 
-/// What a look brought.
-struct Look {
+impl Drop for Idle<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|waiting| *waiting -= 1);
+    }
+}
+
+/// What a claim brought.
+struct Taken {
     jobs: Vec<Job>,
     began: SystemTime,
-    /// See [`Known::again`].
+    /// When to try again, whatever happens: where not all was looked at.
     again: Option<Instant>,
 }
 
 impl Claimer {
-    /// Claims from this store. Nobody waits after `shutdown`.
-    pub fn new(store: Store, wakeup: Wakeup, shutdown: CancellationToken) -> Self {
+    /// Claims from this store, for namespaces of these weights. Nobody waits
+    /// after `shutdown`.
+    pub fn new(
+        store: Store,
+        wakeup: Wakeup,
+        weights: Weights,
+        shutdown: CancellationToken,
+    ) -> Self {
         Self {
             store,
             wakeup,
             shutdown,
+            weights,
             turns: Semaphore::new(CLAIMS),
             known: Mutex::default(),
         }
@@ -117,79 +120,109 @@ impl Claimer {
             models: claim.models.to_vec(),
             namespaces: claim.namespaces.map(<[String]>::to_vec),
         };
+        let known = self.known(&share);
         // The place in line is taken before the first look, so that no job falls between.
-        let mut queue = self.wakeup.queue();
+        let mut wakes = self.wakeup.queue();
+        let has_room = claim.busy_with.is_empty();
+        let (mut idle, mut others) = (None, known.idle.subscribe());
         loop {
-            let look = self.look(claim, &share, &mut queue, wait.is_zero());
-            let Look { jobs, began, again } = look.await?;
+            if !has_room {
+                // Whoever has nothing to do goes first. It is never closed.
+                tokio::select! {
+                    _ = others.wait_for(|idle| *idle == 0) => {}
+                    () = self.shutdown.cancelled() => {}
+                    () = sleep_until(until) => return Ok((Vec::new(), SystemTime::now())),
+                }
+            }
+            let taken = self.take(claim, &share, &known, &mut wakes, wait.is_zero());
+            let Taken { jobs, began, again } = taken.await?;
             let over = Instant::now() >= until || self.shutdown.is_cancelled();
             if over || !jobs.is_empty() {
                 return Ok((jobs, began));
             }
+            if has_room && idle.is_none() {
+                idle = Some(Idle::new(&known.idle));
+            }
+            let woken = async {
+                let tried = Instant::now();
+                let _ = wakes.changed().await;
+                if !has_room {
+                    sleep_until(tried + FULL_HANDS).await;
+                }
+            };
             tokio::select! {
                 () = self.shutdown.cancelled() => return Ok((jobs, began)),
                 () = sleep_until(again.map_or(until, |again| again.min(until))) => {}
-                _ = queue.changed() => {}
+                () = woken => {}
             }
         }
     }
 
     /// Claims when it is its turn, unless nothing was left by then and nothing
     /// has come since. Who does not wait is told of all there is `now`.
-    async fn look(
+    async fn take(
         &self,
         claim: &Claim<'_>,
         share: &Share,
-        queue: &mut watch::Receiver<u64>,
+        known: &Known,
+        wakes: &mut watch::Receiver<u64>,
         now: bool,
-    ) -> Result<Look, StoreError> {
+    ) -> Result<Taken, StoreError> {
+        let mut queue = known.queue.lock().await;
         // It is never closed.
         let _turn = self.turns.acquire().await;
         let began = SystemTime::now();
         // What is queued while the claim is under way may be beyond its sight, and wakes anew.
-        let wake = *queue.borrow_and_update();
-        let mut known = self.known().get(share).cloned().unwrap_or_default();
-        let mut jobs = Vec::new();
-        if !now && known.has_nothing(wake) {
-            let again = known.again();
-            return Ok(Look { jobs, began, again });
+        let wake = *wakes.borrow_and_update();
+        let taken = |jobs, again| Taken { jobs, began, again };
+        let mut has_looked = queue.is_due(wake);
+        if has_looked {
+            self.look(&mut queue, share, wake).await?;
         }
-        let resting = known.is_resting();
-        if resting {
-            jobs = self.claim_of(false, claim, &mut known, wake).await?;
+        loop {
+            let portions = match queue.next(claim, wake) {
+                Next::Nothing if now && !has_looked => {
+                    self.look(&mut queue, share, wake).await?;
+                    has_looked = true;
+                    continue;
+                }
+                Next::Nothing => return Ok(taken(Vec::new(), queue.rests_until(wake))),
+                Next::FullHands => return Ok(taken(Vec::new(), Some(Instant::now() + REST.1))),
+                Next::Portions(portions) => portions,
+            };
+            let jobs = self.store.claim(claim, &portions.of(&queue)).await?;
+            queue.took(claim, &portions, &jobs, wake);
+            if !jobs.is_empty() {
+                return Ok(taken(jobs, None));
+            }
         }
-        if !resting || (now && jobs.is_empty()) {
-            let began = Instant::now();
-            jobs = self.claim_of(true, claim, &mut known, wake).await?;
-            known.rest = Some(Instant::now() + (began.elapsed() * REST.0).min(REST.1));
+    }
+
+    /// Looks where the queues begin.
+    async fn look(&self, queue: &mut Queue, share: &Share, wake: u64) -> Result<(), StoreError> {
+        let began = Instant::now();
+        let heads = self.store.heads(share).await?;
+        let took = began.elapsed();
+        let rest = (took * REST.0).min(REST.1).max(took * LEAST_REST);
+        queue.saw(heads, wake, Instant::now() + rest);
+        Ok(())
+    }
+
+    fn known(&self, share: &Share) -> Arc<Known> {
+        // Nothing that holds this lock can panic.
+        let mut all: MutexGuard<'_, HashMap<_, _>> =
+            self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = all.get(share) {
+            return Arc::clone(known);
         }
-        let again = known.again();
-        let mut all = self.known();
         if all.len() >= KNOWN {
             all.clear();
         }
-        all.insert(share.clone(), known);
-        Ok(Look { jobs, began, again })
-    }
-
-    /// Claims of the whole queue, or of what comes after what was reached, and
-    /// keeps what that tells.
-    async fn claim_of(
-        &self,
-        whole: bool,
-        claim: &Claim<'_>,
-        known: &mut Known,
-        wake: u64,
-    ) -> Result<Vec<Job>, StoreError> {
-        let reached = (!whole).then_some(&known.reached);
-        let Claimed { jobs, nothing_left } = self.store.claim_from(reached, claim).await?;
-        known.reached.advance(&jobs);
-        known.nothing_left = nothing_left.then_some(NothingLeft { wake, whole });
-        Ok(jobs)
-    }
-
-    /// Locks without poisoning: nothing that holds this lock can panic.
-    fn known(&self) -> MutexGuard<'_, HashMap<Share, Known>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        let known = Arc::new(Known {
+            queue: sync::Mutex::new(Queue::new(self.weights.clone())),
+            idle: watch::Sender::new(0),
+        });
+        all.insert(share.clone(), Arc::clone(&known));
+        known
     }
 }

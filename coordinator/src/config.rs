@@ -10,11 +10,16 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use weir_proto::secret::{UrlParser, UrlText};
 use weir_telemetry::TraceConfig;
 
-pub use self::{limits::LimitsConfig, models::ModelSettings, security::SecurityConfig};
+pub use self::{
+    limits::{LimitsConfig, NamespaceWeight},
+    models::ModelSettings,
+    security::SecurityConfig,
+};
 use crate::{
     access::Role,
     job::{
         chunk::{Chunker, ChunkerError},
+        fair_share::Weights,
         parking::ParkingPolicy,
         retry::RetryPolicy,
     },
@@ -80,7 +85,7 @@ pub struct DatabaseConfig {
     #[arg(long, env = "WEIR_DATABASE_TIMEOUT", default_value = "5s", value_parser = positive_duration, global = true)]
     pub database_timeout: Duration,
     /// How long the database may take for one statement before the call answers UNAVAILABLE. Longer
-    /// than the deletion, or the reconciler's check, of your largest source takes.
+    /// than the deletion of your largest source takes.
     #[arg(long, env = "WEIR_STATEMENT_TIMEOUT", default_value = "1m", value_parser = positive_duration, global = true)]
     pub statement_timeout: Duration,
 }
@@ -220,6 +225,9 @@ pub enum ConfigError {
     /// A model is there twice.
     #[error("--models (WEIR_MODELS): {0:?} is named twice")]
     ModelTwice(String),
+    /// A namespace has two weights.
+    #[error("--namespace-weights (WEIR_NAMESPACE_WEIGHTS): {0} is named twice")]
+    WeightTwice(String),
     /// The file of models cannot be used.
     #[error("{0}")]
     ModelsFile(String),
@@ -278,8 +286,23 @@ impl ServeConfig {
         if self.park_cap < self.park_base {
             return Err(ConfigError::ParkCap);
         }
+        let weights = &self.limits.namespace_weights;
+        for (index, it) in weights.iter().enumerate() {
+            let same = |other: &NamespaceWeight| other.namespace == it.namespace;
+            if weights[..index].iter().any(same) {
+                return Err(ConfigError::WeightTwice(it.namespace.clone()));
+            }
+        }
         self.security.validate(self.listen)?;
         Ok(Chunker::new(self.chunk_size, self.chunk_overlap)?)
+    }
+
+    /// How large the shares of namespaces are.
+    pub fn weights(&self) -> Weights {
+        let weights = self.limits.namespace_weights.iter();
+        weights
+            .map(|it| (it.namespace.clone(), it.weight))
+            .collect()
     }
 
     /// The names of the models; the first is the default.
@@ -403,6 +426,12 @@ mod tests {
                 &["--trace-url", "http://user:hunter2@t/{trace_id}"],
                 "--trace-url",
             ),
+            (&["--namespace-weights", "a"], "--namespace-weights"),
+            (&["--namespace-weights", "a=0"], "--namespace-weights"),
+            (&["--namespace-weights", "a=1001"], "--namespace-weights"),
+            (&["--namespace-weights", "a=1.5"], "--namespace-weights"),
+            (&["--namespace-weights", "A=1"], "--namespace-weights"),
+            (&["--namespace-weights", "a=1,,b=2"], "--namespace-weights"),
             (&["--models", "a,,b"], "--models"),
             (&["--models", "a,b=0"], "--models"),
             (&["--models", "a", "--models-file", "f"], "--models-file"),
@@ -416,6 +445,10 @@ mod tests {
             (&[], "--models-file"),
             (&["--models-file", "/nowhere"], "--models-file"),
             (&["--models", "a,a"], "--models"),
+            (
+                &["--models", "a", "--namespace-weights", "n=1,n=2"],
+                "--namespace-weights",
+            ),
             (&["--models", "a,a=3"], "--models"),
             (&["--models", "a", "--chunk-size", "0"], "chunk_size"),
             (

@@ -19,7 +19,10 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-pub(crate) use self::{queue::Queue, ready::Ready};
+pub(crate) use self::{
+    queue::{Figures, Queue},
+    ready::Ready,
+};
 
 /// The part of the connections that looks of watchers may have under way.
 const SHARE: u32 = 4;
@@ -32,6 +35,8 @@ const TURN: (Duration, u32) = (Duration::from_millis(20), 2);
 pub(crate) struct Look<T> {
     /// The least time from one look to the next.
     pause: Duration,
+    /// The same by what a look saw and how long it took.
+    rest: fn(&T, Duration) -> Duration,
     turns: Option<Turns>,
     last: Arc<Mutex<Option<Seen<T>>>>,
     looking: Arc<Turnstile<()>>,
@@ -48,6 +53,11 @@ pub(crate) struct Seen<T> {
 }
 
 impl<T> Seen<T> {
+    /// How long the look took.
+    fn took(&self) -> Duration {
+        self.ended - self.began
+    }
+
     /// The same look, with something made of what it saw.
     pub(crate) fn map<U>(self, make: impl FnOnce(T) -> U) -> Seen<U> {
         Seen {
@@ -65,6 +75,8 @@ pub(crate) enum Since {
     Lately,
     /// Seen by a look that begins after it was asked for.
     Now,
+    /// The same, and no matter how short it is after another.
+    AtOnce,
 }
 
 impl<T: Clone + Send + 'static> Look<T> {
@@ -73,10 +85,18 @@ impl<T: Clone + Send + 'static> Look<T> {
     pub(crate) fn every(pause: Duration) -> Self {
         Self {
             pause,
+            rest: |_, _| Duration::ZERO,
             turns: None,
             last: Arc::default(),
             looking: Arc::default(),
         }
+    }
+
+    /// The same, and not before as much time is over as it says of what a look
+    /// saw and how long that took.
+    #[must_use]
+    pub(crate) fn resting(self, rest: fn(&T, Duration) -> Duration) -> Self {
+        Self { rest, ..self }
     }
 
     /// The same, when it has its turn.
@@ -96,21 +116,24 @@ impl<T: Clone + Send + 'static> Look<T> {
     {
         let asked = Instant::now();
         let is_good = |seen: &Seen<T>| match since {
-            Since::Lately => seen.ended.elapsed() < self.pause,
-            Since::Now => seen.began >= asked,
+            Since::Lately => Instant::now() < self.next(seen),
+            Since::Now | Since::AtOnce => seen.began >= asked,
         };
-        let last = || lock(&self.last).clone();
-        if let Some(seen) = last().filter(is_good) {
-            return seen;
-        }
-        let looking = Arc::clone(&self.looking).lock_owned().await;
-        let before = last();
-        if let Some(seen) = &before {
-            if is_good(seen) {
-                return seen.clone();
+        let (looking, before) = loop {
+            // Whoever may look at once waits for nobody who does not look yet.
+            match self.last() {
+                Some(seen) if is_good(&seen) => return seen,
+                Some(seen) if since == Since::Now => sleep_until(self.next(&seen)).await,
+                _ => {}
             }
-            sleep_until(seen.ended + self.pause).await;
-        }
+            let looking = Arc::clone(&self.looking).lock_owned().await;
+            match self.last() {
+                Some(seen) if is_good(&seen) => return seen,
+                // Another has looked meanwhile, and began before it was asked for.
+                Some(seen) if since == Since::Now && Instant::now() < self.next(&seen) => {}
+                before => break (looking, before),
+            }
+        };
         let turn = match &self.turns {
             Some(turns) => Some(turns.take().await),
             None => None,
@@ -137,6 +160,16 @@ impl<T: Clone + Send + 'static> Look<T> {
             // The runtime stops, and whoever asked with it.
             Err(_) => std::future::pending().await,
         }
+    }
+
+    /// What was seen last, however old it is.
+    fn last(&self) -> Option<Seen<T>> {
+        lock(&self.last).clone()
+    }
+
+    /// When the next look may begin.
+    fn next(&self, last: &Seen<T>) -> Instant {
+        last.ended + self.pause.max((self.rest)(&last.value, last.took()))
     }
 }
 

@@ -6,6 +6,7 @@ mod rpc;
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
+    time::Duration,
 };
 
 use weir_metrics::{Counter, Gauge, Histogram, Metric, Page};
@@ -40,6 +41,10 @@ const QUEUE_CHUNKS: Metric = Metric::new(
 const QUEUE_AGE: Metric = Metric::new(
     "weir_queue_oldest_ready_age_seconds",
     "How long the oldest ready job could have been claimed; 0 without one.",
+);
+const QUEUE_FIGURES_AGE: Metric = Metric::new(
+    "weir_queue_figures_age_seconds",
+    "How old what is known of the queue here is.",
 );
 const CLAIMS: Metric = Metric::new("weir_claims_total", "Jobs claimed by workers.");
 const RENEWALS: Metric = Metric::new(
@@ -92,7 +97,19 @@ const COMMIT: Metric = Metric::new(
 );
 const SOURCES_REPAIRED: Metric = Metric::new(
     "weir_sources_repaired_total",
-    "Sources that the reconciler had to put right.",
+    "Sources that the reconciler had to put right, a large one step by step.",
+);
+const SOURCES_FAILED: Metric = Metric::new(
+    "weir_sources_failed_total",
+    "Sources that the reconciler could not check or put right, each time that it tried.",
+);
+const LEFTOVER_ROWS: Metric = Metric::new(
+    "weir_leftover_rows",
+    "Rows of deleted sources that are still to be deleted, about.",
+);
+const FORCED_RANGES: Metric = Metric::new(
+    "weir_forced_ranges",
+    "Ranges that clients have embedded anew and that are not all queued yet.",
 );
 const DATABASE_UP: Metric = Metric::new(
     "weir_database_up",
@@ -129,6 +146,9 @@ pub struct Metrics {
     pub(crate) database: Database,
     pub(crate) streams_broken: Counter,
     pub(crate) sources_repaired: Counter,
+    pub(crate) leftover_rows: Gauge,
+    pub(crate) sources_failed: Counter,
+    pub(crate) forced_ranges: Gauge,
     pub(crate) round_trip: Histogram,
     pub(crate) commit: Histogram,
 }
@@ -275,6 +295,9 @@ impl Metrics {
             },
             streams_broken: page.counter(&STREAMS_BROKEN, &[]),
             sources_repaired: page.counter(&SOURCES_REPAIRED, &[]),
+            leftover_rows: page.gauge(&LEFTOVER_ROWS, &[]),
+            sources_failed: page.counter(&SOURCES_FAILED, &[]),
+            forced_ranges: page.gauge(&FORCED_RANGES, &[]),
             round_trip: page.histogram(&ROUND_TRIP, &[]),
             commit: page.histogram(&COMMIT, &[]),
             page: Arc::new(page),
@@ -336,5 +359,12 @@ pub(crate) fn show_queue(queue: &BTreeMap<(String, String), QueueSize>) -> Strin
         page.gauge(&QUEUE_AGE, &of)
             .set(size.oldest_ready_age_seconds);
     }
+    page.render()
+}
+
+/// Shows how old what is told of the queue is.
+pub(crate) fn show_queue_age(age: Duration) -> String {
+    let page = Page::default();
+    page.gauge(&QUEUE_FIGURES_AGE, &[]).set(age.as_secs_f64());
     page.render()
 }

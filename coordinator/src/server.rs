@@ -43,7 +43,7 @@ use crate::{
     look::{Queue, Ready, Turns},
     maintenance::{
         self, database, models, prompts, reconciler::Reconciler, rescuer::Rescuer, retention,
-        sampler, sweeper,
+        sampler, steps, sweeper,
     },
     metrics::Metrics,
     opener::Opener,
@@ -68,6 +68,9 @@ const POOL_EVERY: Duration = Duration::from_secs(1);
 
 /// How often the database is asked for the health service.
 const HEALTH_EVERY: Duration = Duration::from_secs(5);
+
+/// How often the queue is looked at when nobody asks.
+const FIGURES_EVERY: Duration = Duration::from_secs(4);
 
 /// A coordinator that has its port and its database, and serves when it is run.
 #[derive(Debug)]
@@ -245,7 +248,12 @@ impl Server {
                     metrics.clone(),
                     &self.tracer,
                 ),
-                claimer: Claimer::new(self.store.clone(), wakeup.clone(), shutdown.clone()),
+                claimer: Claimer::new(
+                    self.store.clone(),
+                    wakeup.clone(),
+                    self.config.weights(),
+                    shutdown.clone(),
+                ),
                 opener: Opener::start(
                     &self.store,
                     wakeup,
@@ -319,7 +327,35 @@ impl Server {
                 Ok(false)
             },
         ));
+        self.start_figures(services, tasks, shutdown);
         self.start_maintenance(services, tasks, shutdown);
+    }
+
+    /// Starts what looks at the queue, and keeps what was seen for the last hour.
+    fn start_figures(
+        &self,
+        services: &Services,
+        tasks: &TaskTracker,
+        shutdown: &CancellationToken,
+    ) {
+        let queue = services.queue.clone();
+        tasks.spawn(maintenance::every(
+            "queue figures",
+            FIGURES_EVERY,
+            shutdown.clone(),
+            async move || queue.renew().await,
+        ));
+        let (store, writer) = (self.store.clone(), services.writer.clone());
+        let (wakeup, queue) = (services.wakeup.clone(), services.queue.clone());
+        tasks.spawn(maintenance::every(
+            "sampler",
+            Duration::from_secs(SAMPLE_SECONDS.unsigned_abs().into()),
+            shutdown.clone(),
+            async move || {
+                let figures = queue.lately().await?;
+                sampler::tick(&store, &writer, wakeup.replica(), &figures.stats).await
+            },
+        ));
     }
 
     /// Starts what keeps the queue and the sources in order.
@@ -368,6 +404,18 @@ impl Server {
             shutdown.clone(),
             async move || sweeper::tick(&store).await,
         ));
+        let (store, metrics) = (self.store.clone(), services.metrics.clone());
+        tasks.spawn(maintenance::every(
+            "steps",
+            poll,
+            shutdown.clone(),
+            async move || {
+                let round = steps::tick(&store).await?;
+                metrics.leftover_rows.set(round.rows_left as f64);
+                metrics.forced_ranges.set(round.ranges as f64);
+                Ok(round.done > 0)
+            },
+        ));
         let (store, most) = (self.store.clone(), self.config.max_chunks_per_job);
         tasks.spawn(maintenance::every(
             "prompts",
@@ -381,14 +429,6 @@ impl Server {
             SWEEP_EVERY,
             shutdown.clone(),
             async move || retention::tick(&store, keep).await,
-        ));
-        let (store, writer) = (self.store.clone(), services.writer.clone());
-        let wakeup = services.wakeup.clone();
-        tasks.spawn(maintenance::every(
-            "sampler",
-            Duration::from_secs(SAMPLE_SECONDS.unsigned_abs().into()),
-            shutdown.clone(),
-            async move || sampler::tick(&store, &writer, wakeup.replica()).await,
         ));
         let reconciler = Reconciler {
             store: self.store.clone(),
@@ -408,6 +448,7 @@ impl Server {
                     .parked
                     .increment(step.unparked.queued as u64);
                 metrics.sources_repaired.increment(step.repaired as u64);
+                metrics.sources_failed.increment(step.failed as u64);
                 Ok(step.more)
             },
         ));

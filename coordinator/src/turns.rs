@@ -26,15 +26,28 @@ pub(crate) struct Turn<K: Eq + Hash + Clone> {
 impl<K: Eq + Hash + Clone> Turns<K> {
     /// Waits for a turn at `key`, which ends when what is returned is dropped.
     pub(crate) async fn take(&self, key: K) -> Turn<K> {
+        let (turnstile, mut turn) = self.stand_at(key);
+        turn.guard = Some(turnstile.lock_owned().await);
+        turn
+    }
+
+    /// Takes the turn at `key` where nobody has it or waits for it.
+    pub(crate) fn try_take(&self, key: &K) -> Option<Turn<K>> {
+        let (turnstile, mut turn) = self.stand_at(key.clone());
+        turn.guard = turnstile.try_lock_owned().ok();
+        turn.guard.is_some().then_some(turn)
+    }
+
+    /// What is to be locked for a turn at `key`, and the turn without it.
+    fn stand_at(&self, key: K) -> (Arc<Turnstile<()>>, Turn<K>) {
         let turnstile = Arc::clone(lock(&self.0).entry(key.clone()).or_default());
-        let mut turn = Turn {
+        let turn = Turn {
             waiting: Arc::clone(&self.0),
             key,
             turnstile: Some(Arc::clone(&turnstile)),
             guard: None,
         };
-        turn.guard = Some(turnstile.lock_owned().await);
-        turn
+        (turnstile, turn)
     }
 }
 
@@ -116,10 +129,12 @@ mod tests {
         // One that stops waiting leaves nothing behind, and takes no turn.
         let given_up = timeout(Duration::from_secs(1), turns.take(1)).await;
         assert!(given_up.is_err());
+        assert!(turns.try_take(&1).is_none());
         assert_eq!(lock(&turns.0).len(), 1);
         drop(held);
         assert_eq!(lock(&turns.0).len(), 0);
         drop(turns.take(1).await);
+        drop(turns.try_take(&1).unwrap());
         assert_eq!(lock(&turns.0).len(), 0);
     }
 }

@@ -76,6 +76,9 @@ pub const MAX_CLAIM_WAIT_SECONDS: i64 = 60;
 /// Most models one worker names in a claim.
 pub const MAX_CLAIM_MODELS: usize = 100;
 
+/// Most namespaces that a worker says in a claim it has its hands full of.
+pub const MAX_BUSY_WITH: usize = 1_000;
+
 /// Longest worker id, in characters.
 pub const MAX_WORKER_ID_CHARS: usize = 200;
 

@@ -320,7 +320,7 @@ async fn law_8_a_rejected_chunk_is_recorded_and_its_neighbours_go_on() {
         .unwrap();
     assert_eq!(reason, "the input is too long");
     // The same content again does not try it again; another text does.
-    assert!(weir.put("api", &many(3)).await.state.jobs.is_empty());
+    assert!(weir.put("api", &many(3)).await.jobs.is_empty());
     let mut content = many(3);
     content[0] = item(&texts[0].item_id, &["shorter"]);
     weir.put("api", &content).await;

@@ -3,16 +3,20 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::future::join_all;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use weir_coordinator::{
     claimer::Claimer,
+    job::fair_share::Weights,
     store::{Store, claim::Claim, rows::Job},
     wakeup::Wakeup,
 };
 use weir_tests::{PATIENCE, clients::until};
 
 use crate::fixture::{LEASE, MODEL, Weir, many, write};
+
+/// For how long a look may be put off.
+const MOST_REST: Duration = Duration::from_millis(250);
 
 /// Long enough for a look, if there were one.
 const MOMENT: Duration = Duration::from_millis(200);
@@ -25,6 +29,7 @@ async fn claim(claimer: &Claimer, max_jobs: i64, max_chunks: i64, wait: Duration
         max_chunks,
         lease_duration: LEASE,
         namespaces: None,
+        busy_with: &[],
         claimed_by: None,
     };
     let (jobs, _) = claimer.claim(&claim, wait).await.unwrap();
@@ -39,7 +44,12 @@ async fn claimed(claimer: &Claimer, max_jobs: i64, max_chunks: i64, wait: Durati
 /// A claimer that nobody stops, and what wakes it.
 fn claimer(store: &Store) -> (Claimer, Wakeup) {
     let wakeup = Wakeup::default();
-    let claimer = Claimer::new(store.clone(), wakeup.clone(), CancellationToken::new());
+    let claimer = Claimer::new(
+        store.clone(),
+        wakeup.clone(),
+        Weights::default(),
+        CancellationToken::new(),
+    );
     (claimer, wakeup)
 }
 
@@ -81,14 +91,19 @@ async fn of_many_who_wait_few_ask_for_the_one_job_that_comes() {
     let counted = weir.counted().await;
     let wakeup = Wakeup::default();
     let stop = CancellationToken::new();
-    let claimer = Claimer::new(counted.store.clone(), wakeup.clone(), stop.clone());
+    let claimer = Claimer::new(
+        counted.store.clone(),
+        wakeup.clone(),
+        Weights::default(),
+        stop.clone(),
+    );
     let claimer = Arc::new(claimer);
     let waiting = (0..WAITING).map(|_| {
         let claimer = claimer.clone();
         tokio::spawn(async move { claimed(&claimer, 10, 100, PATIENCE).await })
     });
     let waiting: Vec<_> = waiting.collect();
-    tokio::time::sleep(MOMENT).await;
+    sleep(MOMENT).await;
     weir.put("a", &many(1)).await;
     wakeup.report_due();
     let running = "SELECT count(*) FROM weir.jobs WHERE state = 'running'";
@@ -125,7 +140,7 @@ async fn what_is_queued_before_the_place_that_claims_have_reached_is_found_as_we
 #[tokio::test]
 async fn the_highest_priority_goes_first_also_after_others_were_claimed() {
     let weir = Weir::new().await;
-    let (claimer, _) = claimer(&weir.store);
+    let (claimer, wakeup) = claimer(&weir.store);
     weir.put("a", &many(1)).await;
     weir.put("b", &many(1)).await;
     assert_eq!(claimed(&claimer, 1, 100, PATIENCE).await, 1);
@@ -134,6 +149,9 @@ async fn the_highest_priority_goes_first_also_after_others_were_claimed() {
         write.priority = priority;
         weir.store.put_source(&write, &many(1)).await.unwrap();
     }
+    wakeup.report_due();
+    // No look is put off for longer.
+    sleep(MOST_REST).await;
     let mut order = Vec::new();
     for _ in 0..4 {
         let jobs = claim(&claimer, 1, 100, PATIENCE).await;

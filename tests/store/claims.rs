@@ -12,14 +12,16 @@ use weir_coordinator::{
 };
 use weir_tests::PATIENCE;
 
-use crate::fixture::{LEASE, MODEL, Weir, counts, key, lease_of, many, outcome, write};
+use crate::fixture::{
+    LEASE, MODEL, Weir, claim_at_once, counts, key, lease_of, many, outcome, write,
+};
 
 /// One item each, so that each is one job.
 async fn put_one(weir: &Weir, name: &str, priority: i16) -> Job {
     let mut write = write(name);
     write.priority = priority;
     let written = weir.store.put_source(&write, &many(1)).await.unwrap();
-    written.state.jobs.into_iter().next().unwrap()
+    written.jobs.into_iter().next().unwrap()
 }
 
 #[tokio::test]
@@ -180,9 +182,10 @@ async fn only_the_models_named_are_claimed() {
         max_chunks: 0,
         lease_duration: LEASE,
         namespaces: None,
+        busy_with: &[],
         claimed_by: None,
     };
-    assert_eq!(weir.store.claim(&claim).await.unwrap().jobs.len(), 1);
+    assert_eq!(claim_at_once(&weir.store, &claim).await.unwrap().len(), 1);
 }
 
 #[tokio::test]
@@ -208,12 +211,16 @@ async fn the_best_come_first_whatever_their_model() {
         max_chunks: 0,
         lease_duration: LEASE,
         namespaces: None,
+        busy_with: &[],
         claimed_by: None,
     };
-    assert_eq!(weir.store.claim(&claim).await.unwrap().jobs[0].source, "c");
+    assert_eq!(
+        claim_at_once(&weir.store, &claim).await.unwrap()[0].source,
+        "c"
+    );
     claim.max_jobs = 10;
     claim.max_chunks = 3;
-    let claimed = weir.store.claim(&claim).await.unwrap().jobs;
+    let claimed = claim_at_once(&weir.store, &claim).await.unwrap();
     let claimed: BTreeSet<&str> = claimed.iter().map(|job| job.source.as_str()).collect();
     assert_eq!(claimed, BTreeSet::from(["a", "b"]));
 }
@@ -234,9 +241,13 @@ async fn however_long_the_queue_a_claim_reads_no_more_than_its_head() {
             max_chunks,
             lease_duration: LEASE,
             namespaces: None,
+            busy_with: &[],
             claimed_by: None,
         };
-        assert_eq!(counted.store.claim(&claim).await.unwrap().jobs.len(), 5);
+        assert_eq!(
+            claim_at_once(&counted.store, &claim).await.unwrap().len(),
+            5
+        );
         let rows = counted.told(read).await - before;
         assert!(rows < 200, "{rows} rows read for {max_chunks} chunks");
     }

@@ -8,20 +8,27 @@ use sqlx::{
     AssertSqlSafe, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
+use tokio_util::sync::CancellationToken;
 use weir_coordinator::{
+    claimer::Claimer,
     job::{
         chunk::Chunk,
+        fair_share::Weights,
         plan::{PendingChunk, PlannedItem},
     },
     store::{
-        LEASE_SETTINGS, Scope, Store, StoreError,
+        Scope, Store, StoreError,
         batches::{Outcome, Progress},
         claim::Claim,
         content::{SourceWrite, Written},
-        migrate,
+        lease_settings, migrate,
+        overview::NamespaceFigures,
+        queue::QueueStats,
+        reconcile::{Check, Checked, Findings, Repaired},
         rows::{ChunkText, Embedded, Job, LeaseKey, Rejected, Source, SourceKey},
-        steer::Retry,
+        steer::{Retried, Retry},
     },
+    wakeup::Wakeup,
 };
 use weir_tests::{
     PATIENCE, embedder::expected_vector, invariants::broken_invariants, postgres::TestDatabase,
@@ -80,6 +87,17 @@ pub(crate) fn key(name: &str) -> SourceKey {
         namespace: "shop".to_owned(),
         name: name.to_owned(),
     }
+}
+
+/// Claims what there is, as one who knows nothing of the queue.
+pub(crate) async fn claim_at_once(
+    store: &Store,
+    claim: &Claim<'_>,
+) -> Result<Vec<Job>, StoreError> {
+    let (wakeup, stop) = (Wakeup::default(), CancellationToken::new());
+    let claimer = Claimer::new(store.clone(), wakeup, Weights::default(), stop);
+    let (jobs, _) = claimer.claim(claim, Duration::ZERO).await?;
+    Ok(jobs)
 }
 
 /// A write of a source of the namespace `shop` that keeps to the defaults.
@@ -180,16 +198,39 @@ impl Counted {
     }
 }
 
+/// A wish to have a job run again.
+pub(crate) fn wish(job_id: i64, force: bool) -> Retry {
+    Retry {
+        scope: Scope::All,
+        job_id,
+        force,
+        max_chunks_per_job: 1_000,
+        traceparent: Some("the caller's".to_owned()),
+    }
+}
+
 impl Weir {
     pub(crate) async fn new() -> Self {
         let database = TestDatabase::create().await;
         migrate(database.pool(), true)
             .await
             .expect("the database is migrated");
+        Self::of(database)
+    }
+
+    /// A store on a database as it is.
+    pub(crate) fn of(database: TestDatabase) -> Self {
         Self {
             store: Store::new(database.pool().clone(), PATIENCE),
             database,
         }
+    }
+
+    /// The same, with steps of so many chunks.
+    pub(crate) async fn in_steps_of(chunks: i64) -> Self {
+        let mut weir = Self::new().await;
+        weir.store = weir.store.with_steps_of(chunks);
+        weir
     }
 
     pub(crate) fn url(&self) -> &str {
@@ -205,6 +246,21 @@ impl Weir {
             .put_source(&write(name), items)
             .await
             .expect("the source is put")
+    }
+
+    /// The queue, as a look sees it.
+    pub(crate) async fn queue(&self) -> Vec<QueueStats> {
+        let stats = self.store.queue_stats().await;
+        stats.expect("the jobs are summed up")
+    }
+
+    /// How the namespaces of a scope stand, by a look of this moment.
+    pub(crate) async fn overview(&self, scope: &Scope, served: &[String]) -> Vec<NamespaceFigures> {
+        let overview = self
+            .store
+            .overview(scope, served, &self.queue().await)
+            .await;
+        overview.expect("the namespaces are summed up")
     }
 
     pub(crate) async fn counts(&self, name: &str) -> Counts {
@@ -244,10 +300,11 @@ impl Weir {
             max_chunks,
             lease_duration,
             namespaces: None,
+            busy_with: &[],
             claimed_by: None,
         };
-        let claimed = self.store.claim(&claim).await;
-        claimed.expect("a claim is answered").jobs
+        let claimed = claim_at_once(&self.store, &claim).await;
+        claimed.expect("a claim is answered")
     }
 
     /// Claims a job of another model, if one is due.
@@ -260,13 +317,12 @@ impl Weir {
             max_chunks: 0,
             lease_duration,
             namespaces: None,
+            busy_with: &[],
             claimed_by: None,
         };
-        self.store
-            .claim(&claim)
+        claim_at_once(&self.store, &claim)
             .await
             .expect("a claim is answered")
-            .jobs
             .pop()
     }
 
@@ -275,9 +331,23 @@ impl Weir {
         self.claim_if(model, LEASE).await.expect("a job is due")
     }
 
+    /// Waits until no queued job is locked. A call that was refused gives its locks
+    /// back a moment after it has answered, and a claim passes by what is locked.
+    async fn unlocked(&self) {
+        self.number(
+            "SELECT count(*) FROM (SELECT FROM weir.jobs WHERE state = 'queued' FOR SHARE) queued",
+        )
+        .await;
+    }
+
     /// Claims the one job that comes next.
     pub(crate) async fn claim(&self) -> Job {
-        self.claim_many(1, LEASE).await.pop().expect("a job is due")
+        let mut jobs = self.claim_many(1, LEASE).await;
+        if jobs.is_empty() {
+            self.unlocked().await;
+            jobs = self.claim_many(1, LEASE).await;
+        }
+        jobs.pop().expect("a job is due")
     }
 
     /// Claims the one job that comes next with the token of this name.
@@ -289,10 +359,11 @@ impl Weir {
             max_chunks: 0,
             lease_duration: LEASE,
             namespaces: None,
+            busy_with: &[],
             claimed_by: Some(token),
         };
-        let claimed = self.store.claim(&claim).await;
-        let mut jobs = claimed.expect("a claim is answered").jobs;
+        let claimed = claim_at_once(&self.store, &claim).await;
+        let mut jobs = claimed.expect("a claim is answered");
         jobs.pop().expect("a job is due")
     }
 
@@ -326,6 +397,7 @@ impl Weir {
     /// Claims and embeds until nothing is due; returns the texts embedded.
     pub(crate) async fn embed_all(&self) -> Vec<String> {
         let mut texts = Vec::new();
+        self.unlocked().await;
         while let Some(job) = self.claim_many(1, LEASE).await.pop() {
             texts.extend(self.texts(&job).await.into_iter().map(|chunk| chunk.text));
             assert!(self.embed(&job).await.finished);
@@ -348,14 +420,16 @@ impl Weir {
 
     /// Asks for a job to be run again, with a trace context of its own.
     pub(crate) async fn retry(&self, job_id: i64, force: bool) -> Result<Vec<Job>, StoreError> {
-        let retry = Retry {
-            scope: Scope::All,
-            job_id,
-            force,
-            max_chunks_per_job: 1_000,
-            traceparent: Some("the caller's".to_owned()),
-        };
-        self.store.retry_job(&retry).await
+        Ok(self.retry_whole(job_id, force).await?.jobs)
+    }
+
+    /// The same, with all of the answer.
+    pub(crate) async fn retry_whole(
+        &self,
+        job_id: i64,
+        force: bool,
+    ) -> Result<Retried, StoreError> {
+        self.store.retry_job(&wish(job_id, force)).await
     }
 
     /// Queues jobs of ten chunks that no source has.
@@ -374,14 +448,15 @@ impl Weir {
 
     /// A store of which Postgres counts what it does.
     pub(crate) async fn counted(&self) -> Counted {
-        self.counted_with(LEASE_SETTINGS).await
+        self.counted_with(lease_settings()).await
     }
 
     /// The same, with settings of the connection.
-    pub(crate) async fn counted_with(&self, settings: &'static str) -> Counted {
+    pub(crate) async fn counted_with(&self, settings: impl Into<String>) -> Counted {
         let options = self.url().parse::<PgConnectOptions>().unwrap();
         let pool = PgPoolOptions::new().max_connections(1);
         let pool = pool.connect_with(options).await.unwrap();
+        let settings = AssertSqlSafe(settings.into());
         sqlx::raw_sql(settings).execute(&pool).await.unwrap();
         Counted {
             store: Store::new(pool.clone(), PATIENCE),
@@ -444,6 +519,32 @@ impl Weir {
             .expect("somebody waits for a lock");
     }
 
+    /// What the reconciler would find, if it looked at all of a source at once.
+    pub(crate) async fn findings(&self, source_id: i64) -> Findings {
+        let store = self.store.clone().with_steps_of(i64::MAX);
+        let check = Check {
+            source_id,
+            ..Check::default()
+        };
+        let checked = store.check(&check).await.unwrap();
+        checked.map(|it| it.found).unwrap_or_default()
+    }
+
+    /// Begins a check of a source, and takes its first step.
+    pub(crate) async fn begin_check(&self, source_id: i64) -> Checked {
+        self.meddle("UPDATE weir.checks SET due_at = now()").await;
+        let every = self.store.take_checks(Duration::ZERO, ALL).await.unwrap();
+        let check = every.iter().find(|check| check.source_id == source_id);
+        let checked = self.store.check(check.expect("it is due")).await;
+        checked.unwrap().expect("the source is there")
+    }
+
+    /// Takes the first step of a check, and puts right what is found.
+    pub(crate) async fn put_right(&self, source_id: i64) -> Option<Repaired> {
+        let checked = self.begin_check(source_id).await;
+        self.store.repair(&checked, 1_000, None).await.unwrap()
+    }
+
     /// Checks what must hold whatever was done.
     pub(crate) async fn check(&self) {
         let broken = broken_invariants(self.pool()).await.unwrap();
@@ -453,7 +554,7 @@ impl Weir {
             .await
             .unwrap();
         for source_id in sources {
-            let found = self.store.check_source(source_id).await.unwrap();
+            let found = self.findings(source_id).await;
             assert!(!found.any(), "the reconciler would find {found:?}");
         }
         // With one of the prompts that its model has had, if any.

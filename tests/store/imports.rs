@@ -64,6 +64,7 @@ async fn an_import_becomes_the_whole_content() {
         items_added: 1_098,
         items_changed: 2,
         items_deleted: 2,
+        chunks_pending: 1_099,
         ..Change::default()
     };
     assert_eq!(written.change, change);

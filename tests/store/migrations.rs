@@ -14,7 +14,7 @@ use weir_coordinator::store::{
     MigrateError,
     migrate::{apply_steps, migrator},
 };
-use weir_tests::PATIENCE;
+use weir_tests::{PATIENCE, postgres::TestDatabase};
 
 use crate::fixture::{Weir, item, many};
 
@@ -31,6 +31,26 @@ const INDEX: &str = "-- no-transaction
 /// Whether the new index can be read by.
 const BUILT: &str = "SELECT count(*) FROM pg_index WHERE indexrelid = to_regclass('weir.chunks_test') AND indisvalid";
 
+/// Work in steps, each a transaction of its own.
+const IN_STEPS: &str = "-- no-transaction
+    DO $$ BEGIN
+        FOR step IN 0..3 LOOP
+            UPDATE weir.chunks SET text = text || '!' WHERE item_id IN (
+                SELECT item_id FROM weir.chunks WHERE text NOT LIKE '%!%' ORDER BY item_id LIMIT 1000);
+            COMMIT;
+        END LOOP;
+    END $$;";
+
+/// The last step that was applied while nobody else worked.
+const FIRST: i64 = 14;
+
+/// The steps up to that.
+fn first() -> Migrator {
+    let steps = migrator();
+    let steps = steps.iter().filter(|step| step.version <= FIRST);
+    made_of(steps.cloned().collect())
+}
+
 /// The steps of this version, and these after them.
 fn with(later: &[&'static str]) -> Migrator {
     let mut steps: Vec<Migration> = migrator().iter().cloned().collect();
@@ -40,6 +60,10 @@ fn with(later: &[&'static str]) -> Migrator {
         let step = Migration::new(version, "test".into(), MigrationType::Simple, sql, alone);
         steps.push(step);
     }
+    made_of(steps)
+}
+
+fn made_of(steps: Vec<Migration>) -> Migrator {
     let mut all = Migrator::with_migrations(steps);
     all.dangerous_set_table_name(migrator().table_name);
     all
@@ -86,6 +110,10 @@ async fn writer(weir: &Weir) -> PgConnection {
     open(weir, "DELETE FROM weir.chunks WHERE false").await
 }
 
+/// Whether a step waits for the jobs, and others behind it.
+const WAITS: &str = "SELECT count(*) FROM pg_locks
+    WHERE relation = 'weir.jobs'::regclass AND mode = 'AccessExclusiveLock' AND NOT granted";
+
 /// Waits until a query counts so many.
 async fn until(weir: &Weir, sql: &'static str, count: i64) {
     let counted = async {
@@ -114,14 +142,12 @@ async fn a_column_is_added_between_the_writes_of_others_that_never_wait_for_a_re
     let (weir, pool) = filled().await;
     let mut reader = reader(&weir).await;
     let migrating = begin(&pool, &[COLUMN]);
-    let waits = "SELECT count(*) FROM pg_locks
-        WHERE relation = 'weir.jobs'::regclass AND mode = 'AccessExclusiveLock' AND NOT granted";
     // While it waits for its lock others wait behind it; so it gives up, and tries again.
     for _ in 0..2 {
-        until(&weir, waits, 1).await;
+        until(&weir, WAITS, 1).await;
         // Written behind it, while the reader still reads.
         weir.put("api", &[item("i0001", &["another text"])]).await;
-        until(&weir, waits, 0).await;
+        until(&weir, WAITS, 0).await;
         weir.put("api", &many(3_000)).await;
     }
     assert!(!migrating.is_finished(), "the reader still reads");
@@ -210,6 +236,54 @@ async fn an_older_replica_that_waits_for_its_turn_gets_it_before_the_index_is_bu
         .unwrap();
     end(migrating).await.unwrap();
     assert_eq!(weir.number(BUILT).await, 1);
+}
+
+/// Writes as a replica does that knows the first steps alone.
+async fn write_as_before(weir: &Weir) {
+    for _ in 0..50 {
+        let mut tx = weir.pool().begin().await.unwrap();
+        for sql in [
+            "UPDATE weir.jobs SET lease_expires_at = now() + interval '1 minute' WHERE id % 100 = 0",
+            "UPDATE weir.chunks SET text = text || '.' WHERE item_id = 'i0001'",
+            "UPDATE weir.sources SET revision = revision + 1",
+        ] {
+            sqlx::query(sql).execute(&mut *tx).await.unwrap();
+        }
+        tx.commit().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn what_came_after_the_first_steps_is_applied_beside_replicas_that_do_not_know_it() {
+    let weir = Weir::of(TestDatabase::create().await);
+    apply_steps(weir.pool(), &first()).await.unwrap();
+    let rows = "INSERT INTO weir.sources (namespace, name, model) VALUES ('shop', 'api', 'fake');
+        INSERT INTO weir.items (source_id, item_id)
+            SELECT s.id, format('i%s', lpad(n::text, 4, '0')) FROM weir.sources s, generate_series(1, 3000) n;
+        INSERT INTO weir.chunks (source_id, item_id, chunk_index, text_hash, text)
+            SELECT source_id, item_id, 0, sha256(item_id::bytea), item_id FROM weir.items;
+        INSERT INTO weir.jobs (source_id, revision, chunks_total, trigger, namespace, source, model,
+                               first_item_id, last_item_id, state, worker_id, claimed_at, lease_expires_at)
+            SELECT source_id, 1, 1, 'write', 'shop', 'api', 'fake', item_id, item_id, 'running', 'w', now(), now()
+            FROM weir.items";
+    sqlx::raw_sql(rows).execute(weir.pool()).await.unwrap();
+    let mut reader = reader(&weir).await;
+    let pool = weir.pool().clone();
+    let migrating = begin(&pool, &[COLUMN, INDEX, IN_STEPS]);
+    // It cannot end before the reader does; nobody who writes waits for either.
+    let written = async { tokio::join!(until(&weir, WAITS, 1), write_as_before(&weir)) };
+    let written = time::timeout(PATIENCE, written).await;
+    written.expect("writes go on");
+    assert!(!migrating.is_finished(), "the reader still reads");
+    reader.execute("COMMIT").await.unwrap();
+    let (ended, ()) = tokio::join!(end(migrating), write_as_before(&weir));
+    ended.unwrap();
+    let steps = with(&[COLUMN, INDEX, IN_STEPS]).iter().count();
+    let applied = "SELECT count(*) FROM weir.migrations WHERE success";
+    assert_eq!(weir.number(applied).await, steps as i64);
+    assert_eq!(weir.number(BUILT).await, 1);
+    let whole = "SELECT count(*) FROM weir.chunks WHERE text LIKE '%!%'";
+    assert_eq!(weir.number(whole).await, 3_000);
 }
 
 #[tokio::test]

@@ -281,7 +281,10 @@ async fn a_large_source_changes_its_prompt_in_steps() {
             break;
         }
     }
-    assert_eq!(steps, 4, "two items, one with three chunks, and the rest");
+    assert_eq!(
+        steps, 5,
+        "two items, one, one with three chunks, and the rest"
+    );
     assert_eq!(weir.store.reprompt(source_id, 2, 2).await.unwrap(), None);
     let reached = weir.texts(running).await;
     assert!(reached.iter().all(|it| it.text.starts_with("one: ")));
@@ -324,6 +327,29 @@ async fn work_that_is_not_reached_yet_goes_on() {
         assert!(weir.embed(job).await.finished);
     }
     assert_eq!(weir.embed_all().await, ["one: text 2", "one: text 3"]);
+    weir.check().await;
+}
+
+/// What a failed job left is queued with the step that meets it, around what newer
+/// jobs have of its range behind the step.
+#[tokio::test]
+async fn a_failed_job_that_reaches_over_the_step_is_queued_around_others() {
+    let weir = Weir::new().await;
+    weir.put("api", &many(12)).await;
+    let failed = weir.claim().await;
+    weir.fail_for_good(&failed).await;
+    let changed = [item("i0008", &["new"])];
+    let api = write("api");
+    let patched = weir.store.patch_source(&api, &changed, &[]);
+    patched.await.unwrap();
+    start(&weir, "one: ").await;
+    let id = row(&weir, "api").await;
+    weir.store.reprompt(id, 4, 1_000).await.unwrap();
+    weir.check().await;
+    settle(&weir).await;
+    let texts = weir.embed_all().await;
+    assert_eq!(texts.len(), 12);
+    assert!(texts.contains(&"one: new".to_owned()), "{texts:?}");
     weir.check().await;
 }
 

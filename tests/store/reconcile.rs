@@ -326,7 +326,7 @@ async fn results_of_no_text_go_and_counts_are_corrected() {
     )
     .await;
     let source_id = weir.store.source(&key("api")).await.unwrap().source.id;
-    let found = weir.store.check_source(source_id).await.unwrap();
+    let found = weir.findings(source_id).await;
     let all = Findings {
         uncovered: true,
         stale: true,
@@ -334,12 +334,7 @@ async fn results_of_no_text_go_and_counts_are_corrected() {
         miscounted: true,
     };
     assert_eq!(found, all);
-    let repaired = weir
-        .store
-        .repair_source(source_id, 1_000, None)
-        .await
-        .unwrap();
-    let repaired = repaired.unwrap();
+    let repaired = weir.put_right(source_id).await.unwrap();
     assert_eq!(repaired.stale_deleted, 4);
     assert!(repaired.recounted);
     assert_eq!((repaired.superseded, repaired.queued), (0, 1));
@@ -374,12 +369,12 @@ async fn each_source_is_checked_once_in_an_interval_by_one_replica() {
 #[tokio::test]
 async fn a_source_that_goes_between_check_and_repair_is_no_fault() {
     let weir = Weir::new().await;
-    let source_id = weir.put("api", &many(1)).await.state.source.id;
+    let source_id = weir.put("api", &many(1)).await.source.id;
+    let checked = weir.begin_check(source_id).await;
     weir.store.delete_source(&key("api"), None).await.unwrap();
-    let found = weir.store.check_source(source_id).await.unwrap();
-    assert!(!found.any());
-    assert_eq!(
-        weir.store.repair_source(source_id, 10, None).await.unwrap(),
-        None
-    );
+    assert!(!weir.findings(source_id).await.any());
+    assert_eq!(weir.store.repair(&checked, 10, None).await.unwrap(), None);
+    weir.meddle("UPDATE weir.checks SET due_at = now()").await;
+    tick(&weir).await;
+    assert_eq!(weir.number("SELECT count(*) FROM weir.checks").await, 0);
 }

@@ -22,7 +22,7 @@ use crate::fixture::{
 
 impl Weir {
     /// Puts a source in jobs of two chunks.
-    async fn put_in_twos(&self, name: &str, items: &[PlannedItem]) {
+    pub(crate) async fn put_in_twos(&self, name: &str, items: &[PlannedItem]) {
         let mut write = write(name);
         write.max_chunks_per_job = 2;
         self.store.put_source(&write, items).await.unwrap();
@@ -30,7 +30,7 @@ impl Weir {
 
     /// Embeds what a job has pending but the texts with this word, which are
     /// rejected.
-    async fn embed_but(&self, job: &Job, word: &str) {
+    pub(crate) async fn embed_but(&self, job: &Job, word: &str) {
         let texts = self.texts(job).await;
         let (odd, sound): (Vec<_>, Vec<_>) =
             texts.into_iter().partition(|it| it.text.contains(word));
@@ -42,7 +42,7 @@ impl Weir {
     }
 
     /// The same, of all that is due.
-    async fn embed_all_but(&self, word: &str) {
+    pub(crate) async fn embed_all_but(&self, word: &str) {
         for job in self.claim_many(100, LEASE).await {
             self.embed_but(&job, word).await;
         }
@@ -57,14 +57,13 @@ impl Weir {
         self.store.retry_source(&retry).await.unwrap()
     }
 
-    async fn source_row(&self, name: &str) -> Source {
+    pub(crate) async fn source_row(&self, name: &str) -> Source {
         self.store.source(&key(name)).await.unwrap().source
     }
 
     async fn all(&self) -> NamespaceFigures {
         let served = ["fake".to_owned()];
-        let overview = self.store.overview(&Scope::All, &served).await;
-        overview.unwrap().remove(0)
+        self.overview(&Scope::All, &served).await.remove(0)
     }
 }
 
@@ -302,7 +301,7 @@ async fn a_source_with_rejections_is_degraded_and_says_since_when_and_why() {
     assert!(reason.ends_with("UTC, \"400: too odd\""), "{reason}");
     // Nobody else is told.
     let scope = Scope::One("theirs".to_owned());
-    let theirs = weir.store.overview(&scope, &[]).await.unwrap().remove(0);
+    let theirs = weir.overview(&scope, &[]).await.remove(0);
     assert_eq!(theirs.tally().verdict(), Verdict::Healthy);
     assert_eq!((theirs.chunks_rejected, theirs.last_rejection), (0, None));
 
@@ -366,15 +365,15 @@ async fn force_forgets_what_was_rejected_of_its_range() {
 async fn a_wrong_count_is_found_and_put_right_and_many_are_summed_up() {
     let weir = three_of_seven_rejected().await;
     let id = weir.source_row("api").await.id;
-    let repair = async || weir.store.repair_source(id, 1_000, None).await.unwrap();
+    let repair = async || weir.put_right(id).await;
     weir.meddle("DELETE FROM weir.rejections WHERE item_id = 'b'")
         .await;
-    assert!(weir.store.check_source(id).await.unwrap().miscounted);
+    assert!(weir.findings(id).await.miscounted);
     assert!(repair().await.unwrap().recounted);
     assert_eq!(weir.counts("api").await.rejected, 2);
     weir.check().await;
     weir.meddle("DELETE FROM weir.rejection_counts").await;
-    assert!(weir.store.check_source(id).await.unwrap().miscounted);
+    assert!(weir.findings(id).await.miscounted);
     assert!(repair().await.unwrap().recounted);
     weir.check().await;
 
@@ -385,8 +384,8 @@ async fn a_wrong_count_is_found_and_put_right_and_many_are_summed_up() {
     weir.embed_all_but("odd").await;
     weir.embed_all_but("odd").await;
     let id = weir.source_row("many").await.id;
-    assert!(weir.store.check_source(id).await.unwrap().miscounted);
-    let repaired = weir.store.repair_source(id, 1_000, None).await.unwrap();
+    assert!(weir.findings(id).await.miscounted);
+    let repaired = weir.put_right(id).await;
     assert!(!repaired.unwrap().recounted, "the sum was right");
     assert_eq!(weir.counts("many").await.rejected, 202);
     weir.check().await;
@@ -445,7 +444,7 @@ async fn a_status_reads_no_more_where_more_was_rejected() {
         let filter = SourceFilter::default();
         let page = counted.store.sources(&Scope::All, &filter, None, 100);
         page.await.unwrap();
-        counted.store.overview(&Scope::All, &[]).await.unwrap();
+        counted.store.overview(&Scope::All, &[], &[]).await.unwrap();
         costs.push(counted.told(read).await - before);
     }
     assert!(costs[0] > 0 && costs[1] < costs[0] + 50, "{costs:?}");

@@ -105,7 +105,6 @@ async fn a_write_for_another_revision_changes_nothing() {
         put(&weir, 1, &[("a", "one"), ("c", "3")])
             .await
             .unwrap()
-            .state
             .source
             .revision,
         2
@@ -152,15 +151,15 @@ async fn a_resend_of_what_was_done_succeeds_and_does_nothing() {
     let weir = Weir::new().await;
     for _ in 0..2 {
         let written = put(&weir, 0, &[("a", "one"), ("b", "two")]).await.unwrap();
-        assert_eq!(written.state.source.revision, 1);
+        assert_eq!(written.source.revision, 1);
     }
     for _ in 0..2 {
         let written = patch(&weir, 1, &[("a", "new")], &["b"]).await.unwrap();
-        assert_eq!(written.state.source.revision, 2);
+        assert_eq!(written.source.revision, 2);
     }
     for _ in 0..2 {
         let written = import(&weir, 2, &[("c", "three")]).await.unwrap();
-        assert_eq!(written.state.source.revision, 3);
+        assert_eq!(written.source.revision, 3);
     }
     let deleted = weir.store.delete_source(&key("api"), Some(3)).await;
     assert_eq!(deleted.unwrap().items, 1);
@@ -205,14 +204,8 @@ async fn revisions_of_a_name_never_go_back() {
             .put_source(&expecting(0), &content)
             .await
             .unwrap();
-        assert_eq!(written.state.source.revision, revision + 1);
-        assert!(
-            written
-                .state
-                .jobs
-                .iter()
-                .all(|job| job.revision == revision + 1)
-        );
+        assert_eq!(written.source.revision, revision + 1);
+        assert!(written.jobs.iter().all(|job| job.revision == revision + 1));
         for stale in 1..=revision {
             let present = format!("at revision {}", revision + 1);
             let late = put(&weir, stale, &[("a", "old")]).await;
@@ -228,7 +221,7 @@ async fn revisions_of_a_name_never_go_back() {
         .await;
     assert_eq!(weir.store.drop_old_sources(LEASE, 10).await.unwrap(), 1);
     let written = put(&weir, 0, &[("a", "one")]).await.unwrap();
-    assert_eq!(written.state.source.revision, 1);
+    assert_eq!(written.source.revision, 1);
 }
 
 #[tokio::test]

@@ -38,7 +38,7 @@ async fn what_is_beyond_the_scope_is_not_there() {
     let store = &weir.store;
     let (within, beyond) = scopes();
     // How many there are of each: jobs, those of the failure, sources, failures, tries,
-    // queues, sources counted.
+    // queues, sources counted, chunks pending.
     let seen = async |scope: &Scope| {
         let all = JobFilter::default();
         let sources = SourceFilter::default();
@@ -58,8 +58,13 @@ async fn what_is_beyond_the_scope_is_not_there() {
                 .len(),
             store.failures(scope, true, None, 9).await.unwrap().len(),
             store.attempts(scope, failed.id, 9).await.unwrap().len(),
-            store.queue_stats(scope, None).await.unwrap().len(),
-            store.overview(scope, &[]).await.unwrap()[0].sources as usize,
+            weir.queue()
+                .await
+                .iter()
+                .filter(|it| scope.has(&it.namespace))
+                .count(),
+            weir.overview(scope, &[]).await[0].sources as usize,
+            weir.overview(scope, &[]).await[0].chunks_pending as usize,
         ]
     };
     let id = failed.failure_id.unwrap();
@@ -71,7 +76,7 @@ async fn what_is_beyond_the_scope_is_not_there() {
         traceparent: None,
     };
     for scope in &beyond {
-        assert_eq!(seen(scope).await, [0; 7], "{scope:?}");
+        assert_eq!(seen(scope).await, [0; 8], "{scope:?}");
         assert!(is_missing(&store.job(scope, failed.id).await), "{scope:?}");
         assert!(
             is_missing(&store.dismiss_failure(scope, id).await),
@@ -88,7 +93,7 @@ async fn what_is_beyond_the_scope_is_not_there() {
     }
     assert_eq!(weir.job(failed.id).await, failed, "nothing was changed");
     for scope in &within {
-        assert_eq!(seen(scope).await, [2, 1, 2, 1, 1, 1, 2], "{scope:?}");
+        assert_eq!(seen(scope).await, [2, 1, 2, 1, 1, 1, 2, 2], "{scope:?}");
         store.job(scope, failed.id).await.unwrap();
         store.dismiss_failure(scope, id).await.unwrap();
     }

@@ -166,19 +166,23 @@ async fn maintenance_passes_by_a_locked_source() {
     let weir = Weir::new().await;
     let mut ids = Vec::new();
     for name in ["locked", "free"] {
-        ids.push(weir.put(name, &many(2)).await.state.source.id);
+        ids.push(weir.put(name, &many(2)).await.source.id);
         weir.embed_all().await;
     }
     weir.meddle("DELETE FROM weir.embeddings WHERE item_id = 'i0001'")
         .await;
+    let mut checked = Vec::new();
+    for id in &ids {
+        checked.push(weir.begin_check(*id).await);
+    }
     let mut holder = weir.pool().begin().await.unwrap();
     sqlx::query("SELECT FROM weir.sources WHERE name = 'locked' FOR UPDATE")
         .execute(&mut *holder)
         .await
         .unwrap();
-    let repairs = ids
+    let repairs = checked
         .iter()
-        .map(|id| weir.store.repair_source(*id, 1_000, None));
+        .map(|checked| weir.store.repair(checked, 1_000, None));
     let repaired: Vec<bool> = join_all(repairs)
         .await
         .into_iter()
@@ -186,7 +190,7 @@ async fn maintenance_passes_by_a_locked_source() {
         .collect();
     assert_eq!(repaired, [false, true]);
     holder.rollback().await.unwrap();
-    let late = weir.store.repair_source(ids[0], 1_000, None).await;
+    let late = weir.store.repair(&checked[0], 1_000, None).await;
     assert_eq!(late.unwrap().unwrap().queued, 1);
     weir.check().await;
 }

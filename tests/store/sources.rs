@@ -1,11 +1,15 @@
 //! Writing, reading and deleting sources.
 
 use weir_coordinator::{
-    job::state::{JobState, RevokeReason},
+    job::{
+        plan::PlannedItem,
+        state::{JobState, RevokeReason},
+    },
     store::{
         Scope, StoreError,
-        content::{Change, SourceWrite},
+        content::{Change, SourceWrite, WrittenSource},
         quota::Quota,
+        rows::{Job, Source},
         sources::{Deleted, SourceFilter},
         status::Paging,
     },
@@ -15,17 +19,33 @@ use crate::fixture::{
     MODEL, Weir, counts, counts_of, item, items, key, lease_of, many, outcome, rejected, write,
 };
 
+/// What a write says of a source that stands so.
+fn left(source: &Source) -> WrittenSource {
+    WrittenSource {
+        id: source.id,
+        namespace: source.namespace.clone(),
+        name: source.name.clone(),
+        model: source.model.clone(),
+        revision: source.revision,
+        items_total: source.items_total,
+        chunks_total: source.chunks_total,
+        created_at: source.created_at,
+        updated_at: source.updated_at,
+    }
+}
+
 #[tokio::test]
 async fn a_source_goes_from_put_to_embedded() {
     let weir = Weir::new().await;
     let written = weir
         .put("api", &items(&[("a", "apples"), ("b", "pears")]))
         .await;
-    assert_eq!(written.state.source.revision, 1);
+    assert_eq!(written.source.revision, 1);
     assert_eq!(
         written.change,
         Change {
             items_added: 2,
+            chunks_pending: 2,
             ..Change::default()
         }
     );
@@ -77,8 +97,10 @@ async fn a_new_source_is_the_same_in_one_statement_and_step_by_step() {
         };
         let written = store.put_source(&write, &content).await.unwrap();
         assert!(written.changed);
-        assert_eq!(written.state, store.source(&key(name)).await.unwrap());
-        let jobs = written.state.jobs.iter().map(|job| {
+        let stored = store.source(&key(name)).await.unwrap();
+        assert_eq!(written.jobs, stored.jobs);
+        assert_eq!(written.source, left(&stored.source));
+        let jobs = written.jobs.iter().map(|job| {
             let range = (job.first_item_id.clone(), job.last_item_id.clone());
             (
                 range,
@@ -96,11 +118,11 @@ async fn a_new_source_is_the_same_in_one_statement_and_step_by_step() {
                            FROM weir.chunks c WHERE c.source_id = $1)
                    FROM weir.items i WHERE i.source_id = $1";
         let rows: (String, String) = sqlx::query_as(sql)
-            .bind(written.state.source.id)
+            .bind(written.source.id)
             .fetch_one(weir.pool())
             .await
             .unwrap();
-        facts.push((written.change, counts_of(&written.state.source), jobs, rows));
+        facts.push((written.change, counts_of(&stored.source), jobs, rows));
     }
     assert_eq!(facts[0], facts[1]);
     weir.check().await;
@@ -120,15 +142,15 @@ async fn the_same_content_again_queues_nothing() {
                 ..Change::default()
             }
         );
-        assert_eq!(
-            again.state, first.state,
-            "its open job runs on, and nothing else is new"
-        );
+        assert_eq!(again.source, first.source);
+        assert_eq!(again.jobs, [], "its open job runs on, and nothing is new");
+        let stored = weir.store.source(&key("api")).await.unwrap();
+        assert_eq!(stored.jobs, first.jobs);
     }
     weir.embed_all().await;
     let again = weir.put("api", &content).await;
-    assert_eq!(again.state.source.revision, 1);
-    assert!(again.state.jobs.is_empty());
+    assert_eq!(again.source.revision, 1);
+    assert!(again.jobs.is_empty());
     assert_eq!(weir.number("SELECT count(*) FROM weir.jobs").await, 1);
     weir.check().await;
 }
@@ -182,6 +204,7 @@ async fn a_changed_text_takes_its_vector_with_it_and_is_pending_in_its_job() {
         Change {
             items_changed: 1,
             items_unchanged: 2,
+            chunks_pending: 1,
             ..Change::default()
         }
     );
@@ -227,7 +250,7 @@ async fn what_is_left_out_of_a_put_is_gone() {
     );
     assert_eq!(weir.counts("api").await, counts([10, 10, 0, 10, 0]));
     assert_eq!(weir.number("SELECT count(*) FROM weir.rejections").await, 0);
-    assert!(written.state.jobs.is_empty());
+    assert!(written.jobs.is_empty());
     weir.check().await;
 }
 
@@ -270,12 +293,12 @@ async fn metadata_alone_disturbs_no_job() {
             ..Change::default()
         }
     );
-    assert_eq!(written.state.source.revision, 2);
-    assert_eq!(written.state.jobs.len(), 1);
+    assert_eq!(written.source.revision, 2);
+    assert_eq!(written.jobs, [], "nothing is to be embedded for it");
     assert_eq!(weir.job(job.id).await, job);
     // The same JSON in another spelling is no change.
     content[0].metadata = Some(r#"{ "path":"/apples" }"#.to_owned());
-    assert_eq!(weir.put("api", &content).await.state.source.revision, 2);
+    assert_eq!(weir.put("api", &content).await.source.revision, 2);
     assert!(weir.embed(&job).await.finished);
     weir.check().await;
 }
@@ -293,10 +316,7 @@ async fn another_model_replaces_vectors_one_by_one() {
     weir.embed(&old_job).await;
 
     let written = weir.store.put_source(&second, &content).await.unwrap();
-    assert_eq!(
-        (written.state.source.revision, written.state.jobs.len()),
-        (2, 1)
-    );
+    assert_eq!((written.source.revision, written.jobs.len()), (2, 1));
     assert_eq!(weir.counts("api").await, counts([2, 2, 2, 0, 0]));
     let models = |vectors: std::collections::BTreeMap<_, (String, Vec<f32>)>| {
         vectors
@@ -321,7 +341,7 @@ async fn another_model_replaces_vectors_one_by_one() {
     weir.embed(&job).await;
     assert_eq!(models(weir.vectors("api").await), ["fake", "fake"]);
     // A write that names no model keeps the source's.
-    assert_eq!(weir.put("api", &content).await.state.source.model, "fake");
+    assert_eq!(weir.put("api", &content).await.source.model, "fake");
     weir.check().await;
 }
 
@@ -329,19 +349,16 @@ async fn another_model_replaces_vectors_one_by_one() {
 async fn an_empty_source_is_a_source() {
     let weir = Weir::new().await;
     let written = weir.put("api", &[]).await;
-    assert_eq!(
-        (written.state.source.revision, written.state.jobs.len()),
-        (1, 0)
-    );
+    assert_eq!((written.source.revision, written.jobs.len()), (1, 0));
     assert_eq!(weir.counts("api").await, counts([0, 0, 0, 0, 0]));
-    assert_eq!(weir.put("api", &[]).await.state.source.revision, 1);
+    assert_eq!(weir.put("api", &[]).await.source.revision, 1);
     weir.put("api", &many(3)).await;
     let emptied = weir.put("api", &[]).await;
     assert_eq!(
         (emptied.change.items_deleted, emptied.change.jobs_superseded),
         (3, 0)
     );
-    assert_eq!(emptied.state.jobs, [], "nothing is left to be done");
+    assert_eq!(emptied.jobs, [], "nothing is left to be done");
     assert_eq!(weir.counts("api").await, counts([0, 0, 0, 0, 0]));
     assert!(!weir.store.any_due(&[MODEL.to_owned()]).await.unwrap());
     weir.check().await;
@@ -356,8 +373,8 @@ async fn law_10_a_large_source_is_cut_into_jobs_that_do_not_overlap() {
     write.traceparent = Some("00-1-2-01".to_owned());
     // More items than one page of statements holds.
     let written = weir.store.put_source(&write, &many(1_025)).await.unwrap();
-    assert_eq!(written.state.jobs.len(), 103);
-    for job in &written.state.jobs {
+    assert_eq!(written.jobs.len(), 103);
+    for job in &written.jobs {
         assert_eq!(
             (job.priority, job.revision, job.state),
             (7, 1, JobState::Queued)
@@ -422,21 +439,15 @@ async fn a_failed_job_stays_parked_but_for_what_is_written() {
     weir.check().await;
 
     let written = weir.put("api", &content).await;
-    assert_eq!(written.state.source.revision, 1);
-    assert_eq!(written.state.jobs, state.jobs, "the same content");
+    assert_eq!(written.source.revision, 1);
+    assert_eq!(written.jobs, [], "the same content");
+    let stored = weir.store.source(&key("api")).await.unwrap();
+    assert_eq!(stored.jobs, state.jobs);
     // What is changed is new, whatever became of the old text.
     let changed = items(&[("a", "grapes"), ("b", "plums")]);
     let written = weir.put("api", &changed).await;
-    let open = written
-        .state
-        .jobs
-        .iter()
-        .all(|job| job.state == JobState::Queued);
-    assert!(
-        open,
-        "the failed one has nothing left: {:?}",
-        written.state.jobs
-    );
+    let open = written.jobs.iter().all(|job| job.state == JobState::Queued);
+    assert!(open, "the failed one has nothing left: {:?}", written.jobs);
     weir.check().await;
     assert_eq!(weir.embed_all().await.len(), 2);
     assert_eq!(weir.counts("api").await, counts([2, 2, 0, 2, 0]));
@@ -469,6 +480,7 @@ async fn a_patch_leaves_other_items_alone() {
         items_changed: 1,
         items_deleted: 1,
         items_unchanged: 1,
+        chunks_pending: 2,
         jobs_superseded: 0,
     };
     assert_eq!(written.change, change);
@@ -481,10 +493,7 @@ async fn a_patch_leaves_other_items_alone() {
         .patch_source(&write("api"), &upsert, &delete)
         .await
         .unwrap();
-    assert_eq!(
-        (again.state.source.revision, again.state.jobs.len()),
-        (2, 0)
-    );
+    assert_eq!((again.source.revision, again.jobs.len()), (2, 0));
     weir.check().await;
 
     let error = weir
@@ -512,7 +521,7 @@ async fn a_deleted_source_leaves_only_its_history() {
     refusal.rejected = vec![rejected(&texts[2], "no")];
     weir.upsert(refusal).await.unwrap();
     let deleted = weir.store.delete_source(&key("api"), None).await.unwrap();
-    let source_id = written.state.source.id;
+    let source_id = written.source.id;
     assert_eq!(
         deleted,
         Deleted {
@@ -570,7 +579,7 @@ async fn a_deleted_source_leaves_only_its_history() {
     }
     // The name is free again, and nothing of the old source is found under it.
     let anew = weir.put("api", &many(2)).await;
-    assert_ne!(anew.state.source.id, source_id);
+    assert_ne!(anew.source.id, source_id);
     assert_eq!(weir.counts("api").await, counts([2, 2, 2, 0, 0]));
     weir.check().await;
 }
@@ -583,7 +592,7 @@ async fn two_puts_of_one_new_source_take_turns() {
         items(&[("b", "pears"), ("c", "plums")]),
     );
     let (first, second) = tokio::join!(weir.put("api", &one), weir.put("api", &two));
-    let mut revisions = [first.state.source.revision, second.state.source.revision];
+    let mut revisions = [first.source.revision, second.source.revision];
     revisions.sort_unstable();
     assert_eq!(revisions, [1, 2]);
     assert_eq!(weir.counts("api").await, counts([2, 2, 2, 0, 0]));
@@ -604,7 +613,7 @@ async fn a_put_that_meets_a_deletion_makes_the_source_anew() {
         weir.blocked(1).await;
         deletion.commit().await.unwrap();
     });
-    assert_eq!(written.state.source.revision, 1);
+    assert_eq!(written.source.revision, 1);
     assert_eq!(weir.counts("api").await, counts([3, 3, 3, 0, 0]));
     weir.check().await;
 }
@@ -787,8 +796,9 @@ async fn a_job_that_grows_is_divided_where_it_waits_and_not_where_it_runs() {
 /// in one of ten thousand, embedded or pending in a thousand jobs.
 #[tokio::test]
 async fn a_patch_reads_what_it_changes() {
-    let read = "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0))::bigint FROM pg_stat_user_tables
-                WHERE schemaname = 'weir' AND relname IN ('items', 'chunks', 'embeddings', 'rejections')";
+    let read =
+        "SELECT sum(seq_tup_read + coalesce(idx_tup_fetch, 0))::bigint FROM pg_stat_user_tables
+                WHERE schemaname = 'weir'";
     let mut rows = Vec::new();
     for (chunks, embedded) in [(100, true), (100, false), (10_000, true), (10_000, false)] {
         let weir = Weir::new().await;
@@ -812,7 +822,8 @@ async fn a_patch_reads_what_it_changes() {
         };
         let counted = weir.counted_with(settings).await;
         let patch = async |text: &str| {
-            let changed = [item("i0050", &[text])];
+            // With most of the source before it.
+            let changed = [item(&format!("i{:04}", chunks - 50), &[text])];
             let patch = counted.store.patch_source(&small, &changed, &[]);
             assert_eq!(patch.await.unwrap().change.items_changed, 1);
         };
@@ -822,4 +833,138 @@ async fn a_patch_reads_what_it_changes() {
         rows.push(counted.told(read).await - before);
     }
     assert!(rows.iter().all(|rows| *rows <= 20), "{rows:?}");
+}
+
+/// Planning takes the statements of a small write longer than what they do; and what
+/// is planned for few rows would be a poor plan for many.
+#[tokio::test]
+async fn a_small_write_is_planned_once_and_a_large_one_by_how_much_it_is() {
+    let weir = Weir::new().await;
+    let counted = weir.counted_with("SELECT").await;
+    let planned = async || {
+        let plans = "custom_plans::bigint * 1000 + generic_plans::bigint";
+        let sql = format!(
+            "SELECT {plans} FROM pg_prepared_statements WHERE statement LIKE '-- store::content::write_chunks%'"
+        );
+        let plans = counted.told(&sql).await;
+        (plans / 1_000, plans % 1_000)
+    };
+    let put = async |text: &str| {
+        let items: Vec<PlannedItem> = (0..101)
+            .map(|n| item(&format!("i{n:04}"), &[text]))
+            .collect();
+        counted
+            .store
+            .put_source(&write("api"), &items)
+            .await
+            .unwrap();
+    };
+    put("first").await;
+    assert_eq!(planned().await, (1, 0));
+    for n in 0..8 {
+        let changed = [item("i0001", &[&format!("patch {n}")])];
+        let write = write("api");
+        let patch = counted.store.patch_source(&write, &changed, &[]);
+        patch.await.unwrap();
+    }
+    assert_eq!(planned().await, (1, 8));
+    for n in 0..8 {
+        put(&format!("again {n}")).await;
+    }
+    assert_eq!(planned().await, (9, 8));
+}
+
+/// Law 13: a long write has the rows of running jobs, so that nobody can renew
+/// their leases; they do not end because of that.
+#[tokio::test]
+async fn a_long_write_makes_up_for_the_leases_that_nobody_could_renew() {
+    let weir = Weir::new().await;
+    weir.put("api", &items(&[("a", "one"), ("b", "two")])).await;
+    let job = weir.claim().await;
+    let ends = "SELECT extract(epoch FROM lease_expires_at)::bigint FROM weir.jobs WHERE state = 'running'";
+    let before = weir.number(ends).await;
+    weir.meddle(
+        "CREATE FUNCTION weir.take_long() RETURNS trigger LANGUAGE plpgsql AS
+             'BEGIN PERFORM pg_sleep(3); RETURN NULL; END';
+         CREATE TRIGGER take_long AFTER INSERT ON weir.chunks FOR EACH STATEMENT EXECUTE FUNCTION weir.take_long()",
+    )
+    .await;
+    weir.put("api", &items(&[("a", "one"), ("b", "other")]))
+        .await;
+    assert!(weir.number(ends).await >= before + 2);
+    assert_eq!(weir.job(job.id).await.state, JobState::Running);
+}
+
+/// A write answers with what it did, and not with all that there is to do.
+#[tokio::test]
+async fn a_write_answers_with_the_jobs_that_embed_what_it_changed() {
+    let weir = Weir::new().await;
+    let mut small = write("api");
+    small.max_chunks_per_job = 2;
+    let ids = |jobs: &[Job]| jobs.iter().map(|job| job.id).collect::<Vec<_>>();
+    let first = weir.store.put_source(&small, &many(8)).await.unwrap();
+    assert_eq!((first.change.chunks_pending, first.jobs.len()), (8, 4));
+    let running = weir.claim().await;
+    let queued = weir.store.source(&key("api")).await.unwrap().jobs;
+    let of = |item_id: &str| {
+        let range = |job: &&Job| (&*job.first_item_id..=&*job.last_item_id).contains(&item_id);
+        queued.iter().find(range).unwrap().id
+    };
+    let patch = async |upsert: &[PlannedItem], delete: &[&str]| {
+        let delete: Vec<String> = delete.iter().map(|it| (*it).to_owned()).collect();
+        let done = weir.store.patch_source(&small, upsert, &delete).await;
+        let done = done.unwrap();
+        (done.change.chunks_pending, ids(&done.jobs))
+    };
+    // In the job that is running, and in one that waits, though as much is pending of it as before.
+    assert_eq!(
+        patch(&[item("i0000", &["new"]), item("i0006", &["new"])], &[]).await,
+        (2, vec![of("i0006"), running.id])
+    );
+    // Nothing to embed: metadata, a deletion, the same again.
+    let mut told = item("i0002", &["text 2"]);
+    told.metadata = Some("{}".to_owned());
+    assert_eq!(patch(&[told.clone()], &["i0005"]).await, (0, vec![]));
+    assert_eq!(patch(&[told], &["i0005"]).await, (0, vec![]));
+    // The last of a job: it has ended, and embeds nothing.
+    assert_eq!(patch(&[], &["i0004"]).await, (0, vec![]));
+    // In no job that is there.
+    let (chunks, new) = patch(&[item("z", &["last", "of all"])], &[]).await;
+    assert_eq!((chunks, new.len()), (2, 1));
+    assert!(new[0] > queued[0].id);
+    // A job that grows too large is divided: some of it is in the pieces.
+    let mut grown = many(1);
+    grown.extend((0..5).map(|n| item(&format!("i0002-{n}"), &["more"])));
+    let (chunks, pieces) = patch(&grown[1..], &[]).await;
+    assert_eq!(chunks, 5);
+    assert!(
+        pieces.contains(&of("i0002")) && pieces.len() > 2,
+        "{pieces:?}"
+    );
+    weir.check().await;
+
+    // What was cancelled is taken up by the whole content, and told of.
+    weir.embed_all().await;
+    weir.embed(&running).await;
+    let content = many(6);
+    weir.store.put_source(&small, &content).await.unwrap();
+    let cancelled = weir.claim().await;
+    weir.store
+        .cancel_job(&Scope::All, cancelled.id)
+        .await
+        .unwrap();
+    let open = weir.store.source(&key("api")).await.unwrap().jobs.len();
+    assert!(open > 1, "others are open, and not told of");
+    let again = weir.store.put_source(&small, &content).await.unwrap();
+    assert_eq!(
+        again.change.chunks_pending,
+        i64::from(cancelled.chunks_total)
+    );
+    assert_eq!(again.jobs.len(), 1);
+    assert_eq!(again.jobs[0].first_item_id, cancelled.first_item_id);
+    // Another model has everything to embed.
+    small.model = Some("other".to_owned());
+    let other = weir.store.put_source(&small, &content).await.unwrap();
+    assert_eq!((other.change.chunks_pending, other.jobs.len()), (6, 3));
+    weir.check().await;
 }

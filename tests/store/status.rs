@@ -59,12 +59,8 @@ impl Weir {
 
     /// The whole, and its verdict.
     async fn whole(&self) -> (NamespaceFigures, Verdict) {
-        let whole = self
-            .store
-            .overview(&Scope::All, &["fake".to_owned()])
-            .await
-            .unwrap()
-            .remove(0);
+        let served = ["fake".to_owned()];
+        let whole = self.overview(&Scope::All, &served).await.remove(0);
         assert_eq!(whole.namespace, "");
         let verdict = whole.tally().verdict();
         (whole, verdict)
@@ -536,10 +532,15 @@ async fn chunks_are_listed_by_what_became_of_them() {
 async fn replicas_add_up_what_they_persisted() {
     let weir = Weir::new().await;
     weir.put("shop", &many(5)).await;
-    let persisted = |embedded, rejected| Persisted { embedded, rejected };
-    weir.store.sample("one", persisted(3, 1)).await.unwrap();
-    weir.store.sample("two", persisted(4, 0)).await.unwrap();
-    weir.store.sample("one", persisted(2, 0)).await.unwrap();
+    let queue = weir.queue().await;
+    let sample = async |replica, embedded, rejected| {
+        let persisted = Persisted { embedded, rejected };
+        let sampled = weir.store.sample(replica, persisted, &queue).await;
+        sampled.unwrap();
+    };
+    sample("one", 3, 1).await;
+    sample("two", 4, 0).await;
+    sample("one", 2, 0).await;
     let points = weir.store.activity(Duration::from_mins(10)).await.unwrap();
     let sum = |of: fn(&weir_coordinator::store::activity::ActivityPoint) -> i64| {
         points.iter().map(of).sum::<i64>()
@@ -558,7 +559,7 @@ async fn replicas_add_up_what_they_persisted() {
         .execute(weir.pool())
         .await
         .unwrap();
-    weir.store.sample("two", persisted(1, 0)).await.unwrap();
+    sample("two", 1, 0).await;
     let kept: i64 = sqlx::query_scalar("SELECT count(*) FROM weir.samples")
         .fetch_one(weir.pool())
         .await

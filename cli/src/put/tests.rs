@@ -30,7 +30,7 @@ fn what_changed_is_told_in_one_line() {
     };
     assert_eq!(
         describe(&change, 0),
-        "1 item, none changed, nothing to embed"
+        "1 item, none changed, nothing new to embed"
     );
 }
 

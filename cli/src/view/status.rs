@@ -60,6 +60,7 @@ pub(crate) struct Status {
     pub(crate) namespaces: Vec<NamespaceStatus>,
     pub(crate) version: String,
     pub(crate) trace_url_template: String,
+    pub(crate) jobs_age_seconds: f64,
 }
 
 impl From<&v1::GetStatusResponse> for Status {
@@ -69,6 +70,7 @@ impl From<&v1::GetStatusResponse> for Status {
             namespaces: all(&status.namespaces),
             version: status.version.clone(),
             trace_url_template: status.trace_url_template.clone(),
+            jobs_age_seconds: status.jobs_age_seconds,
         }
     }
 }

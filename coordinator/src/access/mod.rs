@@ -5,7 +5,7 @@ mod hosts;
 mod tokens;
 
 pub use hosts::Host;
-pub(crate) use tokens::{Digest, Tokens};
+pub(crate) use tokens::{Digest, Tokens, is_namespace};
 pub use tokens::{NewToken, TokenError};
 
 /// What a token is for.
@@ -52,4 +52,6 @@ pub(crate) struct Grant {
     pub(crate) name: String,
     pub(crate) role: Role,
     pub(crate) namespaces: Namespaces,
+    /// Whether the priorities it asks for count across namespaces.
+    pub(crate) priority_across: bool,
 }

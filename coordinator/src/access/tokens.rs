@@ -30,6 +30,8 @@ struct Table {
     role: String,
     namespaces: OneOrMore,
     sha256: OneOrMore,
+    #[serde(default, rename = "priority-across")]
+    priority_across: bool,
 }
 
 #[derive(Debug, Deserialize)]
@@ -57,7 +59,8 @@ pub enum TokenError {
     NotUtf8,
     /// Not TOML, or not tables of a token's keys.
     #[error(
-        "line {line} of the tokens file cannot be read: each token is a table, [name], of role, namespaces and sha256"
+        "line {line} of the tokens file cannot be read: each token is a table, [name], of role, namespaces and sha256; \
+         one whose priorities count across namespaces also has priority-across = true"
     )]
     Syntax {
         /// From 1.
@@ -120,6 +123,9 @@ impl NamedTable {
             .map_err(|_| self.fault("role must be \"client\" or \"worker\""))?;
         let namespaces =
             namespaces(&table.namespaces.into_vec()).map_err(|fault| self.fault(fault))?;
+        if table.priority_across && role != Role::Client {
+            return Err(self.fault("priority-across is for clients: workers queue nothing"));
+        }
         let digests = table.sha256.into_vec().into_iter().map(|hash| {
             Digest::from_hex(hash).map_err(|_| {
                 self.fault("sha256 must be the token's SHA-256 in hex, 64 digits long")
@@ -129,6 +135,7 @@ impl NamedTable {
             name: self.name.clone(),
             role,
             namespaces,
+            priority_across: table.priority_across,
         };
         Ok((Arc::new(grant), digests.collect::<Result<_, _>>()?))
     }
@@ -256,7 +263,8 @@ fn namespaces(names: &[String]) -> Result<Namespaces, String> {
     }
 }
 
-fn is_namespace(name: &str) -> bool {
+/// Whether a namespace can have this name.
+pub(crate) fn is_namespace(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     name.len() <= MAX_NAMESPACE_CHARS
         && name.starts_with(plain)
@@ -335,6 +343,22 @@ mod tests {
         assert_eq!(tokens.grant(&digest), Some(grant));
         assert!(tokens.find(b"weir_guess").is_none());
         assert!(tokens.find(b"").is_none());
+    }
+
+    #[test]
+    fn a_clients_token_may_say_that_its_priorities_count_across_namespaces() {
+        let parse = |role, more| {
+            let drawn = drawn("t", role, &["a"], 1);
+            let tokens = Tokens::parse(format!("{}{more}", drawn.table).as_bytes())?;
+            let (_, grant) = tokens.find(drawn.token.as_bytes()).unwrap();
+            Ok::<_, TokenError>(grant.priority_across)
+        };
+        assert_eq!(parse(Role::Client, ""), Ok(false));
+        assert_eq!(parse(Role::Client, "priority-across = true"), Ok(true));
+        let error = parse(Role::Worker, "priority-across = true").unwrap_err();
+        assert!(error.to_string().contains("for clients"), "{error}");
+        let error = parse(Role::Client, "priority-across = 'yes'").unwrap_err();
+        assert!(matches!(error, TokenError::Syntax { .. }), "{error}");
     }
 
     #[test]

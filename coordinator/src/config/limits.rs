@@ -1,8 +1,10 @@
 //! Settings of how much one caller or one namespace may have.
 
-use std::num::NonZeroU32;
+use std::{num::NonZeroU32, str::FromStr};
 
 use clap::Args;
+
+use crate::{access::is_namespace, job::fair_share::MAX_WEIGHT};
 
 /// How much one caller or one namespace may have.
 #[derive(Debug, Clone, Args)]
@@ -27,4 +29,42 @@ pub struct LimitsConfig {
     /// more is refused.
     #[arg(long, env = "WEIR_MAX_PENDING_CHUNKS_PER_NAMESPACE")]
     pub max_pending_chunks_per_namespace: Option<NonZeroU32>,
+    /// How much of the workers a namespace has beside the others while all have work, separated by
+    /// commas: with `a=3,b=1` three times as many chunks of `a` are embedded as of `b`. 1 to 1000; 1
+    /// for those that are not named.
+    #[arg(long, env = "WEIR_NAMESPACE_WEIGHTS", value_delimiter = ',')]
+    pub namespace_weights: Vec<NamespaceWeight>,
+}
+
+/// The weight of a namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamespaceWeight {
+    /// Which namespace.
+    pub namespace: String,
+    /// 1 to [`MAX_WEIGHT`].
+    pub weight: u32,
+}
+
+impl FromStr for NamespaceWeight {
+    type Err = String;
+
+    /// Reads `namespace=weight`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (namespace, number) = text
+            .split_once('=')
+            .ok_or("must be a namespace, = and its weight, as in shop=3")?;
+        if !is_namespace(namespace) {
+            return Err(format!("{namespace:?} is no namespace"));
+        }
+        let weight = number.parse().ok().filter(|it| {
+            number.bytes().all(|byte| byte.is_ascii_digit()) && (1..=MAX_WEIGHT).contains(it)
+        });
+        let weight = weight.ok_or_else(|| {
+            format!("the weight of {namespace} must be a whole number from 1 to {MAX_WEIGHT}")
+        })?;
+        Ok(Self {
+            namespace: namespace.to_owned(),
+            weight,
+        })
+    }
 }

@@ -13,6 +13,7 @@ use super::Inner;
 use crate::{
     job::{
         badge::{BadgeState, Verdict, not_served},
+        fair_share::asked,
         state::{AttemptOutcome, JobState, RevokeReason, Trigger},
     },
     store::{
@@ -20,6 +21,7 @@ use crate::{
         attempts::Attempt,
         batches::Progress,
         chunks::ChunkStatus,
+        content::WrittenSource,
         failures::Failure,
         overview::NamespaceFigures,
         rows::{ChunkText, Job, Source},
@@ -169,6 +171,7 @@ impl Inner {
             chunks: source.chunks_total,
             chunks_rejected: source.chunks_rejected,
             chunks_truncated: source.chunks_truncated,
+            embedding_anew: source.embedding_anew,
         }
     }
 
@@ -179,6 +182,21 @@ impl Inner {
             wire.last_error = not_served(&wire.model);
         }
         wire
+    }
+}
+
+impl From<WrittenSource> for v1::WrittenSource {
+    fn from(source: WrittenSource) -> Self {
+        Self {
+            namespace: source.namespace,
+            name: source.name,
+            model: source.model,
+            revision: source.revision,
+            create_time: Some(timestamp(source.created_at)),
+            update_time: Some(timestamp(source.updated_at)),
+            items: source.items_total,
+            chunks: source.chunks_total,
+        }
     }
 }
 
@@ -193,7 +211,7 @@ fn wire_job(job: Job, max_attempts: i16) -> v1::Job {
         revision: job.revision,
         trigger: wire_trigger(job.trigger).into(),
         state: wire_state(job.state).into(),
-        priority: job.priority.into(),
+        priority: asked(job.priority).into(),
         attempt: job.attempt.into(),
         max_attempts: max_attempts.into(),
         epoch: job.epoch,

@@ -3,15 +3,15 @@
 
 use weir_proto::{
     limits::{
-        MAX_DIMENSION, MAX_MODEL_CHARS, MAX_NAME_CHARS, MAX_NAMESPACE_CHARS, MAX_PAGE_SIZE,
-        MAX_REASON_CHARS,
+        MAX_BUSY_WITH, MAX_DIMENSION, MAX_MODEL_CHARS, MAX_NAME_CHARS, MAX_NAMESPACE_CHARS,
+        MAX_PAGE_SIZE, MAX_REASON_CHARS,
     },
     v1,
 };
 
 use super::{auth::Asked, error::invalid};
 use crate::{
-    job::plan::TextHash,
+    job::{fair_share::MAX_PRIORITY, plan::TextHash},
     store::{
         Violation,
         rows::{Embedded, LeaseKey, Rejected, SourceKey},
@@ -172,7 +172,22 @@ impl Door {
 
     /// A priority.
     pub(crate) fn priority(&mut self, priority: i32) -> i16 {
-        self.number("priority", priority, 0, 0..=9) as i16
+        self.number("priority", priority, 0, 0..=MAX_PRIORITY.into()) as i16
+    }
+
+    /// Namespaces that a worker has its hands full of. They are compared with, and
+    /// looked for nowhere.
+    pub(crate) fn busy_with(&mut self, namespaces: &[String]) {
+        let too_long = |it: &String| it.len() > MAX_NAMESPACE_CHARS;
+        if namespaces.len() > MAX_BUSY_WITH || namespaces.iter().any(too_long) {
+            self.refuse(
+                "busy_with",
+                format!(
+                    "must name at most {MAX_BUSY_WITH} namespaces, each of at most \
+                     {MAX_NAMESPACE_CHARS} characters"
+                ),
+            );
+        }
     }
 
     /// The lease that a worker's call names.

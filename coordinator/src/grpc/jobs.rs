@@ -271,16 +271,18 @@ impl JobService for Jobs {
             max_chunks_per_job: self.0.max_chunks_per_job,
             traceparent: trace.map(|trace| trace.to_string()),
         };
-        let jobs = self.0.store.retry_job(&retry).await?;
+        let retried = self.0.store.retry_job(&retry).await?;
         tracing::info!(
             job_id = retry.job_id,
             force = retry.force,
-            jobs_queued = jobs.len(),
+            jobs_queued = retried.jobs.len(),
+            goes_on = retried.goes_on,
             trace_id = trace_id(trace),
             "A client had a job run again."
         );
         Ok(Response::new(v1::RetryJobResponse {
-            jobs: self.wire(jobs),
+            jobs: self.wire(retried.jobs),
+            goes_on: retried.goes_on,
         }))
     }
 
@@ -325,7 +327,7 @@ impl JobService for Jobs {
         let model = door.any_model(request.model);
         door.close()?;
         let scope = caller.narrow(namespace)?;
-        let queues = overview::queues(&self.0, scope, model).await?;
+        let queues = overview::queues(&self.0, &scope, model.as_deref()).await?;
         Ok(Response::new(queues))
     }
 }

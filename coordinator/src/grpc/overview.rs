@@ -6,7 +6,9 @@ use tonic::Status;
 use weir_proto::v1;
 
 use super::{Services, auth::Caller, door::Door, page};
-use crate::store::{Scope, StoreError, activity::SAMPLE_SECONDS, failures::FailurePosition};
+use crate::store::{
+    Scope, StoreError, activity::SAMPLE_SECONDS, failures::FailurePosition, queue::QueueStats,
+};
 
 /// Tells how the namespaces of a scope stand.
 pub(super) async fn status(
@@ -23,11 +25,11 @@ pub(super) async fn look(
     services: &Services,
     scope: &Scope,
 ) -> Result<v1::GetStatusResponse, StoreError> {
-    let mut figures = services
+    let queue = services.queue.ask().await?;
+    let overview = services
         .store
-        .overview(scope, &services.models)
-        .await?
-        .into_iter();
+        .overview(scope, &services.models, &queue.stats);
+    let mut figures = overview.await?.into_iter();
     // The total comes first, for no namespace sorts before an empty name.
     let total = figures.next().map(v1::NamespaceStatus::from);
     Ok(v1::GetStatusResponse {
@@ -38,6 +40,7 @@ pub(super) async fn look(
         namespaces: figures.map(v1::NamespaceStatus::from).collect(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         trace_url_template: services.trace_url.clone().unwrap_or_default(),
+        jobs_age_seconds: queue.age().as_secs_f64(),
     })
 }
 
@@ -70,30 +73,34 @@ pub(super) async fn failures(
     })
 }
 
-/// Sums up the open jobs by namespace and model.
+/// Tells how much is open by namespace and model.
 pub(super) async fn queues(
     services: &Services,
-    scope: Scope,
-    model: Option<String>,
+    scope: &Scope,
+    model: Option<&str>,
 ) -> Result<v1::GetQueueStatsResponse, Status> {
-    let store = services.store.clone();
-    let key = (scope.clone(), model.clone());
-    let query = async move {
-        let queues = store.queue_stats(&scope, model.as_deref());
-        let queues = queues.await?.into_iter().map(|stats| v1::QueueStats {
-            namespace: stats.namespace,
-            model: stats.model,
-            jobs_ready: stats.jobs_ready,
-            jobs_delayed: stats.jobs_delayed,
-            jobs_running: stats.jobs_running,
-            chunks_pending: stats.chunks_pending,
-            oldest_ready_age_seconds: stats.oldest_ready_age_seconds,
-        });
-        Ok(v1::GetQueueStatsResponse {
-            queues: queues.collect(),
-        })
-    };
-    services.hubs.queues.ask(key, query).await
+    let figures = services.queue.ask().await?;
+    let asked = figures.stats.iter().filter(|it| {
+        it.jobs_open() > 0
+            && scope.has(&it.namespace)
+            && model.is_none_or(|model| it.model == model)
+    });
+    Ok(v1::GetQueueStatsResponse {
+        queues: asked.map(queue_stats).collect(),
+        age_seconds: figures.age().as_secs_f64(),
+    })
+}
+
+fn queue_stats(stats: &QueueStats) -> v1::QueueStats {
+    v1::QueueStats {
+        namespace: stats.namespace.clone(),
+        model: stats.model.clone(),
+        jobs_ready: stats.jobs_ready,
+        jobs_delayed: stats.jobs_delayed,
+        jobs_running: stats.jobs_running,
+        chunks_pending: stats.chunks_pending,
+        oldest_ready_age_seconds: stats.oldest_ready_age_seconds,
+    }
 }
 
 /// Returns the last minutes.

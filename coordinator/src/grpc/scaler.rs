@@ -16,8 +16,7 @@ use super::{
 };
 use crate::{
     job::pool::{ACTIVATION_CHUNKS, CHUNKS_PER_WORKER, Pool},
-    look::{Seen, Since},
-    store::{StoreError, queue::Share},
+    store::queue::Share,
 };
 
 /// The one metric there is.
@@ -90,9 +89,9 @@ impl Scaler {
     }
 
     /// Chunks of its share that are to be embedded, as of a moment ago.
-    async fn pending(&self, trigger: &Trigger, since: Since) -> Seen<Result<i64, StoreError>> {
-        let seen = self.0.queue.see(since).await;
-        seen.map(|sizes| sizes.map(|sizes| trigger.share.workable_chunks(&sizes)))
+    async fn pending(&self, trigger: &Trigger) -> Result<i64, Status> {
+        let figures = self.0.queue.lately().await?;
+        Ok(trigger.share.workable_chunks(&figures.stats))
     }
 
     /// Tells whether the pool is active, at once and whenever it changes.
@@ -105,10 +104,10 @@ impl Scaler {
             let mut follow = Follow::new(&this.0);
             loop {
                 let since = follow.wait(queue.changed()).await;
-                let seen = this.pending(&trigger, since).await;
-                let Some(pending) = follow.take(seen)? else {
+                let Some(figures) = follow.take(this.0.queue.see(since).await)? else {
                     continue;
                 };
+                let pending = trigger.share.workable_chunks(&figures.stats);
                 let result = trigger.pool.is_active(pending);
                 if told != Some(result) {
                     told = Some(result);
@@ -156,7 +155,7 @@ impl ExternalScaler for Scaler {
         request: Request<ScaledObjectRef>,
     ) -> Result<Response<IsActiveResponse>, Status> {
         let trigger = self.trigger(Some(request.into_inner()))?;
-        let pending = self.pending(&trigger, Since::Lately).await.value?;
+        let pending = self.pending(&trigger).await?;
         let result = trigger.pool.is_active(pending);
         Ok(Response::new(IsActiveResponse { result }))
     }
@@ -194,7 +193,7 @@ impl ExternalScaler for Scaler {
             door.refuse("metricName", format!("must be {METRIC:?}"));
             door.close()?;
         }
-        let pending = self.pending(&trigger, Since::Lately).await.value?;
+        let pending = self.pending(&trigger).await?;
         let value = MetricValue {
             metric_name: METRIC.to_owned(),
             metric_value: pending,

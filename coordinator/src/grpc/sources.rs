@@ -76,8 +76,8 @@ impl Sources {
         &self,
         write: &SourceWrite,
         written: Written,
-    ) -> (v1::Source, v1::SourceChange, Vec<v1::Job>) {
-        let source = written.state.source;
+    ) -> (v1::WrittenSource, v1::SourceChange, Vec<v1::Job>) {
+        let source = written.source;
         if written.changed {
             self.0.wakeup.report_queued();
             self.0.wakeup.report_change(source.id);
@@ -89,7 +89,7 @@ impl Sources {
             items_added = written.change.items_added,
             items_changed = written.change.items_changed,
             items_deleted = written.change.items_deleted,
-            chunks_pending = source.chunks_pending,
+            chunks_pending = written.change.chunks_pending,
             trace_id = trace_id(spans::trace_of_write(write)),
             "A source was written."
         );
@@ -98,14 +98,10 @@ impl Sources {
             items_changed: written.change.items_changed,
             items_deleted: written.change.items_deleted,
             items_unchanged: written.change.items_unchanged,
-            chunks_pending: source.chunks_pending,
+            chunks_pending: written.change.chunks_pending,
             jobs_superseded: written.change.jobs_superseded,
         };
-        (
-            self.0.wire_source(source),
-            change,
-            self.jobs(written.state.jobs),
-        )
+        (source.into(), change, self.jobs(written.jobs))
     }
 }
 
@@ -152,7 +148,7 @@ impl SourceService for Sources {
             },
             None => Content::default(),
         };
-        let write = self.write(key, model, priority, expected, &metadata);
+        let write = self.write(key, model, caller.priority(priority), expected, &metadata);
         let written = self.put(&write, &content.items).await?;
         let (source, change, jobs) = self.answer(&write, written);
         let mut warnings = content.warnings;
@@ -188,7 +184,7 @@ impl SourceService for Sources {
         door.close()?;
         let key = caller.admit(key)?;
         let item_id = one_item_id(open.item_id, &key)?;
-        let write = self.write(key, model, priority, expected, &metadata);
+        let write = self.write(key, model, caller.priority(priority), expected, &metadata);
         let mut warnings = Vec::new();
         let written = if open.format == i32::from(v1::DocumentFormat::Unspecified) {
             let first = match message(&mut stream).await? {
@@ -253,7 +249,7 @@ impl SourceService for Sources {
         door.close()?;
         let key = caller.admit(key)?;
         let items = self.0.read_items("upsert", request.upsert).await?;
-        let write = self.write(key, None, priority, expected, &metadata);
+        let write = self.write(key, None, caller.priority(priority), expected, &metadata);
         let plan = spans::plan(&self.0.tracer, &write);
         let written = self
             .0

@@ -198,13 +198,13 @@ pub(super) fn plan(tracer: &Tracer, write: &SourceWrite) -> Span {
 /// Says what a plan came to.
 pub(super) fn planned(plan: &Span, written: &Written) {
     plan.set(|| {
-        let (change, state) = (&written.change, &written.state);
+        let change = &written.change;
         [
             KeyValue::new("weir.items.added", change.items_added),
             KeyValue::new("weir.items.changed", change.items_changed),
             KeyValue::new("weir.items.deleted", change.items_deleted),
-            KeyValue::new("weir.chunks.pending", state.source.chunks_pending),
-            KeyValue::new("weir.jobs.open", state.jobs.len() as i64),
+            KeyValue::new("weir.chunks.pending", change.chunks_pending),
+            KeyValue::new("weir.jobs", written.jobs.len() as i64),
             KeyValue::new("weir.jobs.superseded", change.jobs_superseded),
         ]
     });

@@ -121,6 +121,7 @@ impl WorkerService for Workers {
                 ),
             );
         }
+        door.busy_with(&request.busy_with);
         door.close()?;
         let claim = Claim {
             worker_id: &request.worker_id,
@@ -128,6 +129,7 @@ impl WorkerService for Workers {
             max_jobs: max_jobs.into(),
             max_chunks: request.max_chunks,
             namespaces: caller.namespaces(),
+            busy_with: &request.busy_with,
             claimed_by: caller.name(),
             lease_duration: self.0.lease_duration,
         };

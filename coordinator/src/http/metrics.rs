@@ -1,26 +1,27 @@
 //! `/metrics`: what the process counted, and how large the queue is.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::{
     extract::State,
     http::header::CONTENT_TYPE,
     response::{IntoResponse, Response},
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::{
     config::ServeConfig,
-    look::{Look, Queue, Since},
-    metrics::{Metrics, QueueSize, show_queue},
+    look::{Figures, Queue},
+    metrics::{Metrics, QueueSize, show_queue, show_queue_age},
     store::queue::QueueStats,
 };
 
-/// How long the queue's part of the page is shown, however often it is asked for.
-const QUEUE_FOR: Duration = Duration::from_secs(4);
-
-/// How long the page waits for the queue.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the page waits for a first look at the queue.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The name that namespaces have together which are not named one by one.
 const OTHER: &str = "other";
@@ -34,14 +35,18 @@ pub(crate) struct Scrape {
     models: Vec<String>,
     /// Most namespaces that are named.
     namespaces: usize,
-    /// The queue's part of the page.
-    part: Look<Arc<str>>,
+    /// The queue's part of the page, and when it was so.
+    part: Mutex<Option<(Instant, Arc<str>)>>,
 }
 
 /// Answers with the page.
 pub(super) async fn show(State(scrape): State<Arc<Scrape>>) -> Response {
     let mut page = scrape.metrics.page().render();
-    page.push_str(&Scrape::part(&scrape).await);
+    // Left out where nothing is known: that is another thing than nothing waiting.
+    if let Ok(Some((age, figures))) = timeout(PATIENCE, scrape.queue.known()).await {
+        page.push_str(&show_queue_age(age));
+        page.push_str(&figures.map(|it| scrape.part(&it)).unwrap_or_default());
+    }
     ([(CONTENT_TYPE, weir_metrics::CONTENT_TYPE)], page).into_response()
 }
 
@@ -53,26 +58,21 @@ impl Scrape {
             metrics,
             models: config.model_names(),
             namespaces: config.metrics_namespaces.into(),
-            part: Look::every(QUEUE_FOR),
+            part: Mutex::default(),
         }
     }
 
-    /// The queue's part of the page.
-    async fn part(scrape: &Arc<Self>) -> Arc<str> {
-        let own = Arc::clone(scrape);
-        let make = |_| async move { own.make().await.into() };
-        scrape.part.see(Since::Lately, make).await.value
-    }
-
-    /// Makes it. While the database does not answer it is left out: nothing
-    /// known is another thing than nothing waiting.
-    async fn make(&self) -> String {
-        match timeout(PATIENCE, self.queue.see(Since::Lately)).await {
-            Ok(seen) => seen.value.map_or_else(
-                |_| String::new(),
-                |stats| show_queue(&bounded(&stats, &self.models, self.namespaces)),
-            ),
-            Err(_) => String::new(),
+    /// The queue's part of the page, made once of each look.
+    fn part(&self, figures: &Figures) -> Arc<str> {
+        let mut last = self.part.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some((as_of, part)) if *as_of == figures.as_of => Arc::clone(part),
+            _ => {
+                let sizes = bounded(&figures.stats, &self.models, self.namespaces);
+                let part: Arc<str> = show_queue(&sizes).into();
+                *last = Some((figures.as_of, Arc::clone(&part)));
+                part
+            }
         }
     }
 }
@@ -85,7 +85,8 @@ fn bounded(
     most: usize,
 ) -> BTreeMap<(String, String), QueueSize> {
     let mut pending: BTreeMap<&str, i64> = BTreeMap::new();
-    for stats in stats {
+    let open = || stats.iter().filter(|it| it.jobs_open() > 0);
+    for stats in open() {
         *pending.entry(&stats.namespace).or_default() += stats.chunks_pending;
     }
     let mut largest: Vec<(&str, i64)> = pending.into_iter().collect();
@@ -97,7 +98,7 @@ fn bounded(
         .collect();
     let none = |model: &String| ((OTHER.to_owned(), model.clone()), QueueSize::default());
     let mut queue: BTreeMap<_, QueueSize> = models.iter().map(none).collect();
-    for stats in stats {
+    for stats in open() {
         let namespace = if named.contains(&stats.namespace) {
             stats.namespace.clone()
         } else {
@@ -127,8 +128,8 @@ mod tests {
             jobs_delayed: 2,
             jobs_running: 3,
             chunks_pending,
-            chunks_workable: 0,
             oldest_ready_age_seconds: age,
+            ..QueueStats::default()
         }
     }
 
@@ -162,6 +163,17 @@ mod tests {
     fn a_namespace_of_that_name_is_among_the_others() {
         let all = vec![stats("a", 1, 0.0), stats("other", 5, 0.0)];
         assert_eq!(pending(&bounded(&all, &[], 1)), [("other", 6)]);
+    }
+
+    #[test]
+    fn what_is_not_open_any_more_is_not_shown() {
+        let left = QueueStats {
+            namespace: "a".to_owned(),
+            jobs_failed: 1,
+            chunks_left: 3,
+            ..QueueStats::default()
+        };
+        assert_eq!(pending(&bounded(&[left], &[], 1)), []);
     }
 
     #[test]

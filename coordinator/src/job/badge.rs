@@ -30,6 +30,8 @@ pub struct Standing {
     pub telling: Option<Telling>,
     /// Whether a client's cancellation left chunks pending.
     pub cancelled: bool,
+    /// Whether a range is embedded anew of which not all is queued yet.
+    pub embedding_anew: bool,
     /// Whether workers can claim jobs of its model here.
     pub served: bool,
 }
@@ -61,6 +63,7 @@ impl Standing {
             Some(job) if job.is_retried() => BadgeState::Retrying,
             Some(job) if job.state == JobState::Running => BadgeState::Indexing,
             Some(job) if job.state == JobState::Queued => BadgeState::Queued,
+            _ if self.embedding_anew => BadgeState::Queued,
             _ if self.total == 0 => BadgeState::Empty,
             _ if self.embedded + self.rejected == 0 => BadgeState::NotIndexed,
             _ => BadgeState::Indexed,
@@ -290,6 +293,7 @@ mod tests {
             total,
             telling: None,
             cancelled: false,
+            embedding_anew: false,
             served: true,
         }
     }
@@ -303,6 +307,13 @@ mod tests {
             }),
             cancelled: state == JobState::Cancelled,
             ..standing(64, 0, 201)
+        }
+    }
+
+    fn anew(standing: Standing) -> Standing {
+        Standing {
+            embedding_anew: true,
+            ..standing
         }
     }
 
@@ -325,6 +336,14 @@ mod tests {
             (standing(198, 3, 201), "198/201 indexed, 3 rejected", true),
             (standing(0, 201, 201), "0/201 indexed, 201 rejected", true),
             (standing(0, 0, 201), "not indexed", true),
+            // More is about to be queued, and no failure is hidden by that.
+            (anew(standing(201, 0, 201)), "queued", false),
+            (
+                anew(with(JobState::Running, 0, false)),
+                "indexing 64/201",
+                false,
+            ),
+            (anew(with(JobState::Failed, 5, false)), "failed", true),
         ] {
             assert_eq!(standing.text(), text, "{standing:?}");
             assert_eq!(standing.is_degraded(), degraded, "{standing:?}");

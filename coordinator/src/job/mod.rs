@@ -5,6 +5,7 @@ pub mod badge;
 pub mod blame;
 pub mod cause;
 pub mod chunk;
+pub mod fair_share;
 pub mod parking;
 pub mod plan;
 pub mod pool;

@@ -29,6 +29,11 @@ impl ItemRange {
         }
     }
 
+    /// Whether an item may be in both.
+    pub fn meets(&self, other: &Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+
     /// The range of every item there can be: no id is longer than
     /// [`MAX_ITEM_ID_BYTES`], and no character sorts behind U+10FFFF.
     pub fn everything() -> Self {
@@ -37,6 +42,22 @@ impl ItemRange {
             last: "\u{10FFFF}".repeat(MAX_ITEM_ID_BYTES / 4 + 1),
         }
     }
+
+    /// What of it is within another range.
+    pub fn within(&self, other: &Self) -> Option<Self> {
+        let first = self.first.as_str().max(&other.first);
+        let last = self.last.as_str().min(&other.last);
+        (first <= last).then(|| Self {
+            first: first.to_owned(),
+            last: last.to_owned(),
+        })
+    }
+}
+
+/// The least id after this one in bytewise order, which no item has: ids are of no
+/// control characters.
+pub fn successor(item_id: &str) -> String {
+    format!("{item_id}\u{1}")
 }
 
 /// Sorts ranges and joins those that overlap, so that no item is in two.
@@ -54,7 +75,7 @@ pub fn merge_ranges(mut ranges: Vec<ItemRange>) -> Vec<ItemRange> {
 
 /// The ranges between `kept` ones, which are in order and do not overlap, and
 /// around them. Each ends where its neighbour begins, so that both have that
-/// item: what follows an id in bytewise order cannot be written down.
+/// item: what precedes an id in bytewise order cannot be written down.
 pub fn gaps(kept: &[ItemRange]) -> Vec<ItemRange> {
     let ItemRange { mut first, last } = ItemRange::everything();
     let mut gaps = Vec::with_capacity(kept.len() + 1);

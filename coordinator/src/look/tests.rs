@@ -68,6 +68,29 @@ async fn what_has_changed_since_is_seen_by_another_look_and_not_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_look_rests_as_long_as_it_says_and_who_asks_at_once_does_not_wait_for_that() {
+    let (look, counter) = (
+        Look::every(PAUSE).resting(|_, took| took * 20),
+        Counter::default(),
+    );
+    let began = Instant::now();
+    assert_eq!(see(&look, Since::Lately, &counter).await, 1);
+    advance(PAUSE * 19 / 10).await;
+    assert_eq!(see(&look, Since::Lately, &counter).await, 1);
+    let follows = see(&look, Since::Now, &counter);
+    let asks = async {
+        let seen = see(&look, Since::AtOnce, &counter).await;
+        (seen, began.elapsed())
+    };
+    // Whoever rests is content with what another saw meanwhile.
+    let (seen, (at_once, after)) = tokio::join!(follows, asks);
+    assert_eq!((seen, at_once), (2, 2));
+    assert_eq!(after, Duration::from_millis(2_100));
+    assert_eq!(see(&look, Since::Now, &counter).await, 3);
+    assert_eq!(began.elapsed(), Duration::from_millis(4_200));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_look_goes_on_when_whoever_began_it_has_gone() {
     let (look, counter) = (Arc::new(Look::every(PAUSE)), Counter::default());
     for _ in 0..10 {

@@ -8,6 +8,7 @@ pub mod reconciler;
 pub mod rescuer;
 pub mod retention;
 pub mod sampler;
+pub mod steps;
 pub mod sweeper;
 
 use std::time::Duration;

@@ -7,14 +7,17 @@ use weir_telemetry::{KeyValue, SpanKind, Tracer};
 
 use crate::store::{
     Store, StoreError,
-    reconcile::{Findings, Unparked},
+    reconcile::{Check, Checked, Findings, Unparked},
 };
 
-/// Most failed jobs in one step.
-const PARKED_STEP: usize = 100;
+/// Most failed jobs whose sources are asked for at a time.
+const PARKED_JOBS: i64 = 100;
 
-/// Most sources checked in one step.
-const CHECK_STEP: i64 = 10;
+/// Most sources whose failed jobs are queued again in one round.
+const PARKED_SOURCES: usize = 100;
+
+/// Most checks that are begun in one round, and most of those under way that go on.
+const CHECKS: i64 = 10;
 
 /// What the reconciler works with.
 #[derive(Debug, Clone)]
@@ -29,77 +32,125 @@ pub struct Reconciler {
     pub tracer: Tracer,
 }
 
-/// What a step did.
+/// What a round did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Reconciled {
     /// Failed jobs settled, and jobs queued in their place.
     pub unparked: Unparked,
-    /// Sources checked.
+    /// Sources of which a step was checked.
     pub checked: usize,
-    /// Sources that were put right.
+    /// Sources that were put right, as far as the step reaches.
     pub repaired: usize,
+    /// Steps that failed. They are taken again later.
+    pub failed: usize,
     /// Whether more may wait.
     pub more: bool,
 }
 
+/// What became of a step of a check.
+enum Step {
+    /// Nothing was wrong.
+    Passed,
+    /// It was put right.
+    Repaired,
+    /// The source is gone, or was passed by.
+    Left,
+}
+
 impl Reconciler {
-    /// Takes one step: up to a hundred failed jobs and ten sources. A source
-    /// that cannot be worked on does not hinder the others.
+    /// Takes one round: a step of each source that has failed jobs whose parking is
+    /// over, and of each of some sources that are checked. A source that cannot be
+    /// worked on does not hinder the others, nor does one that is huge.
     pub async fn tick(&self) -> Result<Reconciled, StoreError> {
-        let mut step = Reconciled::default();
-        let mut trouble = None;
-        for source_id in self.store.parked_sources(PARKED_STEP as i64).await? {
-            let unparked = self
-                .store
-                .unpark(source_id, PARKED_STEP, self.max_chunks_per_job)
-                .await;
-            match unparked {
-                Ok(unparked) => {
-                    step.unparked.settled += unparked.settled;
-                    step.unparked.queued += unparked.queued;
+        let mut round = Reconciled::default();
+        self.unpark(&mut round).await?;
+        let checks = self.store.take_checks(self.interval, CHECKS).await?;
+        round.more |= checks.len() as i64 >= CHECKS;
+        for check in checks {
+            round.checked += 1;
+            let (step, goes_on) = match self.check(&check).await {
+                Ok(step) => step,
+                Err(error) => {
+                    round.failed += 1;
+                    is_told(&error, check.source_id)?;
+                    continue;
                 }
-                Err(away @ StoreError::Unavailable(_)) => return Err(away),
-                Err(error) => trouble = Some(error),
+            };
+            round.repaired += usize::from(matches!(step, Step::Repaired));
+            round.more |= goes_on && !matches!(step, Step::Left);
+        }
+        Ok(round)
+    }
+
+    /// Queues again what failed jobs have left, a step of each source.
+    async fn unpark(&self, round: &mut Reconciled) -> Result<(), StoreError> {
+        let mut had_their_turn = Vec::new();
+        while had_their_turn.len() < PARKED_SOURCES {
+            let sources = self.store.parked_sources(PARKED_JOBS, &had_their_turn);
+            let sources = sources.await?;
+            if sources.is_empty() {
+                break;
+            }
+            for source_id in sources {
+                had_their_turn.push(source_id);
+                match self.store.unpark(source_id, self.max_chunks_per_job).await {
+                    Ok(unparked) => {
+                        round.unparked.settled += unparked.settled;
+                        round.unparked.queued += unparked.queued;
+                        round.more |= unparked.more;
+                    }
+                    Err(StoreError::Locked(_)) => {}
+                    Err(error) => {
+                        round.failed += 1;
+                        is_told(&error, source_id)?;
+                        self.store.put_off(source_id).await?;
+                    }
+                }
             }
         }
-        if step.unparked.settled > 0 {
+        round.more |= had_their_turn.len() >= PARKED_SOURCES;
+        let unparked = round.unparked;
+        if unparked.settled + unparked.queued > 0 {
             tracing::info!(
-                jobs_settled = step.unparked.settled,
-                jobs_queued = step.unparked.queued,
+                jobs_settled = unparked.settled,
+                jobs_queued = unparked.queued,
                 "Queued again what failed jobs had left pending."
             );
         }
-        for source_id in self.store.take_unchecked(self.interval, CHECK_STEP).await? {
-            step.checked += 1;
-            match self.check(source_id).await {
-                Ok(repaired) => step.repaired += usize::from(repaired),
-                Err(away @ StoreError::Unavailable(_)) => return Err(away),
-                Err(error) => trouble = Some(error),
-            }
-        }
-        step.more = step.unparked.settled >= PARKED_STEP || step.checked >= CHECK_STEP as usize;
-        trouble.map_or(Ok(step), Err)
+        Ok(())
     }
 
-    /// Checks one source and puts it right. Returns whether it had to be.
-    async fn check(&self, source_id: i64) -> Result<bool, StoreError> {
-        let found = self.store.check_source(source_id).await?;
-        if !found.any() {
-            return Ok(false);
+    /// Takes a step of a check, and puts right what it finds. Returns also whether the
+    /// check goes on.
+    async fn check(&self, check: &Check) -> Result<(Step, bool), StoreError> {
+        let Some(checked) = self.store.check(check).await? else {
+            return Ok((Step::Left, false));
+        };
+        let goes_on = !checked.is_last();
+        if checked.found.any() {
+            let repaired = self.repair(check, &checked).await?;
+            let step = if repaired { Step::Repaired } else { Step::Left };
+            return Ok((step, goes_on));
         }
+        self.store.pass_check(&checked).await?;
+        Ok((Step::Passed, goes_on))
+    }
+
+    /// Puts right what was found. Returns whether it was.
+    async fn repair(&self, check: &Check, checked: &Checked) -> Result<bool, StoreError> {
         // Nobody called: what is queued begins a trace here.
         let (span, trace) = self.tracer.enter(None, "repair", SpanKind::Internal, || {
             [KeyValue::new("db.system.name", "postgresql")]
         });
+        let trace = trace.to_string();
         let repaired = self
             .store
-            .repair_source(source_id, self.max_chunks_per_job, Some(&trace.to_string()))
-            .await?;
-        let Some(repaired) = repaired else {
+            .repair(checked, self.max_chunks_per_job, Some(&trace));
+        let Some(repaired) = repaired.await? else {
             return Ok(false);
         };
         span.set(|| {
-            let source = format!("{}/{}", repaired.namespace, repaired.name);
+            let source = format!("{}/{}", check.namespace, check.name);
             [
                 KeyValue::new("weir.source", source),
                 KeyValue::new("weir.jobs.queued", repaired.queued as i64),
@@ -110,10 +161,10 @@ impl Reconciler {
             stale,
             other_model,
             miscounted,
-        } = found;
+        } = checked.found;
         tracing::warn!(
-            namespace = repaired.namespace,
-            source = repaired.name,
+            namespace = check.namespace,
+            source = check.name,
             uncovered,
             stale,
             other_model,
@@ -125,4 +176,18 @@ impl Reconciler {
         );
         Ok(true)
     }
+}
+
+/// Says that a step of a source failed, unless the database is away: then no other
+/// would be better off.
+fn is_told(error: &StoreError, source_id: i64) -> Result<(), StoreError> {
+    if matches!(error, StoreError::Unavailable(_)) && !error.took_too_long() {
+        return Err(error.clone());
+    }
+    tracing::warn!(
+        source_id,
+        error = error as &dyn std::error::Error,
+        "A source could not be checked or put right; it is tried again in a minute, and the others go on."
+    );
+    Ok(())
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
-use super::{Store, StoreError, lease::interval};
+use super::{Store, StoreError, lease::interval, queue::QueueStats};
 
 /// The interval between two samples, in seconds.
 pub const SAMPLE_SECONDS: i32 = 10;
@@ -38,8 +38,14 @@ pub struct ActivityPoint {
 
 impl Store {
     /// Notes what this replica persisted since its last sample, and how much
-    /// waits, and forgets what is too old.
-    pub async fn sample(&self, replica: &str, persisted: Persisted) -> Result<(), StoreError> {
+    /// waits in the whole queue, and forgets what is too old.
+    pub async fn sample(
+        &self,
+        replica: &str,
+        persisted: Persisted,
+        queue: &[QueueStats],
+    ) -> Result<(), StoreError> {
+        let oldest = queue.iter().map(|it| it.oldest_ready_age_seconds);
         sqlx::query(
             "-- store::activity::sample
              WITH old AS (
@@ -47,11 +53,7 @@ impl Store {
              )
              INSERT INTO weir.samples
                  (at, replica, chunks_embedded, chunks_rejected, chunks_pending, oldest_ready_age_seconds)
-             SELECT to_timestamp(ceil(extract(epoch FROM now()) / $5) * $5), $1, $2, $3,
-                    coalesce(sum(chunks_total - chunks_done - chunks_rejected), 0),
-                    coalesce(extract(epoch FROM now() - min(run_at) FILTER (WHERE state = 'queued' AND run_at <= now())),
-                             0)
-             FROM weir.jobs WHERE state IN ('queued', 'running') AND NOT settled
+             VALUES (to_timestamp(ceil(extract(epoch FROM now()) / $5) * $5), $1, $2, $3, $6, $7)
              ON CONFLICT (at, replica) DO UPDATE
              SET chunks_embedded = samples.chunks_embedded + EXCLUDED.chunks_embedded,
                  chunks_rejected = samples.chunks_rejected + EXCLUDED.chunks_rejected,
@@ -63,6 +65,8 @@ impl Store {
         .bind(persisted.rejected)
         .bind(interval(KEPT))
         .bind(SAMPLE_SECONDS)
+        .bind(queue.iter().map(|it| it.chunks_pending).sum::<i64>())
+        .bind(oldest.fold(0.0, f64::max))
         .execute(&self.pool)
         .await?;
         Ok(())
@@ -70,14 +74,17 @@ impl Store {
 
     /// Returns the intervals of the last `past`, oldest first.
     pub async fn activity(&self, past: Duration) -> Result<Vec<ActivityPoint>, StoreError> {
-        Ok(sqlx::query_as(
-            "-- store::activity::activity
+        self.read(|| async {
+            Ok(sqlx::query_as(
+                "-- store::activity::activity
              SELECT at, sum(chunks_embedded)::bigint AS chunks_embedded, sum(chunks_rejected)::bigint AS chunks_rejected,
                     max(chunks_pending) AS chunks_pending, max(oldest_ready_age_seconds) AS oldest_ready_age_seconds
              FROM weir.samples WHERE at > now() - $1 GROUP BY at ORDER BY at",
-        )
-        .bind(interval(past))
-        .fetch_all(&self.pool)
-        .await?)
+            )
+            .bind(interval(past))
+            .fetch_all(&self.pool)
+            .await?)
+        })
+        .await
     }
 }

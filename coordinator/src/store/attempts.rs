@@ -67,11 +67,12 @@ impl Store {
         job_id: i64,
         limit: i64,
     ) -> Result<Vec<Attempt>, StoreError> {
-        Ok(sqlx::query_as(concat!(
-            "-- store::attempts::attempts
+        self.read(|| async {
+            Ok(sqlx::query_as(concat!(
+                "-- store::attempts::attempts
              WITH job AS MATERIALIZED (SELECT * FROM weir.jobs WHERE id = $1 AND ",
-            in_scope!("namespace", "$3"),
-            ")
+                in_scope!("namespace", "$3"),
+                ")
              SELECT id AS job_id, epoch, worker_id, claimed_at AS started_at, finished_at AS ended_at, state AS outcome,
                     NULL AS error, chunks_done + chunks_rejected - claimed_done AS chunks_done, false AS charged
              FROM job WHERE state IN ('running', 'succeeded') AND worker_id IS NOT NULL
@@ -79,11 +80,13 @@ impl Store {
              SELECT job_id, epoch, worker_id, started_at, ended_at, outcome, error, chunks_done, charged
              FROM weir.attempts WHERE job_id = (SELECT id FROM job)
              ORDER BY epoch DESC LIMIT $2"
-        ))
-        .bind(job_id)
-        .bind(limit)
-        .bind(scope.namespaces())
-        .fetch_all(&self.pool)
-        .await?)
+            ))
+            .bind(job_id)
+            .bind(limit)
+            .bind(scope.namespaces())
+            .fetch_all(&self.pool)
+            .await?)
+        })
+        .await
     }
 }

@@ -44,6 +44,17 @@ impl Store {
         after: Option<(&str, i32)>,
         limit: i64,
     ) -> Result<Vec<ChunkStatus>, StoreError> {
+        self.read(|| self.try_chunks(key, state, after, limit))
+            .await
+    }
+
+    async fn try_chunks(
+        &self,
+        key: &SourceKey,
+        state: ChunkState,
+        after: Option<(&str, i32)>,
+        limit: i64,
+    ) -> Result<Vec<ChunkStatus>, StoreError> {
         // Each is driven by the table that has the fewest rows of it.
         let query = match state {
             ChunkState::Pending => concat!(

@@ -7,11 +7,9 @@ use chrono::{DateTime, Utc};
 use super::{
     Store, StoreError,
     lease::interval,
+    queue::Share,
     rows::{Job, job_columns},
 };
-
-/// Priorities that a job may have, from 0.
-const PRIORITIES: usize = 10;
 
 /// What a worker wants to claim.
 #[derive(Debug, Clone)]
@@ -29,200 +27,224 @@ pub struct Claim<'a> {
     pub lease_duration: Duration,
     /// The namespaces that it is limited to; `None` where it is not.
     pub namespaces: Option<&'a [String]>,
+    /// Namespaces of which it has its hands full: while one of these is next,
+    /// it takes nothing.
+    pub busy_with: &'a [String],
     /// The name of the token that the leases are bound to, if there is one.
     pub claimed_by: Option<&'a str>,
 }
 
-/// What a claim took.
-#[derive(Debug)]
-pub struct Claimed {
-    /// The jobs, each with a lease now.
-    pub jobs: Vec<Job>,
-    /// Whether no other claim could take any more: what is queued besides is
-    /// not due, or is being taken.
-    pub nothing_left: bool,
+/// Where the jobs of one namespace, model and priority begin that are due: each
+/// such queue is in the order in which its jobs have waited.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct Head {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its model.
+    pub model: String,
+    /// Its priority.
+    pub priority: i16,
+    /// It begins after the job that was due then …
+    pub run_at: DateTime<Utc>,
+    /// … and has this id.
+    pub id: i64,
+    /// Pending chunks of its first job.
+    pub chunks: i64,
 }
 
-#[derive(Debug, sqlx::FromRow)]
-struct Row {
-    /// Whether `max_chunks` was more than all that is due.
-    whole: bool,
-    #[sqlx(flatten)]
-    job: Job,
-}
-
-/// How far claims have come in a queue: of each priority, the last that was
-/// taken.
+/// What may be taken of some queues together.
 #[derive(Debug, Clone)]
-pub struct Reached {
-    run_at: [DateTime<Utc>; PRIORITIES],
-    id: [i64; PRIORITIES],
+pub struct Portion<'a> {
+    /// Where these begin, the highest priority first.
+    pub heads: Vec<&'a Head>,
+    /// Most jobs.
+    pub jobs: i64,
+    /// Chunks with which it is enough: no job is added once those taken have so
+    /// many.
+    pub chunks: i64,
+    /// All of a higher tier go first.
+    pub tier: i16,
+    /// In a tier jobs are taken in the order of the times at which they begin: the
+    /// first at this one, and each later than the one before it by `step` for
+    /// every chunk of that.
+    pub from: i64,
+    /// See `from`.
+    pub step: i64,
 }
 
-impl Default for Reached {
-    fn default() -> Self {
-        Self {
-            run_at: [DateTime::UNIX_EPOCH; PRIORITIES],
-            id: [0; PRIORITIES],
-        }
-    }
+/// The queues of some models that have something due: a walk from namespace to
+/// namespace, and in each from priority to priority, which reads an entry of the
+/// index for each and none of what is behind it.
+macro_rules! heads {
+    () => {
+        "WITH RECURSIVE walk AS (
+             (SELECT namespace FROM weir.jobs WHERE state = 'queued' AND $2::text[] IS NULL
+              ORDER BY namespace, model, priority DESC, run_at, id LIMIT 1)
+             UNION ALL
+             SELECT (SELECT j.namespace FROM weir.jobs j WHERE j.state = 'queued' AND j.namespace > w.namespace
+                     ORDER BY j.namespace, j.model, j.priority DESC, j.run_at, j.id LIMIT 1)
+             FROM walk w WHERE w.namespace IS NOT NULL
+         ), namespaces AS (
+             SELECT namespace FROM walk WHERE namespace IS NOT NULL
+             UNION ALL
+             SELECT DISTINCT unnest($2::text[]) COLLATE \"C\"
+         ), heads AS (
+             SELECT n.namespace, m.model, level.*
+             FROM namespaces n CROSS JOIN (SELECT DISTINCT unnest($1::text[]) AS model) m
+             CROSS JOIN LATERAL (
+                 WITH RECURSIVE level AS (
+                     (SELECT priority, run_at, id, chunks_total - chunks_done - chunks_rejected AS chunks
+                      FROM weir.jobs
+                      WHERE state = 'queued' AND namespace = n.namespace AND model = m.model
+                      ORDER BY priority DESC, run_at, id LIMIT 1)
+                     UNION ALL
+                     SELECT next.* FROM level CROSS JOIN LATERAL (
+                         SELECT j.priority, j.run_at, j.id, j.chunks_total - j.chunks_done - j.chunks_rejected
+                         FROM weir.jobs j
+                         WHERE j.state = 'queued' AND j.namespace = n.namespace AND j.model = m.model
+                           AND j.priority < level.priority
+                         ORDER BY j.priority DESC, j.run_at, j.id LIMIT 1) next
+                 )
+                 SELECT * FROM level WHERE run_at <= now()) level
+         )"
+    };
 }
 
-impl Reached {
-    /// Goes on to these.
-    pub fn advance(&mut self, jobs: &[Job]) {
-        for job in jobs {
-            let of = usize::from(job.priority.unsigned_abs()).min(PRIORITIES - 1);
-            if (self.run_at[of], self.id[of]) < (job.run_at, job.id) {
-                (self.run_at[of], self.id[of]) = (job.run_at, job.id);
-            }
-        }
-    }
-}
-
-/// The claim, from the queues it looks at: what they are, and which of the
-/// queued jobs are in one.
-macro_rules! claim_statement {
-    ($name:literal, $queues:expr, $in_queue:expr) => {
+/// The jobs of each portion, and of these the first that are wanted in all, from
+/// `$from`, which has the columns of a portion and `priority`, `run_at`, `id` and
+/// `pending` of a job.
+macro_rules! wanted {
+    ($columns:literal, $from:literal) => {
         concat!(
-            "-- store::claim::",
-            $name,
-            "
-             WITH queues AS (",
-            $queues,
-            "), enough AS MATERIALIZED (
-                 SELECT count(*) FILTER (WHERE before < $5) AS jobs,
-                        count(*) < $3 AND coalesce(sum(pending), 0) < $5 AS whole
+            "SELECT ",
+            $columns,
+            " FROM (
+                 SELECT portioned.*, row_number() OVER in_turn AS nth, sum(pending) OVER in_turn - pending AS before
                  FROM (
-                     SELECT pending, sum(pending) OVER (ORDER BY priority DESC, run_at, id) - pending AS before
-                     FROM queues q CROSS JOIN LATERAL (
-                         SELECT id, priority, run_at, chunks_total - chunks_done - chunks_rejected AS pending
-                         FROM weir.jobs
-                         WHERE $5 > 0 AND state = 'queued' AND run_at <= now() AND ",
-            $in_queue,
-            "            ORDER BY priority DESC, run_at, id LIMIT $3) head) sums
-             ), candidates AS MATERIALIZED (
-                 -- Queue by queue, for the index has them so: however long one is, only its head is read.
-                 SELECT j.* FROM queues q CROSS JOIN LATERAL (
-                     SELECT id, priority, run_at, chunks_total - chunks_done - chunks_rejected AS pending
-                     FROM weir.jobs
-                     WHERE state = 'queued' AND run_at <= now() AND ",
-            $in_queue,
-            "        ORDER BY priority DESC, run_at, id
-                     LIMIT CASE WHEN $5 > 0 THEN least($3, (SELECT jobs FROM enough)) ELSE $3 END
-                     FOR UPDATE SKIP LOCKED) j
-             ), due AS (
-                 SELECT id FROM (
-                     SELECT id, priority, run_at,
-                            sum(pending) OVER (ORDER BY priority DESC, run_at, id) - pending AS before
-                     FROM candidates) sums
-                 WHERE $5 = 0 OR before < $5
-                 ORDER BY priority DESC, run_at, id LIMIT $3
-             )
-             UPDATE weir.jobs j
-             SET state = 'running', epoch = j.epoch + 1, worker_id = $1, claimed_by = $7, claimed_at = now(),
-                 progressed_at = NULL, changes = 0, heard = false, batch_size = NULL, embedder_down = false,
-                 claimed_done = j.chunks_done + j.chunks_rejected, lease_expires_at = now() + $4,
-                 started_at = coalesce(j.started_at, now())
-             FROM due WHERE j.id = due.id
-             RETURNING (SELECT whole FROM enough) AS whole, ",
-            job_columns!()
-        )
-    };
-}
-
-/// The models, and the models in the namespaces. Each has an index of its own,
-/// and a statement that is planned for it.
-macro_rules! models {
-    () => {
-        "SELECT DISTINCT unnest($2::text[]) AS model WHERE $6::text[] IS NULL"
-    };
-}
-macro_rules! models_in_namespaces {
-    () => {
-        "SELECT DISTINCT model, namespace FROM unnest($2::text[]) AS model CROSS JOIN unnest($6::text[]) AS namespace"
-    };
-}
-
-/// Each of these a queue for every priority, which begins after what was
-/// reached.
-macro_rules! after {
-    ($queues:expr) => {
-        concat!(
-            "SELECT * FROM (",
-            $queues,
-            ") whole CROSS JOIN LATERAL (
-                 SELECT n - 1 AS reached_priority, run_at AS reached_run_at, id AS reached_id
-                 FROM unnest($8::timestamptz[], $9::bigint[]) WITH ORDINALITY AS reached(run_at, id, n)) reached"
-        )
-    };
-}
-macro_rules! is_after {
-    ($in_queue:expr) => {
-        concat!(
-            $in_queue,
-            " AND priority = q.reached_priority::smallint AND (run_at, id) > (q.reached_run_at, q.reached_id)"
+                     SELECT sums.* FROM (
+                         SELECT it.*, row_number() OVER of_portion AS nth_of_portion,
+                                sum(pending) OVER of_portion - pending AS before_of_portion
+                         FROM ",
+            $from,
+            " it WINDOW of_portion AS (PARTITION BY portion ORDER BY priority DESC, run_at, id)) sums
+                     WHERE nth_of_portion <= most_jobs AND before_of_portion < most_chunks) portioned
+                 WINDOW in_turn AS (ORDER BY tier DESC, starts + before_of_portion * step, portion, nth_of_portion)
+             ) summed
+             WHERE nth <= $3 AND ($5 = 0 OR before < $5)"
         )
     };
 }
 
 impl Store {
-    /// Takes queued jobs that are due, highest priority first, then the longest
-    /// waiting, and leases them to a worker.
-    ///
-    /// With `max_chunks` the head of the queue tells how many jobs are enough,
-    /// and no more are looked at: a claim that locked all it might take would
-    /// hide them from the claims beside it. Those it gets may be others, so what
-    /// is too many of them is left.
-    pub async fn claim(&self, claim: &Claim<'_>) -> Result<Claimed, StoreError> {
-        self.claim_from(None, claim).await
+    /// Returns where the queues begin that have something due, ordered by
+    /// namespace; in each the highest priority, and the longest waiting, first.
+    pub async fn heads(&self, share: &Share) -> Result<Vec<Head>, StoreError> {
+        Ok(sqlx::query_as(concat!(
+            "-- store::claim::heads
+             ",
+            heads!(),
+            // What is there itself is not before its place.
+            " SELECT namespace, model, priority, run_at, id - 1 AS id, chunks::bigint FROM heads
+             ORDER BY namespace, priority DESC, run_at, id"
+        ))
+        .bind(&share.models)
+        .bind(share.namespaces.as_deref())
+        .fetch_all(&self.leases)
+        .await?)
     }
 
-    /// The same; only of what comes after what was `reached`, if that is given.
-    pub async fn claim_from(
-        &self,
-        reached: Option<&Reached>,
-        claim: &Claim<'_>,
-    ) -> Result<Claimed, StoreError> {
-        let statement = match (claim.namespaces, reached) {
-            (None, None) => claim_statement!("claim", models!(), "model = q.model"),
-            (None, Some(_)) => {
-                claim_statement!(
-                    "claim_after",
-                    after!(models!()),
-                    is_after!("model = q.model")
-                )
-            }
-            (Some(_), None) => claim_statement!(
-                "claim",
-                models_in_namespaces!(),
-                "model = q.model AND namespace = q.namespace"
-            ),
-            (Some(_), Some(_)) => claim_statement!(
-                "claim_after",
-                after!(models_in_namespaces!()),
-                is_after!("model = q.model AND namespace = q.namespace")
-            ),
-        };
-        let mut query = sqlx::query_as(statement)
-            .bind(claim.worker_id)
-            .bind(claim.models)
-            .bind(claim.max_jobs)
-            .bind(interval(claim.lease_duration))
-            .bind(claim.max_chunks)
-            .bind(claim.namespaces)
-            .bind(claim.claimed_by);
-        if let Some(reached) = reached {
-            query = query.bind(&reached.run_at[..]).bind(&reached.id[..]);
-        }
-        let rows: Vec<Row> = query.fetch_all(&self.leases).await?;
-        let nothing_left = match claim.max_chunks {
-            0 => (rows.len() as i64) < claim.max_jobs,
-            _ => rows.iter().all(|row| row.whole),
-        };
-        Ok(Claimed {
-            jobs: rows.into_iter().map(|row| row.job).collect(),
-            nothing_left,
-        })
+    /// Whether a queued job of these models may run by now.
+    pub async fn any_due(&self, models: &[String]) -> Result<bool, StoreError> {
+        Ok(sqlx::query_scalar(concat!(
+            "-- store::claim::any_due
+             ",
+            heads!(),
+            " SELECT EXISTS (SELECT FROM heads)"
+        ))
+        .bind(models)
+        .bind(None::<&[String]>)
+        .fetch_one(&self.leases)
+        .await?)
     }
+
+    /// Takes queued jobs that are due and leases them to a worker: of each portion
+    /// those of the highest priority, then the longest waiting, in the order of the
+    /// portions until it is enough.
+    ///
+    /// What is there tells how many jobs are enough, and no more are locked: a
+    /// claim that locked all it might take would hide them from the claims beside
+    /// it. Those it gets may be others, so what is too many of them is left.
+    pub async fn claim(
+        &self,
+        claim: &Claim<'_>,
+        portions: &[Portion<'_>],
+    ) -> Result<Vec<Job>, StoreError> {
+        let heads: Vec<(i32, &Head)> = (1..)
+            .zip(portions)
+            .flat_map(|(place, portion)| portion.heads.iter().map(move |head| (place, *head)))
+            .collect();
+        Ok(sqlx::query_as(concat!(
+            "-- store::claim::claim
+             WITH queues AS MATERIALIZED (
+                 SELECT q.*, p.* FROM unnest($6::int[], $7::text[], $8::text[], $9::smallint[], $10::timestamptz[],
+                                             $11::bigint[])
+                     WITH ORDINALITY AS q(portion, namespace, model, priority, run_at, id, n)
+                 CROSS JOIN LATERAL (
+                     SELECT ($12::bigint[])[portion] AS most_jobs, ($13::bigint[])[portion] AS most_chunks,
+                            ($14::smallint[])[portion] AS tier, ($15::bigint[])[portion] AS starts,
+                            ($16::bigint[])[portion] AS step) p
+             ), there AS (
+                 -- Queue by queue, for the index has them so: however long one is, only its head is read.
+                 SELECT q.n, q.portion, q.most_jobs, q.most_chunks, q.tier, q.starts, q.step, j.*
+                 FROM queues q CROSS JOIN LATERAL (
+                     SELECT id, priority, run_at, chunks_total - chunks_done - chunks_rejected AS pending
+                     FROM weir.jobs
+                     WHERE state = 'queued' AND namespace = q.namespace AND model = q.model AND priority = q.priority
+                       AND run_at <= now() AND (run_at, id) > (q.run_at, q.id)
+                     ORDER BY run_at, id LIMIT least(q.most_jobs, $3)) j
+             ), enough AS MATERIALIZED (
+                 SELECT n, count(*) AS jobs FROM (", wanted!("n", "there"), ") first GROUP BY n
+             ), candidates AS MATERIALIZED (
+                 SELECT q.portion, q.most_jobs, q.most_chunks, q.tier, q.starts, q.step, j.*
+                 FROM enough CROSS JOIN LATERAL (SELECT * FROM queues WHERE queues.n = enough.n) q
+                 CROSS JOIN LATERAL (
+                     SELECT id, priority, run_at, chunks_total - chunks_done - chunks_rejected AS pending
+                     FROM weir.jobs
+                     WHERE state = 'queued' AND namespace = q.namespace AND model = q.model AND priority = q.priority
+                       AND run_at <= now() AND (run_at, id) > (q.run_at, q.id)
+                     ORDER BY run_at, id LIMIT enough.jobs
+                     FOR UPDATE SKIP LOCKED) j
+             ), due AS (", wanted!("id", "candidates"), ")
+             UPDATE weir.jobs j
+             SET state = 'running', epoch = j.epoch + 1, worker_id = $1, claimed_by = $2, claimed_at = now(),
+                 progressed_at = NULL, changes = 0, heard = false, batch_size = NULL, embedder_down = false,
+                 claimed_done = j.chunks_done + j.chunks_rejected, lease_expires_at = now() + $4,
+                 started_at = coalesce(j.started_at, now())
+             FROM due WHERE j.id = due.id
+             RETURNING ", job_columns!()
+        ))
+        .bind(claim.worker_id)
+        .bind(claim.claimed_by)
+        .bind(claim.max_jobs)
+        .bind(interval(claim.lease_duration))
+        .bind(claim.max_chunks)
+        .bind(each(&heads, |(place, _)| *place))
+        .bind(each(&heads, |(_, head)| head.namespace.as_str()))
+        .bind(each(&heads, |(_, head)| head.model.as_str()))
+        .bind(each(&heads, |(_, head)| head.priority))
+        .bind(each(&heads, |(_, head)| head.run_at))
+        .bind(each(&heads, |(_, head)| head.id))
+        .bind(each(portions, |portion| portion.jobs))
+        .bind(each(portions, |portion| portion.chunks))
+        .bind(each(portions, |portion| portion.tier))
+        .bind(each(portions, |portion| portion.from))
+        .bind(each(portions, |portion| portion.step))
+        .fetch_all(&self.leases)
+        .await?)
+    }
+}
+
+/// What each of these has, as an array for Postgres.
+fn each<'a, T, V>(these: &'a [T], of: impl Fn(&'a T) -> V) -> Vec<V> {
+    these.iter().map(of).collect()
 }

@@ -5,21 +5,31 @@ mod create;
 mod items;
 mod jobs;
 mod late;
+mod together;
 
-use self::jobs::Jobs;
+use std::{collections::BTreeSet, time::Instant};
+
+pub(super) use self::together::Patches;
+use self::{jobs::Jobs, together::Told};
+use chrono::{DateTime, Utc};
+
 use super::{
-    Store, StoreError,
+    LOOKUPS, Store, StoreError,
     database::Transaction,
     locks::{
         LockedSource, cancel_open_jobs, lock_source, lock_unsettled_jobs, locked_columns, settle,
     },
+    patience::JOBS_LOCK_TIMEOUT,
     prompts::{SourcePrompts, hash_all_anew, in_force, prompt_in_force},
     quota::Quota,
-    rejections::uncount,
-    rows::SourceKey,
-    sources::{SourceState, source_in},
+    rejections::{forget, uncount, uncount_all},
+    rows::{Job, SourceKey},
+    sources::jobs_in,
 };
-use crate::job::{plan::PlannedItem, state::RevokeReason};
+use crate::job::{
+    plan::{ItemRange, PlannedItem},
+    state::RevokeReason,
+};
 
 /// Items that are compared and written by one set of statements.
 pub(super) const PAGE_ITEMS: usize = 1_000;
@@ -27,6 +37,11 @@ pub(super) const PAGE_ITEMS: usize = 1_000;
 /// Text that is compared and written by one set of statements, in bytes; one
 /// item that alone has more is alone.
 const PAGE_BYTES: usize = 8 << 20;
+
+/// Items, and chunks of these, up to which the statements of a write are planned
+/// once, as lookups; planning takes them longer than what they do. More of them are
+/// planned each time, by how many they are.
+const FEW: usize = 100;
 
 /// What a write is about, besides its content.
 #[derive(Debug, Clone)]
@@ -59,11 +74,45 @@ pub struct Change {
     pub items_deleted: i64,
     /// Items that were there already, the same.
     pub items_unchanged: i64,
+    /// Chunks that are pending because of it: those that it wrote, all that another
+    /// model has to embed, and those of cancelled jobs that it took up.
+    pub chunks_pending: i64,
     /// Open jobs ended because the source has another model now.
     pub jobs_superseded: i64,
 }
 
-/// A write that is done: what it changed, and how the source stands.
+/// A source as a write leaves it: what it holds. What became of its chunks costs
+/// more to tell than the write.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct WrittenSource {
+    /// The row's id, which clients never see.
+    pub id: i64,
+    /// The namespace.
+    pub namespace: String,
+    /// The name.
+    pub name: String,
+    /// The embedding model.
+    pub model: String,
+    /// Rises with every change.
+    pub revision: i64,
+    /// Items in it.
+    pub items_total: i64,
+    /// Chunks of these.
+    pub chunks_total: i64,
+    /// When it was first put.
+    pub created_at: DateTime<Utc>,
+    /// When its content last changed.
+    pub updated_at: DateTime<Utc>,
+}
+
+/// The columns of a [`WrittenSource`].
+macro_rules! written_columns {
+    () => {
+        "id, namespace, name, model, revision, items_total, chunks_total, created_at, updated_at"
+    };
+}
+
+/// A write that is done: what it changed, and who embeds that.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Written {
     /// What changed of its content.
@@ -72,7 +121,10 @@ pub struct Written {
     /// this transaction: all that notify commit one after the other.
     pub changed: bool,
     /// The source now.
-    pub state: SourceState,
+    pub source: WrittenSource,
+    /// The jobs that embed what it changed, newest first, at most
+    /// [`MAX_JOBS_WITH_SOURCE`](super::sources::MAX_JOBS_WITH_SOURCE): those that it queued, and those that were there.
+    pub jobs: Vec<Job>,
 }
 
 impl Store {
@@ -95,7 +147,7 @@ impl Store {
         if let Some(written) = self.create_small(write, items).await? {
             return Ok(written);
         }
-        let mut content = ContentWrite::begin(self, write, true).await?;
+        let mut content = ContentWrite::begin(self, write, true, are_few(items, 0)).await?;
         if items.is_empty() {
             content.delete_between("", None, &[]).await?;
         }
@@ -120,8 +172,7 @@ impl Store {
         upsert: &[PlannedItem],
         delete: &[String],
     ) -> Result<Written, StoreError> {
-        self.at_source(&write.key, || self.try_patch(write, upsert, delete))
-            .await
+        self.patch_in_turn(write, upsert, delete).await
     }
 
     async fn try_patch(
@@ -130,16 +181,12 @@ impl Store {
         upsert: &[PlannedItem],
         delete: &[String],
     ) -> Result<Written, StoreError> {
-        let mut content = ContentWrite::begin(self, write, false).await?;
+        let few = are_few(upsert, delete.len());
+        let content = ContentWrite::begin(self, write, false, few).await?;
         let mut delete: Vec<&str> = delete.iter().map(String::as_str).collect();
         delete.sort_unstable();
-        for page in delete.chunks(PAGE_ITEMS) {
-            content.delete_items(page).await?;
-        }
-        for page in pages(upsert) {
-            content.write_items(page).await?;
-        }
-        content.finish().await
+        let (written, _) = content.patch(upsert, &delete).await?;
+        Ok(written)
     }
 }
 
@@ -158,6 +205,12 @@ fn pages(mut items: &[PlannedItem]) -> impl Iterator<Item = &[PlannedItem]> {
     })
 }
 
+/// Whether these items, and so many more that are deleted, are [`FEW`].
+fn are_few(items: &[PlannedItem], deleted: usize) -> bool {
+    let rows = items.iter().map(|item| 1 + item.chunks.len());
+    rows.sum::<usize>() + deleted <= FEW
+}
+
 /// One write of a source's content, from the locks it takes to its commit.
 pub(super) struct ContentWrite<'a> {
     tx: Transaction,
@@ -169,10 +222,17 @@ pub(super) struct ContentWrite<'a> {
     before: Before,
     /// Whether it is the whole content.
     whole: bool,
+    began: Instant,
+    /// What became of each item, where that is asked.
+    told: Option<Told>,
+    /// Running jobs whose rows it has locked.
+    running: BTreeSet<i64>,
     /// The revision that the write expected, where the source is at another: it
     /// may change nothing, but what it wants may be there already.
     late: Option<i64>,
     jobs: Jobs,
+    /// Most chunks of a source that moves to another model which are queued at once.
+    step_chunks: i64,
     change: Change,
     /// Chunks added less chunks gone.
     chunks_delta: i64,
@@ -193,11 +253,13 @@ enum Before {
 
 impl<'a> ContentWrite<'a> {
     /// Takes the lock of the source. `whole` says that its whole content is
-    /// written: it is created then, unless it is there.
+    /// written: it is created then, unless it is there; `few`, that what is written
+    /// is [`FEW`].
     pub(super) async fn begin(
         store: &Store,
         write: &'a SourceWrite,
         whole: bool,
+        few: bool,
     ) -> Result<Self, StoreError> {
         let mut tx = store.pool.begin().await?;
         let expected = write.expected_revision;
@@ -216,6 +278,7 @@ impl<'a> ContentWrite<'a> {
                 None => {}
             }
         };
+        has_source(&mut tx, few).await?;
         let late = expected.filter(|revision| !created && *revision != source.revision);
         let mut prompts = SourcePrompts::of(&mut tx, &source).await?;
         let new_model = write.model.as_ref().filter(|model| **model != source.model);
@@ -223,13 +286,7 @@ impl<'a> ContentWrite<'a> {
         let mut change = Change::default();
         if let Some(model) = new_model {
             change.jobs_superseded = end_all_jobs(&mut tx, source.id, model).await?;
-            // What is stored is compared with the new content as it is for the new model.
-            let prompt = in_force(&mut tx, model).await?;
-            if !prompts.are_all(&prompt.text) {
-                hash_all_anew(&mut tx, source.id, &prompt.text).await?;
-            }
-            source.moved_on(prompt.id, None);
-            prompts = SourcePrompts::all(prompt);
+            prompts = change_model(&mut tx, &mut source, model, store.step_chunks).await?;
         }
         Ok(Self {
             tx,
@@ -244,7 +301,11 @@ impl<'a> ContentWrite<'a> {
                 None => Before::Source,
             },
             whole,
+            began: Instant::now(),
+            told: None,
+            running: BTreeSet::new(),
             jobs: Jobs::new(write.max_chunks_per_job),
+            step_chunks: store.step_chunks,
             change,
             chunks_delta: 0,
             rejections_gone: 0,
@@ -254,6 +315,22 @@ impl<'a> ContentWrite<'a> {
     /// The open transaction, for reading staged content.
     pub(super) fn transaction(&mut self) -> &mut Transaction {
         &mut self.tx
+    }
+
+    /// Deletes items and writes others, both in order of id, and commits.
+    async fn patch(
+        mut self,
+        upsert: &[PlannedItem],
+        delete: &[&str],
+    ) -> Result<(Written, Option<Told>), StoreError> {
+        for page in delete.chunks(PAGE_ITEMS) {
+            self.delete_items(page).await?;
+        }
+        for page in pages(upsert) {
+            self.write_items(page).await?;
+        }
+        let told = self.told.take();
+        Ok((self.finish().await?, told))
     }
 
     /// Queues what no open job covers, and commits.
@@ -269,23 +346,41 @@ impl<'a> ContentWrite<'a> {
             let former = std::mem::replace(&mut self.source.model, model.clone());
             self.note_former_model(&former).await?;
         }
-        if new_revision {
+        let source = if new_revision {
             self.source.revision += 1;
-            self.update_source().await?;
-        }
-        let queued = self.queue_new_jobs().await?;
+            self.update_source().await?
+        } else {
+            self.stored_source().await?
+        };
+        let planned = self.queue_new_jobs().await?;
         uncount(&mut self.tx, self.source.id, self.rejections_gone).await?;
         // Who deletes is let through, however much there is.
         if self.is_new_model() || self.change.items_added + self.change.items_changed > 0 {
             let namespace = &self.write.key.namespace;
             self.quota.check_pending(&mut self.tx, namespace).await?;
         }
-        let state = source_in(&mut self.tx, &self.write.key).await?;
+        self.make_up_for_leases().await?;
+        self.answer(source, new_revision || planned.changed, &planned.jobs)
+            .await
+    }
+
+    /// Commits, and answers with the source and these jobs.
+    async fn answer(
+        mut self,
+        source: WrittenSource,
+        changed: bool,
+        jobs: &[i64],
+    ) -> Result<Written, StoreError> {
+        let jobs = match jobs {
+            [] => Vec::new(),
+            jobs => jobs_in(&mut self.tx, jobs).await?,
+        };
         self.tx.commit().await?;
         Ok(Written {
             change: self.change,
-            changed: new_revision || queued,
-            state,
+            changed,
+            source,
+            jobs,
         })
     }
 
@@ -315,19 +410,29 @@ impl<'a> ContentWrite<'a> {
         Ok(())
     }
 
-    async fn update_source(&mut self) -> Result<(), StoreError> {
-        let rejections: i64 = sqlx::query_scalar(
+    /// Reads the source as it is stored.
+    async fn stored_source(&mut self) -> Result<WrittenSource, StoreError> {
+        Ok(sqlx::query_as(concat!(
+            "-- store::content::stored_source\nSELECT ",
+            written_columns!(),
+            " FROM weir.sources WHERE id = $1"
+        ))
+        .bind(self.source.id)
+        .fetch_one(&mut *self.tx)
+        .await?)
+    }
+
+    /// Stores what the write made of the source, and returns it.
+    async fn update_source(&mut self) -> Result<WrittenSource, StoreError> {
+        Ok(sqlx::query_as(concat!(
             "-- store::content::update_source
-             WITH stale AS (
-                 DELETE FROM weir.rejections WHERE source_id = $1 AND model <> $2 RETURNING 1
-             ), source AS (
-                 UPDATE weir.sources
-                 SET model = $2, revision = $3, items_total = items_total + $4, chunks_total = chunks_total + $5,
-                     prompt_id = $6, next_prompt_id = $7, prompted_to = $8, updated_at = now()
-                 WHERE id = $1
-             )
-             SELECT count(*) FROM stale",
-        )
+             UPDATE weir.sources
+             SET model = $2, revision = $3, items_total = items_total + $4, chunks_total = chunks_total + $5,
+                 prompt_id = $6, next_prompt_id = $7, prompted_to = $8, chunks_to_move = $9, updated_at = now()
+             WHERE id = $1
+             RETURNING ",
+            written_columns!()
+        ))
         .bind(self.source.id)
         .bind(&self.source.model)
         .bind(self.source.revision)
@@ -336,11 +441,52 @@ impl<'a> ContentWrite<'a> {
         .bind(self.source.prompt_id)
         .bind(self.source.next_prompt_id)
         .bind(&self.source.prompted_to)
+        .bind(self.source.chunks_to_move)
         .fetch_one(&mut *self.tx)
-        .await?;
-        self.rejections_gone += rejections;
-        Ok(())
+        .await?)
     }
+}
+
+/// Prepares a transaction that has locked its source for what follows. It waits for
+/// the jobs of the source: others hold these for a moment only, and what it has done
+/// would be done in vain. Where it writes `few`, its statements are planned once, as
+/// lookups.
+async fn has_source(tx: &mut Transaction, few: bool) -> Result<(), StoreError> {
+    let patience = format!("{}ms", JOBS_LOCK_TIMEOUT.as_millis());
+    // What was planned for few would be a poor plan for many.
+    let planned: &[_] = if few {
+        &LOOKUPS
+    } else {
+        &[("plan_cache_mode", "force_custom_plan")]
+    };
+    let patience = ("lock_timeout", patience.as_str());
+    tx.set(planned.iter().copied().chain([patience])).await?;
+    Ok(())
+}
+
+/// Has a locked source, whose jobs have ended, move to another model. What is stored
+/// of one that is no larger than a step is compared with the new content as it is for
+/// that model, and planned with it; a larger one moves step by step.
+async fn change_model(
+    tx: &mut Transaction,
+    source: &mut LockedSource,
+    model: &str,
+    step_chunks: i64,
+) -> Result<SourcePrompts, StoreError> {
+    let before = SourcePrompts::of(tx, source).await?;
+    let prompt = in_force(tx, model).await?;
+    uncount_all(tx, source.id).await?;
+    if source.items_total.max(source.chunks_total) > step_chunks {
+        source.begin_to_move(prompt.id);
+        return SourcePrompts::of(tx, source).await;
+    }
+    if before.are_all(&prompt.text) {
+        forget(tx, source.id, &ItemRange::everything()).await?;
+    } else {
+        hash_all_anew(tx, source.id, &prompt.text).await?;
+    }
+    source.moved_on(prompt.id, None);
+    Ok(SourcePrompts::all(prompt))
 }
 
 /// Ends all jobs of a locked source that gets another model: what they left is

@@ -54,6 +54,23 @@ impl Transaction {
     pub(super) async fn commit(self) -> Result<(), sqlx::Error> {
         within(self.0.limit, self.0.inner.commit()).await
     }
+
+    /// Sets these settings to these values, for what follows in the transaction.
+    pub(super) async fn set<'s>(
+        &mut self,
+        settings: impl IntoIterator<Item = (&'s str, &'s str)>,
+    ) -> Result<(), sqlx::Error> {
+        let (names, values): (Vec<&str>, Vec<&str>) = settings.into_iter().unzip();
+        sqlx::query(
+            "-- store::database::set
+             SELECT set_config(name, value, true) FROM unnest($1::text[], $2::text[]) AS it(name, value)",
+        )
+        .bind(names)
+        .bind(values)
+        .execute(&mut **self)
+        .await?;
+        Ok(())
+    }
 }
 
 impl Deref for Transaction {

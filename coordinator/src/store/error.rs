@@ -2,6 +2,8 @@
 
 use std::{error::Error, sync::Arc};
 
+use sqlx::error::DatabaseError;
+
 use crate::job::state::RevokeReason;
 
 /// A fault in what the caller asked for: which field, and what is wrong.
@@ -72,9 +74,25 @@ impl StoreError {
         Self::Invalid(vec![Violation::new(field, message)])
     }
 
+    /// Whether the database is there, and ended a statement that took too long.
+    pub fn took_too_long(&self) -> bool {
+        let Self::Unavailable(error) = self else {
+            return false;
+        };
+        let code = |error: &sqlx::Error| Some(error.as_database_error()?.code()?.into_owned());
+        code(error).is_some_and(|code| code == "57014")
+    }
+
     /// There is no such job.
     pub fn no_job(job_id: i64) -> Self {
         Self::NotFound(format!("there is no job {job_id}"))
+    }
+
+    /// Whether the database ended a statement that took too long.
+    pub fn is_timeout(&self) -> bool {
+        // query_canceled
+        matches!(self, Self::Unavailable(error)
+            if error.as_database_error().and_then(DatabaseError::code).as_deref() == Some("57014"))
     }
 
     /// A fault of ours, in words.

@@ -109,25 +109,28 @@ impl Store {
         after: Option<FailurePosition>,
         limit: i64,
     ) -> Result<Vec<Failure>, StoreError> {
-        let (seen_at, id) = after.unzip();
-        Ok(sqlx::query_as(concat!(
-            "-- store::failures::failures\nSELECT ",
-            failure_columns!(),
-            " FROM weir.failures f
+        self.read(|| async {
+            let (seen_at, id) = after.unzip();
+            Ok(sqlx::query_as(concat!(
+                "-- store::failures::failures\nSELECT ",
+                failure_columns!(),
+                " FROM weir.failures f
              WHERE ",
-            in_scope!("f.namespace", "$2"),
-            " AND ($3 OR f.dismissed_at IS NULL)
+                in_scope!("f.namespace", "$2"),
+                " AND ($3 OR f.dismissed_at IS NULL)
                AND ($4::timestamptz IS NULL OR (f.last_seen_at, f.id) < ($4, $5))
              ORDER BY f.last_seen_at DESC, f.id DESC LIMIT $6"
-        ))
-        .bind(LOOKED_BACK)
-        .bind(scope.namespaces())
-        .bind(dismissed)
-        .bind(seen_at)
-        .bind(id)
-        .bind(limit)
-        .fetch_all(&self.pool)
-        .await?)
+            ))
+            .bind(LOOKED_BACK)
+            .bind(scope.namespaces())
+            .bind(dismissed)
+            .bind(seen_at)
+            .bind(id)
+            .bind(limit)
+            .fetch_all(&self.pool)
+            .await?)
+        })
+        .await
     }
 
     /// Takes a failure off the list until it is seen again, and returns it.

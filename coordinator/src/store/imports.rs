@@ -88,7 +88,7 @@ impl Store {
         count: usize,
         chunker: &Chunker,
     ) -> Result<Written, StoreError> {
-        let mut content = ContentWrite::begin(self, write, true).await?;
+        let mut content = ContentWrite::begin(self, write, true, false).await?;
         let mut after: Option<String> = None;
         let mut found = 0;
         loop {
@@ -154,12 +154,13 @@ async fn next_page(
 ) -> Result<Vec<PlannedItem>, StoreError> {
     let rows: Vec<(String, String, Option<String>)> = sqlx::query_as(
         "-- store::imports::next_page
-         SELECT item_id, text, metadata::text FROM weir.import_items i
-         JOIN (SELECT item_id, sum(octet_length(text)) OVER (ORDER BY item_id) - octet_length(text) AS bytes_before
-                 FROM (SELECT item_id, text FROM weir.import_items
-                       WHERE import_id = $1 AND item_id > $2 ORDER BY item_id LIMIT $3) page) page
-              USING (item_id)
-         WHERE i.import_id = $1 AND page.bytes_before < $4
+         SELECT item_id, text, metadata::text
+         -- Read but once: what Postgres knows of the table is older than the import, and it would join it as if it were
+         -- a row. How long a text is, is known without it.
+         FROM (SELECT *, sum(octet_length(text)) OVER (ORDER BY item_id) - octet_length(text) AS bytes_before
+               FROM (SELECT item_id, text, metadata FROM weir.import_items
+                     WHERE import_id = $1 AND item_id > $2 ORDER BY item_id LIMIT $3) page) page
+         WHERE bytes_before < $4
          ORDER BY item_id",
     )
     .bind(import_id)

@@ -9,10 +9,7 @@
 
 use chrono::{DateTime, Utc};
 
-use super::{
-    REVOKE_CHANNEL, StoreError, database::Transaction, patience::JOBS_LOCK_TIMEOUT,
-    rows::SourceKey, sources::notify,
-};
+use super::{REVOKE_CHANNEL, StoreError, database::Transaction, rows::SourceKey, sources::notify};
 use crate::job::{
     plan::ItemRange,
     state::{JobState, RevokeReason},
@@ -26,15 +23,44 @@ pub(super) struct LockedSource {
     pub(super) name: String,
     pub(super) model: String,
     pub(super) revision: i64,
+    pub(super) items_total: i64,
+    pub(super) chunks_total: i64,
     pub(super) prompt_id: i64,
     pub(super) next_prompt_id: Option<i64>,
     pub(super) prompted_to: Option<String>,
+    /// While it moves to another model: its chunks that are not planned for that yet.
+    pub(super) chunks_to_move: Option<i64>,
+}
+
+impl LockedSource {
+    /// While it moves to another model: the last item that is planned for that.
+    pub(super) fn moved_to(&self) -> Option<&str> {
+        self.chunks_to_move.and(self.prompted_to.as_deref())
+    }
+
+    /// Whether this item is still to be moved. Nothing of it is in a job then, and
+    /// what its hash is of is not known.
+    pub(super) fn is_unmoved(&self, item_id: &str) -> bool {
+        self.moved_to().is_some_and(|moved_to| item_id > moved_to)
+    }
+
+    /// What of a range is planned by its jobs.
+    pub(super) fn planned_of(&self, range: ItemRange) -> Option<ItemRange> {
+        match self.moved_to() {
+            Some(moved_to) => range.within(&ItemRange {
+                first: String::new(),
+                last: moved_to.to_owned(),
+            }),
+            None => Some(range),
+        }
+    }
 }
 
 /// The columns of a [`LockedSource`].
 macro_rules! locked_columns {
     () => {
-        "id, namespace, name, model, revision, prompt_id, next_prompt_id, prompted_to"
+        "id, namespace, name, model, revision, items_total, chunks_total, prompt_id, next_prompt_id, prompted_to,
+         chunks_to_move"
     };
 }
 pub(super) use locked_columns;
@@ -134,11 +160,6 @@ impl UnsettledJob {
         matches!(self.state, JobState::Queued | JobState::Running)
     }
 
-    /// Whether it covers an item after `after`, up to and with `upto`.
-    pub(super) fn covers_any(&self, after: &str, upto: &str) -> bool {
-        self.last_item_id.as_str() > after && self.first_item_id.as_str() <= upto
-    }
-
     /// Whether it covers an item of a range.
     pub(super) fn meets(&self, range: &ItemRange) -> bool {
         self.first_item_id <= range.last && range.first <= self.last_item_id
@@ -158,16 +179,6 @@ impl UnsettledJob {
     }
 }
 
-/// Has a transaction that holds a source wait for the locks of its jobs: others
-/// hold these for a moment only, and what it has done would be done in vain.
-pub(super) async fn wait_for_jobs(tx: &mut Transaction) -> Result<(), StoreError> {
-    sqlx::query("-- store::locks::wait_for_jobs\nSELECT set_config('lock_timeout', $1, true)")
-        .bind(format!("{}ms", JOBS_LOCK_TIMEOUT.as_millis()))
-        .execute(&mut **tx)
-        .await?;
-    Ok(())
-}
-
 /// The columns of an [`UnsettledJob`].
 macro_rules! unsettled_columns {
     () => {
@@ -175,6 +186,9 @@ macro_rules! unsettled_columns {
          state, state = 'failed' AND run_at <= now() AS due"
     };
 }
+
+// Of jobs that are not open the index by range is told with `IS FALSE`: what is
+// negated Postgres writes otherwise than the index has it.
 
 /// Takes the row locks of all of a source's unsettled jobs: from here on no
 /// worker persists anything for them until the transaction ends. After the lock
@@ -213,15 +227,48 @@ pub(super) async fn lock_covering_jobs(
                  ORDER BY first_item_id DESC LIMIT 1) j
              WHERE j.last_item_id >= of.item_id
              UNION ALL
+             -- Compared as a row: NOT would be turned into a condition that no index has.
              SELECT id FROM weir.jobs
-             WHERE source_id = $1 AND NOT settled AND NOT state IN ('queued', 'running')
-               AND first_item_id <= $4 AND last_item_id >= $3))
+             WHERE source_id = $1 AND NOT settled AND ((state IN ('queued', 'running')), first_item_id) <= (false, $4)
+               AND last_item_id >= $3))
          ORDER BY id FOR UPDATE"
     ))
     .bind(source_id)
     .bind(item_ids)
     .bind(item_ids.first())
     .bind(item_ids.last())
+    .fetch_all(&mut **tx)
+    .await?)
+}
+
+/// As [`lock_unsettled_jobs`], of those that cover an item of a range, and the open
+/// one before it.
+pub(super) async fn lock_jobs_about(
+    tx: &mut Transaction,
+    source_id: i64,
+    range: &ItemRange,
+) -> Result<Vec<UnsettledJob>, StoreError> {
+    Ok(sqlx::query_as(concat!(
+        "-- store::locks::lock_jobs_about\nSELECT ",
+        unsettled_columns!(),
+        " FROM weir.jobs WHERE NOT settled AND id = ANY(ARRAY(
+             -- Open jobs do not overlap: of those that begin before the range the last alone may reach into it.
+             (SELECT id FROM weir.jobs
+              WHERE source_id = $1 AND NOT settled AND state IN ('queued', 'running') AND first_item_id < $2
+              ORDER BY first_item_id DESC LIMIT 1)
+             UNION ALL
+             SELECT id FROM weir.jobs
+             WHERE source_id = $1 AND NOT settled AND state IN ('queued', 'running')
+               AND first_item_id BETWEEN $2 AND $3
+             UNION ALL
+             SELECT id FROM weir.jobs
+             WHERE source_id = $1 AND NOT settled AND (state IN ('queued', 'running')) IS FALSE
+               AND first_item_id <= $3 AND last_item_id >= $2))
+         ORDER BY id FOR UPDATE"
+    ))
+    .bind(source_id)
+    .bind(&range.first)
+    .bind(&range.last)
     .fetch_all(&mut **tx)
     .await?)
 }

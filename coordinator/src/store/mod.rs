@@ -12,11 +12,13 @@ mod database;
 pub mod error;
 pub mod failures;
 pub mod fence;
+pub mod forced;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
 pub mod imports;
 mod inspect;
 pub mod lease;
+pub mod leftovers;
 mod locks;
 pub mod migrate;
 pub mod models;
@@ -37,6 +39,7 @@ pub mod search;
 pub mod sources;
 pub mod status;
 pub mod steer;
+pub mod steps;
 
 use std::{
     io,
@@ -60,7 +63,13 @@ pub use migrate::{MigrateError, SchemaSteps, migrate};
 pub use scope::Scope;
 
 use self::{
-    database::Pool, models::Dimensions, patience::LOCK_TIMEOUT, quota::Quota, rows::SourceKey,
+    content::Patches,
+    database::Pool,
+    models::Dimensions,
+    patience::{LOCK_TIMEOUT, TABLE_LOCK_TIMEOUT},
+    quota::Quota,
+    rows::SourceKey,
+    steps::STEP_CHUNKS,
 };
 use crate::{config::DatabaseConfig, turns::Turns};
 
@@ -90,15 +99,23 @@ const LEASE_CONNECTIONS: u32 = 6;
 /// for probes.
 const ASIDE_CONNECTIONS: u32 = 2;
 
-/// What makes Postgres plan a statement once, and as what all of these are:
-/// lookups by an index, one for each row they are given.
-pub const LEASE_SETTINGS: &str = "
-         SET plan_cache_mode = force_generic_plan;
-         SET enable_seqscan = off;
-         SET enable_bitmapscan = off;
-         SET enable_hashjoin = off;
-         SET enable_mergejoin = off;
-         SET enable_sort = off";
+/// What makes Postgres plan a statement once, and as lookups by an index, one for
+/// each row that it is given: settings and their values.
+const LOOKUPS: [(&str, &str); 6] = [
+    ("plan_cache_mode", "force_generic_plan"),
+    ("enable_seqscan", "off"),
+    ("enable_bitmapscan", "off"),
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+    ("enable_sort", "off"),
+];
+
+/// Returns what makes Postgres plan a statement once, as all statements of leases
+/// are: lookups by an index, one for each row they are given.
+pub fn lease_settings() -> String {
+    let set = |(name, value)| format!("SET {name} = {value};\n");
+    LOOKUPS.into_iter().map(set).collect()
+}
 
 /// Everything Weir keeps, in one Postgres.
 #[derive(Debug, Clone)]
@@ -112,8 +129,12 @@ pub struct Store {
     dimensions: Dimensions,
     /// Of those who want to change a source.
     turns: Turns<SourceKey>,
+    /// Patches that wait for theirs.
+    patches: Patches,
     /// Of those who wait for the same job, which somebody else has locked.
     job_turns: Turns<i64>,
+    /// Most chunks of a source in one step.
+    step_chunks: i64,
 }
 
 impl Store {
@@ -129,7 +150,9 @@ impl Store {
             quota: Quota::default(),
             dimensions: Dimensions::default(),
             turns: Turns::default(),
+            patches: Patches::default(),
             job_turns: Turns::default(),
+            step_chunks: STEP_CHUNKS,
         }
     }
 
@@ -209,26 +232,27 @@ pub fn connect(config: &DatabaseConfig) -> anyhow::Result<Pools> {
         // What is wrong is not quoted: the URL may hold a password.
         .context("--database-url (WEIR_DATABASE_URL) is not a Postgres URL such as postgres://user:password@host/database")?
         .application_name("weir-coordinator");
-    let pool = |connections: u32, settings: &str| {
-        pool_options(config, settings)
+    let pool = |connections: u32, lock_timeout: Duration, settings: &str| {
+        pool_options(config, lock_timeout, settings)
             .max_connections(connections)
             .connect_lazy_with(options.clone())
     };
     Ok(Pools {
-        general: pool(config.database_connections.get(), ""),
-        leases: pool(LEASE_CONNECTIONS, LEASE_SETTINGS),
-        aside: pool(ASIDE_CONNECTIONS, ""),
+        general: pool(config.database_connections.get(), LOCK_TIMEOUT, ""),
+        // None of their statements waits for a row that a write of content has.
+        leases: pool(LEASE_CONNECTIONS, TABLE_LOCK_TIMEOUT, &lease_settings()),
+        aside: pool(ASIDE_CONNECTIONS, TABLE_LOCK_TIMEOUT, ""),
     })
 }
 
-fn pool_options(config: &DatabaseConfig, settings: &str) -> PgPoolOptions {
+fn pool_options(config: &DatabaseConfig, lock_timeout: Duration, settings: &str) -> PgPoolOptions {
     let patience = config.database_timeout;
     // Zero would mean no limit, and Postgres takes no more than this.
     let statement_ms = config
         .statement_timeout
         .as_millis()
         .clamp(1, i32::MAX.unsigned_abs().into());
-    let lock_ms = LOCK_TIMEOUT.as_millis();
+    let lock_ms = lock_timeout.as_millis();
     let settings = AssertSqlSafe(format!(
         "-- store::connect
          -- A coordinator that is stopped in mid-transaction must not hold its locks for ever.

@@ -177,7 +177,7 @@ async fn fix(tx: &mut Transaction, model: &str, dimension: i32) -> Result<Option
 
 /// Whether there is a vector of a model. Of the sources that have the model one
 /// row each is looked for; those that had it before are taken to have some for
-/// as long as they are unsettled.
+/// as long as they are unsettled, or move.
 pub(super) async fn has_vectors(tx: &mut Transaction, model: &str) -> Result<bool, StoreError> {
     Ok(sqlx::query_scalar(
         "-- store::models::has_vectors
@@ -187,7 +187,9 @@ pub(super) async fn has_vectors(tx: &mut Transaction, model: &str) -> Result<boo
              WHERE s.model = $1)
          OR EXISTS (
              SELECT FROM weir.former_models f
-             WHERE f.model = $1 AND EXISTS (SELECT FROM weir.jobs j WHERE j.source_id = f.source_id AND NOT j.settled))",
+             WHERE f.model = $1 AND (
+                 EXISTS (SELECT FROM weir.jobs j WHERE j.source_id = f.source_id AND NOT j.settled)
+                 OR EXISTS (SELECT FROM weir.sources s WHERE s.id = f.source_id AND s.chunks_to_move IS NOT NULL)))",
     )
     .bind(model)
     .fetch_one(&mut **tx)

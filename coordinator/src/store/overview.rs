@@ -1,8 +1,11 @@
 //! How namespaces stand: sources, chunks and unsettled jobs, counted.
 
 use chrono::{DateTime, Utc};
+use sqlx::types::Json;
 
-use super::{Scope, Store, StoreError, rejections::rejections_of_source, scope::in_scope};
+use super::{
+    Scope, Store, StoreError, queue::QueueStats, rejections::rejections_of_source, scope::in_scope,
+};
 use crate::job::badge::{Rejections, Tally};
 
 /// Most namespaces that are told apart.
@@ -72,16 +75,28 @@ impl Store {
     /// Returns the figures of all that was asked about together, under an empty
     /// name, and of each namespace by name; where there are more than
     /// [`MAX_NAMESPACES`], those first that something is wrong with. `served` are
-    /// the models that workers can claim jobs of.
+    /// the models that workers can claim jobs of. What there is to be told of jobs
+    /// is `queue`, which was summed up before.
     pub async fn overview(
         &self,
         scope: &Scope,
         served: &[String],
+        queue: &[QueueStats],
     ) -> Result<Vec<NamespaceFigures>, StoreError> {
+        self.read(|| self.try_overview(scope, served, queue)).await
+    }
+
+    async fn try_overview(
+        &self,
+        scope: &Scope,
+        served: &[String],
+        queue: &[QueueStats],
+    ) -> Result<Vec<NamespaceFigures>, StoreError> {
+        let queue = queue.iter().filter(|it| scope.has(&it.namespace));
         Ok(sqlx::query_as(concat!(
             "-- store::overview::overview
              WITH sources AS (
-                 SELECT namespace, count(*) AS sources, sum(chunks_total) AS chunks
+                 SELECT namespace, count(*) AS sources, sum(chunks_total) AS chunks, sum(chunks_to_move) AS to_move
                  FROM weir.sources WHERE ",
             in_scope!("namespace", "$1"),
             " GROUP BY namespace
@@ -97,23 +112,22 @@ impl Store {
             in_scope!("s.namespace", "$1"),
             " GROUP BY s.namespace
              ), jobs AS (
-                 SELECT namespace,
-                        sum(chunks_total - chunks_done - chunks_rejected) AS pending,
-                        count(*) FILTER (WHERE state = 'queued' AND run_at <= now()) AS ready,
-                        count(*) FILTER (WHERE state = 'queued' AND run_at > now()) AS delayed,
-                        count(*) FILTER (WHERE state = 'running') AS running,
-                        count(*) FILTER (WHERE state IN ('queued', 'running') AND attempt > 0) AS retrying,
-                        count(*) FILTER (WHERE embedder_down AND attempt = 0) AS embedder_down,
-                        count(*) FILTER (WHERE state = 'failed') AS failed,
-                        count(*) FILTER (WHERE state = 'cancelled') AS cancelled,
-                        count(*) FILTER (WHERE state = 'queued' AND model <> ALL($3)) AS unserved,
-                        min(model) FILTER (WHERE state = 'queued' AND model <> ALL($3)) AS unserved_model,
-                        min(run_at) FILTER (WHERE state = 'queued' AND run_at <= now()) AS oldest
-                 FROM weir.jobs WHERE NOT settled AND ",
-            in_scope!("namespace", "$1"),
-            " GROUP BY namespace
+                 SELECT namespace COLLATE \"C\" AS namespace,
+                        sum(chunks_pending + chunks_left) AS pending, sum(jobs_ready) AS ready,
+                        sum(jobs_delayed) AS delayed, sum(jobs_running) AS running, sum(jobs_retrying) AS retrying,
+                        sum(jobs_embedder_down) AS embedder_down, sum(jobs_failed) AS failed,
+                        sum(jobs_cancelled) AS cancelled,
+                        sum(jobs_ready + jobs_delayed) FILTER (WHERE model <> ALL($3)) AS unserved,
+                        min(model) FILTER (WHERE model <> ALL($3) AND jobs_ready + jobs_delayed > 0) AS unserved_model,
+                        max(oldest_ready_age_seconds) AS oldest
+                 FROM jsonb_to_recordset($4) AS q(
+                     namespace text, model text, jobs_ready bigint, jobs_delayed bigint, jobs_running bigint,
+                     jobs_retrying bigint, jobs_embedder_down bigint, jobs_failed bigint, jobs_cancelled bigint,
+                     chunks_pending bigint, chunks_left bigint, oldest_ready_age_seconds float8)
+                 GROUP BY namespace
              ), figures AS (
-                 SELECT namespace, sources, chunks, pending, rejected, since, last_at, last_reason, ready, delayed, running,
+                 -- What is still to be moved to another model is in no job.
+                 SELECT namespace, sources, chunks, coalesce(pending, 0) + coalesce(to_move, 0) AS pending, rejected, since, last_at, last_reason, ready, delayed, running,
                         retrying, embedder_down, failed, cancelled, unserved, unserved_model, oldest,
                         coalesce(failed, 0) + coalesce(retrying, 0) + coalesce(embedder_down, 0)
                             + coalesce(cancelled, 0) + coalesce(unserved, 0) + coalesce(rejected, 0) > 0 AS degraded
@@ -123,7 +137,7 @@ impl Store {
                  UNION ALL
                  SELECT '', sum(sources), sum(chunks), sum(pending), sum(rejected), min(since), max(last_at),
                         (array_agg(last_reason ORDER BY last_at DESC NULLS LAST))[1], sum(ready), sum(delayed), sum(running), sum(retrying), sum(embedder_down), sum(failed), sum(cancelled), sum(unserved),
-                        min(unserved_model), min(oldest), true
+                        min(unserved_model), max(oldest), true
                  FROM figures
              )
              SELECT namespace, coalesce(sources, 0)::bigint AS sources, coalesce(chunks, 0)::bigint AS chunks,
@@ -134,12 +148,13 @@ impl Store {
                     coalesce(embedder_down, 0)::bigint AS jobs_embedder_down,
                     coalesce(failed, 0)::bigint AS jobs_failed, coalesce(cancelled, 0)::bigint AS jobs_cancelled,
                     coalesce(unserved, 0)::bigint AS jobs_unserved, unserved_model,
-                    coalesce(extract(epoch FROM now() - oldest), 0)::float8 AS oldest_ready_age_seconds
+                    coalesce(oldest, 0)::float8 AS oldest_ready_age_seconds
              FROM told ORDER BY namespace"
         ))
         .bind(scope.namespaces())
         .bind(MAX_NAMESPACES)
         .bind(served)
+        .bind(Json(queue.collect::<Vec<_>>()))
         .fetch_all(&self.pool)
         .await?)
     }

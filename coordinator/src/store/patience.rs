@@ -11,9 +11,17 @@ use super::{Store, StoreError, rows::SourceKey};
 /// unless it has taken others which it would have to take again.
 pub(super) const LOCK_TIMEOUT: Duration = Duration::from_millis(25);
 
+/// How long what waits for no row waits for a table, which steps of the schema lock
+/// for a moment and wait for half a second.
+pub(super) const TABLE_LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// How long a write waits for the jobs of a source that it has locked. They are
 /// held by statements that wait for nobody.
 pub(super) const JOBS_LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a statement of a step may take, of which most take a fraction of a
+/// second.
+pub(super) const STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The first pause between two tries, and the longest; each is twice as long as
 /// the one before.
@@ -30,10 +38,9 @@ impl Store {
         W: Future<Output = Result<T, StoreError>> + Send,
     {
         let until = Instant::now() + self.pool.limit;
-        let waited_for = || format!("the source {:?} in namespace {:?}", key.name, key.namespace);
         let turn = timeout_at(until, self.turns.take(key.clone())).await;
-        let _turn = turn.map_err(|_| self.still_locked(&waited_for()))?;
-        self.unlocked_until(until, waited_for, work).await
+        let _turn = turn.map_err(|_| self.still_locked(&waited_for(key)))?;
+        self.unlocked_until(until, || waited_for(key), work).await
     }
 
     /// Does `work` at a job, which a write of its source may have locked. Where it
@@ -71,9 +78,24 @@ impl Store {
             .await
     }
 
+    /// Does `read`, which waits for no row, but may have to for a table: a step of the
+    /// schema wants it for itself.
+    pub(super) async fn read<T, W>(&self, read: impl FnMut() -> W + Send) -> Result<T, StoreError>
+    where
+        W: Future<Output = Result<T, StoreError>> + Send,
+    {
+        let until = Instant::now() + TABLE_LOCK_TIMEOUT.min(self.pool.limit);
+        match self.unlocked_until(until, String::new, read).await {
+            Err(StoreError::Locked(_)) => Err(StoreError::Locked(format!(
+                "waited {TABLE_LOCK_TIMEOUT:?} for a table that somebody has locked; try again"
+            ))),
+            done => done,
+        }
+    }
+
     /// Does `work` until it finds nothing locked. Each try is a transaction of its
     /// own, and between two there is none.
-    async fn unlocked_until<T, W>(
+    pub(super) async fn unlocked_until<T, W>(
         &self,
         until: Instant,
         waited_for: impl Fn() -> String + Send,
@@ -96,11 +118,16 @@ impl Store {
         }
     }
 
-    fn still_locked(&self, waited_for: &str) -> StoreError {
+    pub(super) fn still_locked(&self, waited_for: &str) -> StoreError {
         StoreError::Locked(format!(
             "waited {:?} for {waited_for}, which others have locked: another write, or a transaction that was left \
              open; nothing was done, try again",
             self.pool.limit
         ))
     }
+}
+
+/// What is waited for where a source is locked.
+pub(super) fn waited_for(key: &SourceKey) -> String {
+    format!("the source {:?} in namespace {:?}", key.name, key.namespace)
 }

@@ -19,7 +19,7 @@ impl Store {
         lease: LeaseKey,
         limit: i64,
     ) -> Result<Vec<PendingChunk>, StoreError> {
-        let pending = pending_in(&self.pool, lease, limit).await?;
+        let pending = self.read(|| pending_in(&self.pool, lease, limit)).await?;
         if pending.is_empty() {
             self.lease(lease).await?;
         }
@@ -33,7 +33,9 @@ impl Store {
         source_id: i64,
         chunks: impl IntoIterator<Item = &'a PendingChunk>,
     ) -> Result<Vec<ChunkText>, StoreError> {
-        texts_in(&self.pool, source_id, chunks).await
+        let chunks: Vec<&PendingChunk> = chunks.into_iter().collect();
+        self.read(|| texts_in(&self.pool, source_id, chunks.iter().copied()))
+            .await
     }
 
     /// All pending texts with their prompts, shortest first, of those of some jobs whose lease is

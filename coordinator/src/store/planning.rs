@@ -15,30 +15,23 @@ use chrono::{DateTime, Utc};
 use futures::TryStreamExt as _;
 
 /// Whether a chunk `c` has neither vector nor rejection of its present text by
-/// a model, which is given as SQL.
+/// a model, which is given as SQL. Both are looked up, as `OFFSET` has it: where sets
+/// are joined whose size Postgres guesses wrongly, every chunk may meet every vector.
 macro_rules! is_pending {
     ($model:literal) => {
-        $crate::store::planning::is_pending!($model, "true")
-    };
-    // Of what is looked at, `and` holds as well: no more of them is read than of the chunks.
-    ($model:literal, $and:literal) => {
         concat!(
             "NOT EXISTS (
                  SELECT FROM weir.embeddings r
                  WHERE r.source_id = c.source_id AND r.item_id = c.item_id AND r.chunk_index = c.chunk_index
                    AND r.model = ",
             $model,
-            " AND r.text_hash = c.text_hash AND ",
-            $and,
-            ")
+            " AND r.text_hash = c.text_hash OFFSET 0)
              AND NOT EXISTS (
                  SELECT FROM weir.rejections r
                  WHERE r.source_id = c.source_id AND r.item_id = c.item_id AND r.chunk_index = c.chunk_index
                    AND r.model = ",
             $model,
-            " AND r.text_hash = c.text_hash AND ",
-            $and,
-            ")"
+            " AND r.text_hash = c.text_hash OFFSET 0)"
         )
     };
 }
@@ -142,6 +135,43 @@ pub(super) async fn take_over(
     Ok(ids)
 }
 
+/// Queues what an ended job left pending of its range up to the item `upto`, which is
+/// before its end: the job goes on with the rest. The job is locked, and so are all
+/// `unsettled` ones that cover anything of that. Returns the ids of the new jobs.
+pub(super) async fn take_over_beginning(
+    tx: &mut Transaction,
+    source: &LockedSource,
+    unsettled: &[UnsettledJob],
+    ended: &UnsettledJob,
+    upto: &str,
+    order: &Order<'_>,
+) -> Result<Vec<i64>, StoreError> {
+    let others = unsettled
+        .iter()
+        .filter(|job| job.is_open() || job.id > ended.id);
+    let kept = merge_ranges(others.map(UnsettledJob::range).collect());
+    let beginning = ItemRange {
+        last: upto.to_owned(),
+        ..ended.range()
+    };
+    let cutter = JobCutter::new(order.max_chunks_per_job, kept);
+    let jobs = plan(tx, source, Wanted::pending(vec![beginning]), cutter).await?;
+    sqlx::query(
+        "-- store::planning::take_over_beginning
+         UPDATE weir.jobs j
+         SET chunks_total = j.chunks_total - $4, first_item_id = least(j.last_item_id, (
+             SELECT item_id FROM weir.chunks WHERE source_id = $1 AND item_id > $3 ORDER BY item_id LIMIT 1))
+         WHERE j.id = $2",
+    )
+    .bind(source.id)
+    .bind(ended.id)
+    .bind(upto)
+    .bind(jobs.iter().map(|job| job.chunks).sum::<i32>())
+    .execute(&mut **tx)
+    .await?;
+    queue_jobs(tx, source, &jobs, order).await
+}
+
 /// Counts anew what is pending of open jobs, which are locked, after their chunks
 /// have changed; one that has nothing left ends by itself when it is claimed.
 pub(super) async fn recount_jobs(
@@ -159,10 +189,7 @@ pub(super) async fn recount_jobs(
          FROM weir.jobs o CROSS JOIN LATERAL (
              SELECT count(*)::int AS pending FROM weir.chunks c
              WHERE c.source_id = $1 AND c.item_id BETWEEN o.first_item_id AND o.last_item_id AND ",
-        is_pending!(
-            "$2",
-            "r.source_id = $1 AND r.item_id BETWEEN o.first_item_id AND o.last_item_id"
-        ),
+        is_pending!("$2"),
         " OFFSET 0) n
          WHERE o.id = ANY($3) AND j.id = o.id"
     ))
@@ -213,15 +240,17 @@ pub(super) async fn queue_jobs(
     .await?)
 }
 
-/// Cuts the chunks that are wanted into jobs. Holds in
-/// memory what the jobs are, not what the chunks are.
+/// Cuts the chunks that are wanted into jobs, without those that are still to be
+/// moved. Holds in memory what the jobs are, not what the chunks are.
 pub(super) async fn plan(
     tx: &mut Transaction,
     source: &LockedSource,
     wanted: Wanted,
     mut cutter: JobCutter,
 ) -> Result<Vec<PlannedJob>, StoreError> {
-    let ranges = merge_ranges(wanted.pending);
+    let ranges = wanted.pending.into_iter();
+    let ranges = merge_ranges(ranges.filter_map(|it| source.planned_of(it)).collect());
+    let rejected = wanted.rejected.and_then(|it| source.planned_of(it));
     let first: Vec<&str> = ranges.iter().map(|range| range.first.as_str()).collect();
     let last: Vec<&str> = ranges.iter().map(|range| range.last.as_str()).collect();
     let mut rows = sqlx::query_as::<_, (String, i64, String)>(concat!(
@@ -233,10 +262,7 @@ pub(super) async fn plan(
          CROSS JOIN LATERAL (
              SELECT c.item_id FROM weir.chunks c
              WHERE c.source_id = $1 AND c.item_id BETWEEN dirty.first AND dirty.last AND ",
-        is_pending!(
-            "$4",
-            "r.source_id = $1 AND r.item_id BETWEEN dirty.first AND dirty.last"
-        ),
+        is_pending!("$4"),
         " OFFSET 0) p
          UNION ALL
          SELECT r.item_id, '' FROM ",
@@ -248,8 +274,8 @@ pub(super) async fn plan(
     .bind(&first)
     .bind(&last)
     .bind(&source.model)
-    .bind(wanted.rejected.as_ref().map(|range| &range.first))
-    .bind(wanted.rejected.as_ref().map(|range| &range.last))
+    .bind(rejected.as_ref().map(|range| &range.first))
+    .bind(rejected.as_ref().map(|range| &range.last))
     .fetch(&mut **tx);
     let mut before: Option<String> = None;
     while let Some((item_id, pending, range)) = rows.try_next().await? {

@@ -1,23 +1,22 @@
 //! Prompts: what stands before each text of a model's documents when it is
 //! embedded. Of each model one is in force, which the coordinator that started
-//! last has set; sources that have another are hashed anew, step by step.
+//! last has set; sources that have another are hashed anew, step by step. So are
+//! large ones that move to another model.
 
 use super::{
     CHANGE_CHANNEL, QUEUE_CHANNEL, Store, StoreError,
     database::Transaction,
-    locks::{Free, LockedSource, UnsettledJob, lock_free_source, lock_unsettled_jobs},
+    locks::{Free, LockedSource, UnsettledJob, lock_free_source, lock_jobs_about},
     planning::{Order, Wanted, queue_pending, recount_jobs, take_over},
     rejections::uncount,
     sources::notify,
+    steps::step_after,
 };
 use crate::job::{
     chunk::Chunk,
     plan::{ItemRange, TextHash},
     state::Trigger,
 };
-
-/// Chunks that one statement hashes anew, where all of a source are.
-const PART: i64 = 5_000;
 
 /// The prompt of a chunk, as SQL, given the columns of its source and that of
 /// its item; null where there is none.
@@ -54,7 +53,7 @@ macro_rules! prompt_in_force {
 }
 pub(super) use prompt_in_force;
 
-/// What a step of a source whose prompt changes did.
+/// What a step of a source whose prompt or model changes did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reprompted {
     /// Its namespace.
@@ -63,6 +62,8 @@ pub struct Reprompted {
     pub name: String,
     /// Its model.
     pub model: String,
+    /// Whether it moves to this model.
+    pub moves: bool,
     /// Jobs queued.
     pub queued: usize,
     /// Whether all of its chunks have the prompt now.
@@ -123,80 +124,150 @@ impl Store {
         Ok(true)
     }
 
-    /// Returns up to `limit` sources whose prompt is not that in force, or is
-    /// changing.
+    /// Returns up to `limit` sources that are in the midst of a change of their prompt
+    /// or model, whichever, and as many whose prompt is not that in force.
     pub async fn sources_to_prompt(&self, limit: i64) -> Result<Vec<i64>, StoreError> {
         Ok(sqlx::query_scalar(
             "-- store::prompts::sources_to_prompt
              WITH in_force AS (
                  SELECT DISTINCT ON (model) model, id FROM weir.prompts ORDER BY model, set_at DESC, id DESC
              )
-             SELECT DISTINCT id FROM (
-                 (SELECT id FROM weir.sources WHERE next_prompt_id IS NOT NULL LIMIT $1)
-                 UNION ALL
-                 -- What differs is less or more: each is a look at an index.
-                 (SELECT s.id FROM in_force p CROSS JOIN LATERAL (
-                      (SELECT id FROM weir.sources WHERE model = p.model AND prompt_id < p.id LIMIT $1)
-                      UNION ALL
-                      (SELECT id FROM weir.sources WHERE model = p.model AND prompt_id > p.id LIMIT $1)) s
-                  LIMIT $1)) s",
+             (SELECT id FROM weir.sources WHERE next_prompt_id IS NOT NULL ORDER BY random() LIMIT $1)
+             UNION ALL
+             -- What differs is less or more: each is a look at an index.
+             (SELECT s.id FROM in_force p CROSS JOIN LATERAL (
+                  (SELECT id FROM weir.sources WHERE model = p.model AND prompt_id < p.id AND next_prompt_id IS NULL
+                   LIMIT $1)
+                  UNION ALL
+                  (SELECT id FROM weir.sources WHERE model = p.model AND prompt_id > p.id AND next_prompt_id IS NULL
+                   LIMIT $1)) s
+              LIMIT $1)",
         )
         .bind(limit)
         .fetch_all(&self.pool)
         .await?)
     }
 
-    /// Takes one step of a source whose prompt is not that in force: hashes
-    /// `chunks` of its chunks anew, and what is left of the last item, and queues them. `None`: nothing is to
-    /// be done, or somebody else has the source's lock.
+    /// Takes one step of a source that moves to another model, or whose prompt is not
+    /// that in force: hashes up to `chunks` of its chunks anew, or those of one item
+    /// that has more, and queues them. `None`: nothing is to be done, or somebody else
+    /// has the source's lock.
     pub async fn reprompt(
         &self,
         source_id: i64,
         chunks: i64,
         max_chunks_per_job: i32,
     ) -> Result<Option<Reprompted>, StoreError> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.begin_step().await?;
         let Free::Locked(mut source) = lock_free_source(&mut tx, source_id).await? else {
             return Ok(None);
         };
-        let prompts = SourcePrompts::of(&mut tx, &source).await?;
-        // One change is finished before the next begins: there are never three prompts.
-        let (next, from) = match prompts.next {
-            Some(next) => (next.prompt, next.upto),
-            None => (in_force(&mut tx, &source.model).await?, String::new()),
-        };
-        if next.id == source.prompt_id && source.next_prompt_id.is_none() {
-            return Ok(None);
+        let moves = source.chunks_to_move.is_some();
+        if source.next_prompt_id.is_none() {
+            // One change is finished before the next begins: there are never three prompts.
+            let next = in_force(&mut tx, &source.model).await?;
+            if next.id == source.prompt_id {
+                return Ok(None);
+            }
+            source.next_prompt_id = Some(next.id);
+            source.prompted_to = Some(String::new());
         }
-        let mut reprompted = Reprompted {
-            namespace: source.namespace.clone(),
-            name: source.name.clone(),
-            model: source.model.clone(),
-            queued: 0,
-            finished: true,
-        };
-        // The same words under another id change no text.
-        let upto = if next.text == prompts.present.text {
-            None
-        } else {
-            let unsettled = lock_unsettled_jobs(&mut tx, source_id).await?;
-            let upto = hash_anew(&mut tx, source_id, &from, chunks, &next.text).await?;
-            let step = ItemRange {
-                first: from,
-                last: upto.clone().unwrap_or(ItemRange::everything().last),
-            };
-            reprompted.queued =
-                shift_jobs(&mut tx, &source, &unsettled, step, max_chunks_per_job).await?;
-            upto
-        };
-        reprompted.finished = upto.is_none();
-        source.moved_on(next.id, upto);
-        source.note_prompts(&mut tx).await?;
+        let queued = take_step(&mut tx, &mut source, chunks, max_chunks_per_job).await?;
         notify(&mut tx, QUEUE_CHANNEL, source_id).await?;
         notify(&mut tx, CHANGE_CHANNEL, source_id).await?;
         tx.commit().await?;
-        Ok(Some(reprompted))
+        Ok(Some(Reprompted {
+            finished: source.next_prompt_id.is_none(),
+            namespace: source.namespace,
+            name: source.name,
+            model: source.model,
+            moves,
+            queued: queued.len(),
+        }))
     }
+}
+
+/// Gives the next of a locked source's chunks, up to so many, the prompt that it
+/// changes to, and queues them. Returns the jobs that this makes.
+pub(super) async fn take_step(
+    tx: &mut Transaction,
+    source: &mut LockedSource,
+    chunks: i64,
+    max_chunks_per_job: i32,
+) -> Result<Vec<i64>, StoreError> {
+    let prompts = SourcePrompts::of(tx, source).await?;
+    let Some(next) = prompts.next else {
+        return Ok(Vec::new());
+    };
+    let to_move = source.chunks_to_move;
+    // The same words under another id change no text, but another model does.
+    if to_move.is_none() && next.prompt.text == prompts.present.text {
+        source.moved_on(next.prompt.id, None);
+        source.note_prompts(tx).await?;
+        return Ok(Vec::new());
+    }
+    let step = step_after(&mut **tx, source.id, &next.upto, chunks).await?;
+    let mut unsettled = lock_jobs_about(tx, source.id, &step.range).await?;
+    let reach = reach_of_ended(&unsettled, &step.range);
+    if reach != step.range {
+        unsettled = lock_jobs_about(tx, source.id, &reach).await?;
+    }
+    let (chunks, rejections_gone) =
+        hash_anew(tx, source.id, &step.range, &next.prompt.text).await?;
+    if let Some(to_move) = to_move {
+        // What the model before rejected does not count any more.
+        source.chunks_to_move = Some((to_move - chunks).max(0));
+    } else {
+        uncount(tx, source.id, rejections_gone).await?;
+    }
+    let upto = (!step.is_last).then(|| step.range.last.clone());
+    source.moved_on(next.prompt.id, upto);
+    let moved_by = match to_move {
+        Some(_) => Some(moved_by(tx, source.id).await?),
+        None => None,
+    };
+    source.note_prompts(tx).await?;
+    let mut order = Order {
+        trigger: Trigger::Reconcile,
+        priority: 0,
+        max_chunks_per_job,
+        traceparent: None,
+        parkings: 0,
+        run_at: None,
+    };
+    if let Some((priority, traceparent)) = &moved_by {
+        order.trigger = Trigger::Write;
+        order.priority = *priority;
+        order.traceparent = traceparent.as_deref();
+    }
+    shift_jobs(tx, source, &unsettled, step.range, order).await
+}
+
+/// A range with those of the ended jobs that meet it: what they left is queued anew
+/// wherever it is.
+fn reach_of_ended(unsettled: &[UnsettledJob], range: &ItemRange) -> ItemRange {
+    let ended = unsettled.iter().filter(|job| !job.is_open());
+    let ended = ended
+        .filter(|job| job.meets(range))
+        .map(UnsettledJob::range);
+    ended.fold(range.clone(), |reach, of| ItemRange {
+        first: reach.first.min(of.first),
+        last: reach.last.max(of.last),
+    })
+}
+
+/// The priority and the trace context of the write that a source moves for.
+async fn moved_by(
+    tx: &mut Transaction,
+    source_id: i64,
+) -> Result<(i16, Option<String>), StoreError> {
+    Ok(sqlx::query_as(
+        "-- store::prompts::moved_by
+         SELECT coalesce(move_priority, 0::smallint), move_traceparent FROM weir.sources WHERE id = $1",
+    )
+    .bind(source_id)
+    .fetch_one(&mut **tx)
+    .await?)
 }
 
 impl LockedSource {
@@ -207,20 +278,55 @@ impl LockedSource {
         } else {
             self.prompt_id = prompt_id;
             self.next_prompt_id = None;
+            self.chunks_to_move = None;
         }
         self.prompted_to = upto;
     }
 
+    /// From here on it moves to its model, or one that the caller gives it, and that
+    /// one's prompt, from its first item on. Nothing of it is planned: its jobs have
+    /// ended.
+    pub(super) fn begin_to_move(&mut self, prompt_id: i64) {
+        self.prompt_id = 0;
+        self.next_prompt_id = Some(prompt_id);
+        self.prompted_to = Some(String::new());
+        self.chunks_to_move = Some(self.chunks_total);
+    }
+
+    /// Writes down for whom it moves: what its jobs are queued with.
+    pub(super) async fn note_mover(
+        &self,
+        tx: &mut Transaction,
+        priority: i16,
+        traceparent: Option<&str>,
+    ) -> Result<(), StoreError> {
+        sqlx::query(
+            "-- store::prompts::note_mover
+             UPDATE weir.sources SET move_priority = $2, move_traceparent = $3 WHERE id = $1",
+        )
+        .bind(self.id)
+        .bind(priority)
+        .bind(traceparent)
+        .execute(&mut **tx)
+        .await?;
+        Ok(())
+    }
+
     /// Writes down which prompts its chunks have.
-    async fn note_prompts(&self, tx: &mut Transaction) -> Result<(), StoreError> {
+    pub(super) async fn note_prompts(&self, tx: &mut Transaction) -> Result<(), StoreError> {
         sqlx::query(
             "-- store::prompts::note_prompts
-             UPDATE weir.sources SET prompt_id = $2, next_prompt_id = $3, prompted_to = $4 WHERE id = $1",
+             UPDATE weir.sources
+             SET prompt_id = $2, next_prompt_id = $3, prompted_to = $4, chunks_to_move = $5,
+                 move_priority = CASE WHEN $5 IS NOT NULL THEN move_priority END,
+                 move_traceparent = CASE WHEN $5 IS NOT NULL THEN move_traceparent END
+             WHERE id = $1",
         )
         .bind(self.id)
         .bind(self.prompt_id)
         .bind(self.next_prompt_id)
         .bind(&self.prompted_to)
+        .bind(self.chunks_to_move)
         .execute(&mut **tx)
         .await?;
         Ok(())
@@ -319,86 +425,71 @@ async fn prompt(tx: &mut Transaction, id: i64) -> Result<Prompt, StoreError> {
     .await?)
 }
 
-/// Gives the chunks of a source the hashes that they have with a prompt, after
-/// the item `from`: about `chunks` of them, and no item in part. Their rejections
-/// go, for another text was rejected. Returns the last item that was done, `None`
-/// at the end of the source. The source and its unsettled jobs are locked; the
-/// vectors stay until others replace them.
+/// Gives the chunks of a range of items the hashes that they have with a prompt.
+/// Their rejections go, for another text was rejected, or by another model. Returns
+/// how many chunks there are, and how many rejections there were. The source is
+/// locked, and so are its unsettled jobs about the range; the vectors stay until others replace
+/// them.
 async fn hash_anew(
     tx: &mut Transaction,
     source_id: i64,
-    from: &str,
-    chunks: i64,
+    range: &ItemRange,
     prompt: &str,
-) -> Result<Option<String>, StoreError> {
-    let (upto, rejections_gone): (Option<String>, i64) = sqlx::query_as(
+) -> Result<(i64, i64), StoreError> {
+    Ok(sqlx::query_as(
         "-- store::prompts::hash_anew
-         WITH last AS MATERIALIZED (
-             SELECT item_id FROM weir.chunks WHERE source_id = $1 AND item_id > $2
-             ORDER BY item_id, chunk_index OFFSET $3 - 1 LIMIT 1
-         ), upto AS MATERIALIZED (
-             SELECT coalesce((SELECT item_id FROM last), $4) AS item_id
-         ), rejections AS (
-             DELETE FROM weir.rejections
-             WHERE source_id = $1 AND item_id > $2 AND item_id <= (SELECT item_id FROM upto)
-             RETURNING 1
+         WITH rejections AS (
+             DELETE FROM weir.rejections WHERE source_id = $1 AND item_id BETWEEN $2 AND $3 RETURNING 1
          ), hashed AS (
-             UPDATE weir.chunks SET text_hash = sha256(convert_to($5 || text, 'UTF8'))
-             WHERE source_id = $1 AND item_id > $2 AND item_id <= (SELECT item_id FROM upto)
+             UPDATE weir.chunks SET text_hash = sha256(convert_to($4 || text, 'UTF8'))
+             WHERE source_id = $1 AND item_id BETWEEN $2 AND $3
+               AND text_hash <> sha256(convert_to($4 || text, 'UTF8'))
          )
-         SELECT (SELECT item_id FROM last), (SELECT count(*) FROM rejections)",
+         SELECT (SELECT count(*) FROM weir.chunks WHERE source_id = $1 AND item_id BETWEEN $2 AND $3),
+                (SELECT count(*) FROM rejections)",
     )
     .bind(source_id)
-    .bind(from)
-    .bind(chunks)
-    .bind(ItemRange::everything().last)
+    .bind(&range.first)
+    .bind(&range.last)
     .bind(prompt)
     .fetch_one(&mut **tx)
-    .await?;
-    uncount(tx, source_id, rejections_gone).await?;
-    Ok(upto)
+    .await?)
 }
 
-/// Gives all chunks of a locked source the hashes that they have with a prompt,
-/// some at a time.
+/// Gives all chunks of a locked source, which is no larger than a step, the hashes
+/// that they have with the prompt of another model.
 pub(super) async fn hash_all_anew(
     tx: &mut Transaction,
     source_id: i64,
     prompt: &str,
 ) -> Result<(), StoreError> {
-    let mut from = String::new();
-    while let Some(upto) = hash_anew(tx, source_id, &from, PART, prompt).await? {
-        from = upto;
-    }
+    hash_anew(tx, source_id, &ItemRange::everything(), prompt).await?;
     Ok(())
 }
 
 /// Tells the jobs what was hashed anew: open ones have it to embed now, and what
-/// ended ones left is queued with all else. Returns how many were queued.
+/// ended ones left is queued with all else. Returns the jobs that were queued.
 async fn shift_jobs(
     tx: &mut Transaction,
     source: &LockedSource,
     unsettled: &[UnsettledJob],
     step: ItemRange,
-    max_chunks_per_job: i32,
-) -> Result<usize, StoreError> {
-    let touched = unsettled
-        .iter()
-        .filter(|job| job.covers_any(&step.first, &step.last));
+    mut order: Order<'_>,
+) -> Result<Vec<i64>, StoreError> {
+    let touched = unsettled.iter().filter(|job| job.meets(&step));
     let (open, ended): (Vec<_>, Vec<_>) = touched.partition(|job| job.is_open());
     let open: Vec<i64> = open.into_iter().map(|job| job.id).collect();
     recount_jobs(tx, source, &open).await?;
+    let priorities = ended.iter().map(|job| job.priority);
+    order.priority = priorities.max().unwrap_or(0).max(order.priority);
+    let traceparent = ended.iter().find_map(|job| job.traceparent.as_deref());
     let order = Order {
-        trigger: Trigger::Reconcile,
-        priority: ended.iter().map(|job| job.priority).max().unwrap_or(0),
-        max_chunks_per_job,
-        traceparent: ended.iter().find_map(|job| job.traceparent.as_deref()),
-        parkings: 0,
-        run_at: None,
+        traceparent: order.traceparent.or(traceparent),
+        ..order
     };
     let taken_over = take_over(tx, source, unsettled, &ended, &order).await?;
-    let kept = lock_unsettled_jobs(tx, source.id).await?;
+    let kept = lock_jobs_about(tx, source.id, &step).await?;
     let kept = kept.iter().map(UnsettledJob::range).collect();
     let queued = queue_pending(tx, source, Wanted::pending(vec![step]), kept, &order).await?;
-    Ok(taken_over.len() + queued.len())
+    Ok([taken_over, queued].concat())
 }

@@ -1,10 +1,14 @@
-//! The queue as a whole: whether anything is due, how much waits, and the
-//! word that something changed.
+//! The queue as a whole: how much waits, and the word that something changed.
 
-use super::{CHANGE_CHANNEL, QUEUE_CHANNEL, Scope, Store, StoreError, scope::in_scope};
+use super::{CHANGE_CHANNEL, QUEUE_CHANNEL, Store, StoreError};
 
-/// How much work one namespace and model has open.
-#[derive(Debug, Clone, PartialEq, sqlx::FromRow)]
+/// For how long the jobs are summed up at most, or waited for where the table is
+/// locked: longer than tens of millions take. After that what was known of them is
+/// too old to be waited for. One look at a time does so.
+const STATS_WITHIN: &str = "30s";
+
+/// What of one namespace and model is open, or ended and left chunks pending.
+#[derive(Debug, Clone, Default, PartialEq, sqlx::FromRow, serde::Serialize)]
 pub struct QueueStats {
     /// The namespace.
     pub namespace: String,
@@ -16,13 +20,30 @@ pub struct QueueStats {
     pub jobs_delayed: i64,
     /// Jobs held by workers.
     pub jobs_running: i64,
-    /// Chunks these have still to embed.
+    /// Of these three, jobs with a charged try and no progress since.
+    pub jobs_retrying: i64,
+    /// Queued jobs whose embedder was down.
+    pub jobs_embedder_down: i64,
+    /// Failed jobs whose chunks are pending.
+    pub jobs_failed: i64,
+    /// Cancelled jobs whose chunks are pending.
+    pub jobs_cancelled: i64,
+    /// Chunks that open jobs have still to embed.
     pub chunks_pending: i64,
     /// Of these, chunks that workers could embed now or are embedding: those of
     /// running jobs, and of queued ones that need not wait any more.
     pub chunks_workable: i64,
+    /// Chunks that failed and cancelled jobs left.
+    pub chunks_left: i64,
     /// Age of the oldest ready job, in seconds.
     pub oldest_ready_age_seconds: f64,
+}
+
+impl QueueStats {
+    /// Jobs that are open.
+    pub fn jobs_open(&self) -> i64 {
+        self.jobs_ready + self.jobs_delayed + self.jobs_running
+    }
 }
 
 /// Whose work is asked about.
@@ -47,51 +68,46 @@ impl Share {
 }
 
 impl Store {
-    /// Whether a queued job of these models may run by now.
-    pub async fn any_due(&self, models: &[String]) -> Result<bool, StoreError> {
-        Ok(sqlx::query_scalar(
-            "-- store::queue::any_due
-             SELECT EXISTS (
-                 SELECT FROM unnest($1) AS m(model) CROSS JOIN generate_series(0, 9) AS p(priority)
-                 CROSS JOIN LATERAL (
-                     SELECT FROM weir.jobs j
-                     WHERE j.state = 'queued' AND j.model = m.model AND j.priority = p.priority::smallint
-                       AND j.run_at <= now()
-                     LIMIT 1) due)",
+    /// Sums up the jobs that are not settled, by namespace and model. It reads
+    /// all of them, and takes as long: what many ask of the queue they ask of a
+    /// look that they share. It gives up after half a minute.
+    pub async fn queue_stats(&self) -> Result<Vec<QueueStats>, StoreError> {
+        let mut tx = self.pool.begin().await?;
+        sqlx::query(
+            "-- store::queue::queue_stats
+             SELECT set_config('lock_timeout', $1, true), set_config('statement_timeout', CASE
+                 WHEN current_setting('statement_timeout')::interval NOT BETWEEN '1ms' AND $1::interval THEN $1
+                 ELSE current_setting('statement_timeout') END, true)",
         )
-        .bind(models)
-        .fetch_one(&self.pool)
-        .await?)
-    }
-
-    /// Sums up the open jobs by namespace and model.
-    pub async fn queue_stats(
-        &self,
-        scope: &Scope,
-        model: Option<&str>,
-    ) -> Result<Vec<QueueStats>, StoreError> {
-        Ok(sqlx::query_as(concat!(
+        .bind(STATS_WITHIN)
+        .execute(&mut *tx)
+        .await?;
+        let stats = sqlx::query_as(
             "-- store::queue::queue_stats
              SELECT namespace, model,
                     count(*) FILTER (WHERE state = 'queued' AND run_at <= now()) AS jobs_ready,
                     count(*) FILTER (WHERE state = 'queued' AND run_at > now()) AS jobs_delayed,
                     count(*) FILTER (WHERE state = 'running') AS jobs_running,
-                    sum(chunks_total - chunks_done - chunks_rejected)::bigint AS chunks_pending,
-                    coalesce(sum(chunks_total - chunks_done - chunks_rejected)
-                                 FILTER (WHERE state = 'running' OR run_at <= now()), 0)::bigint AS chunks_workable,
+                    count(*) FILTER (WHERE open AND attempt > 0) AS jobs_retrying,
+                    count(*) FILTER (WHERE embedder_down AND attempt = 0) AS jobs_embedder_down,
+                    count(*) FILTER (WHERE state = 'failed') AS jobs_failed,
+                    count(*) FILTER (WHERE state = 'cancelled') AS jobs_cancelled,
+                    coalesce(sum(pending) FILTER (WHERE open), 0)::bigint AS chunks_pending,
+                    coalesce(sum(pending) FILTER (WHERE state = 'running' OR (state = 'queued' AND run_at <= now())),
+                             0)::bigint AS chunks_workable,
+                    coalesce(sum(pending) FILTER (WHERE NOT open), 0)::bigint AS chunks_left,
                     coalesce(extract(epoch FROM now() - min(run_at) FILTER (WHERE state = 'queued' AND run_at <= now())),
                              0)::float8 AS oldest_ready_age_seconds
-             FROM weir.jobs
-             WHERE state IN ('queued', 'running') AND NOT settled
-               AND ",
-            in_scope!("namespace", "$1"),
-            " AND ($2::text IS NULL OR model = $2)
-             GROUP BY namespace, model ORDER BY namespace, model"
-        ))
-        .bind(scope.namespaces())
-        .bind(model)
-        .fetch_all(&self.pool)
-        .await?)
+             FROM (SELECT namespace, model, state, run_at, attempt, embedder_down,
+                          chunks_total - chunks_done - chunks_rejected AS pending,
+                          state IN ('queued', 'running') AS open
+                   FROM weir.jobs WHERE NOT settled) j
+             GROUP BY namespace, model ORDER BY namespace, model",
+        )
+        .fetch_all(&mut *tx)
+        .await?;
+        tx.commit().await?;
+        Ok(stats)
     }
 
     /// Tells every replica that jobs were queued at this one.

@@ -9,7 +9,8 @@ use super::{StoreError, database::Transaction};
 pub struct Quota {
     /// Most sources.
     pub max_sources: Option<u32>,
-    /// Most chunks that its queued and running jobs have still to embed.
+    /// Most chunks that its queued and running jobs have still to embed, with those that
+    /// are still to be queued.
     pub max_pending_chunks: Option<u32>,
 }
 
@@ -56,7 +57,11 @@ impl Quota {
         };
         let pending: i64 = sqlx::query_scalar(
             "-- store::quota::check_pending
-             SELECT coalesce(sum(chunks_total - chunks_done - chunks_rejected), 0)::bigint FROM (
+             SELECT coalesce(sum(chunks_total - chunks_done - chunks_rejected), 0)::bigint + (
+                 -- What moves to another model and is still to be queued for that.
+                 SELECT coalesce(sum(chunks_to_move), 0)::bigint FROM weir.sources
+                 WHERE next_prompt_id IS NOT NULL AND namespace = $1)
+             FROM (
                  SELECT chunks_total, chunks_done, chunks_rejected FROM weir.jobs
                  WHERE state = 'queued' AND namespace = $1
                  UNION ALL

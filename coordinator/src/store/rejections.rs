@@ -19,18 +19,33 @@ pub(super) use rejected_of_source;
 
 /// What is told of the rejections of the source `s`, after its row: since when
 /// the first has stood, and when and why the last came. Two looks at the ends of
-/// an index, however many there are.
+/// an index, however many there are; nothing where one of a former model stands
+/// there that is still to go.
 macro_rules! rejections_of_source {
     () => {
         " LEFT JOIN LATERAL (
-             SELECT r.rejected_at AS since FROM weir.rejections r WHERE r.source_id = s.id
-             ORDER BY r.rejected_at LIMIT 1) first_rejection ON true
+             SELECT r.rejected_at AS since, r.model FROM weir.rejections r WHERE r.source_id = s.id
+             ORDER BY r.rejected_at LIMIT 1) first_rejection ON first_rejection.model = s.model
          LEFT JOIN LATERAL (
-             SELECT r.rejected_at AS at, r.reason FROM weir.rejections r WHERE r.source_id = s.id
-             ORDER BY r.rejected_at DESC LIMIT 1) last_rejection ON true"
+             SELECT r.rejected_at AS at, r.reason, r.model FROM weir.rejections r WHERE r.source_id = s.id
+             ORDER BY r.rejected_at DESC LIMIT 1) last_rejection ON last_rejection.model = s.model"
     };
 }
 pub(super) use rejections_of_source;
+
+/// Tells whether what counts the rejections of a source, which is given as SQL, was
+/// touched meanwhile: another version each time.
+macro_rules! counts_version {
+    ($source:literal) => {
+        concat!(
+            "(SELECT coalesce(md5(string_agg(concat_ws(':', k.job_id, k.chunks, k.xmin), ',' ORDER BY k.job_id)), '')
+              FROM weir.rejection_counts k WHERE k.source_id = ",
+            $source,
+            ")"
+        )
+    };
+}
+pub(super) use counts_version;
 
 /// The rejections `r` of the source `$1` that stand: of a present text, by the
 /// source's model, which is given as SQL.
@@ -132,16 +147,20 @@ pub(super) async fn forget(
     source_id: i64,
     range: &ItemRange,
 ) -> Result<i64, StoreError> {
-    let gone = sqlx::query(
+    let gone = sqlx::query_scalar(
         "-- store::rejections::forget
-         DELETE FROM weir.rejections WHERE source_id = $1 AND item_id BETWEEN $2 AND $3",
+         WITH gone AS (
+             DELETE FROM weir.rejections WHERE source_id = $1 AND item_id BETWEEN $2 AND $3 RETURNING item_id
+         )
+         SELECT count(*) FROM gone WHERE NOT EXISTS (
+             -- Those of the model before are counted no more.
+             SELECT FROM weir.sources s WHERE s.id = $1 AND s.chunks_to_move IS NOT NULL AND gone.item_id > s.prompted_to)",
     )
     .bind(source_id)
     .bind(&range.first)
     .bind(&range.last)
-    .execute(&mut **tx)
+    .fetch_one(&mut **tx)
     .await?;
-    let gone = i64::try_from(gone.rows_affected()).map_err(StoreError::corrupt)?;
     uncount(tx, source_id, gone).await?;
     Ok(gone)
 }
@@ -156,34 +175,39 @@ pub(super) async fn uncount(
     if gone == 0 {
         return Ok(());
     }
+    count_up(tx, source_id, -gone).await
+}
+
+/// Counts none of a locked source's rejections any more: it gets another model. Its
+/// jobs have ended.
+pub(super) async fn uncount_all(tx: &mut Transaction, source_id: i64) -> Result<(), StoreError> {
     sqlx::query(
-        "-- store::rejections::uncount
-         WITH counted AS (DELETE FROM weir.rejection_counts WHERE source_id = $1 RETURNING chunks)
-         INSERT INTO weir.rejection_counts (source_id, job_id, chunks)
-         SELECT $1, 0, sum(chunks) - $2 FROM counted HAVING sum(chunks) > $2",
+        "-- store::rejections::uncount_all
+         DELETE FROM weir.rejection_counts WHERE source_id = $1",
     )
     .bind(source_id)
-    .bind(gone)
     .execute(&mut **tx)
     .await?;
     Ok(())
 }
 
-/// Counts the rejections of a locked source anew. Returns whether the count was
-/// wrong.
-pub(super) async fn recount(tx: &mut Transaction, source_id: i64) -> Result<bool, StoreError> {
-    Ok(sqlx::query_scalar(
-        "-- store::rejections::recount
+/// Counts so many rejections of a locked source more, in one row for all of them.
+/// What a job counts meanwhile is waited for, or counted after it.
+pub(super) async fn count_up(
+    tx: &mut Transaction,
+    source_id: i64,
+    by: i64,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "-- store::rejections::count_up
          WITH counted AS (DELETE FROM weir.rejection_counts WHERE source_id = $1 RETURNING chunks),
-         present AS (SELECT count(*) AS chunks FROM weir.rejections WHERE source_id = $1),
-         anew AS (
-             INSERT INTO weir.rejection_counts (source_id, job_id, chunks)
-             -- Read after the old ones are gone: one of them may have the same key.
-             SELECT $1, 0, p.chunks FROM present p CROSS JOIN (SELECT count(*) FROM counted) gone WHERE p.chunks > 0
-         )
-         SELECT (SELECT coalesce(sum(chunks), 0) FROM counted) <> (SELECT chunks FROM present)",
+         total AS (SELECT coalesce(sum(chunks), 0) + $2 AS chunks FROM counted)
+         INSERT INTO weir.rejection_counts (source_id, job_id, chunks)
+         SELECT $1, 0, chunks FROM total WHERE chunks > 0",
     )
     .bind(source_id)
-    .fetch_one(&mut **tx)
-    .await?)
+    .bind(by)
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
 }

@@ -53,6 +53,8 @@ impl Store {
              WITH old AS MATERIALIZED (
                  SELECT source_id, model FROM weir.former_models f WHERE changed_at <= now() - $1 AND NOT EXISTS (
                      SELECT FROM weir.jobs j WHERE j.source_id = f.source_id AND NOT j.settled)
+                   AND NOT EXISTS (
+                     SELECT FROM weir.sources s WHERE s.id = f.source_id AND s.chunks_to_move IS NOT NULL)
                  LIMIT $2 FOR UPDATE SKIP LOCKED
              )
              DELETE FROM weir.former_models f USING old WHERE (f.source_id, f.model) = (old.source_id, old.model)",

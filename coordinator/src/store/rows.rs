@@ -35,8 +35,12 @@ pub struct Source {
     pub items_total: i64,
     /// Chunks of these.
     pub chunks_total: i64,
-    /// Chunks that its unsettled jobs have still to embed.
+    /// Chunks that its unsettled jobs have still to embed, and those that are still to
+    /// be planned.
     pub chunks_pending: i64,
+    /// While it moves to another model: of the pending chunks, those that are still to
+    /// be planned for that.
+    pub chunks_to_move: i64,
     /// Chunks rejected.
     pub chunks_rejected: i64,
     /// When the first of these was rejected.
@@ -58,6 +62,8 @@ pub struct Source {
     pub telling_run_at: Option<DateTime<Utc>>,
     /// Whether an unsettled job was cancelled.
     pub cancelled: bool,
+    /// Whether a range is embedded anew that is not all queued yet.
+    pub embedding_anew: bool,
     /// When it was first put.
     pub created_at: DateTime<Utc>,
     /// When its content last changed.
@@ -81,16 +87,23 @@ impl Source {
     /// What its badge is derived from; `served` says whether workers can claim
     /// jobs of its model.
     pub fn standing(&self, served: bool) -> Standing {
+        let unplanned = (self.chunks_to_move > 0).then_some(JobState::Queued);
+        let telling = match self.telling_state {
+            Some(JobState::Cancelled) | None => unplanned.or(self.telling_state),
+            state => state,
+        };
         Standing {
             embedded: self.chunks_embedded(),
             rejected: self.chunks_rejected,
             total: self.chunks_total,
-            telling: self.telling_state.map(|state| Telling {
+            // What is still to be planned waits as what is queued.
+            telling: telling.map(|state| Telling {
                 state,
                 attempt: self.telling_attempt.unwrap_or_default(),
                 embedder_down: self.telling_embedder_down.unwrap_or_default(),
             }),
             cancelled: self.cancelled,
+            embedding_anew: self.embedding_anew,
             served,
         }
     }
@@ -116,8 +129,10 @@ impl Source {
 macro_rules! source_columns {
     () => {
         concat!("s.id, s.namespace, s.name, s.model, s.revision, s.items_total, s.chunks_total, s.created_at, s.updated_at,
-         u.chunks_pending, u.cancelled, t.state AS telling_state, t.attempt AS telling_attempt,
+         u.chunks_pending + coalesce(s.chunks_to_move, 0) AS chunks_pending,
+         coalesce(s.chunks_to_move, 0) AS chunks_to_move, u.cancelled, t.state AS telling_state, t.attempt AS telling_attempt,
          t.embedder_down AS telling_embedder_down, t.last_error AS telling_error, t.run_at AS telling_run_at,
+         EXISTS (SELECT FROM weir.forced_ranges f WHERE f.source_id = s.id) AS embedding_anew,
          ", $crate::store::rejections::rejected_of_source!(), " AS chunks_rejected,
          first_rejection.since AS rejected_since, last_rejection.reason AS last_rejection,
          (SELECT count(*) FROM weir.embeddings e

@@ -27,6 +27,12 @@ impl Scope {
         }
     }
 
+    /// Whether a namespace is within it.
+    pub fn has(&self, namespace: &str) -> bool {
+        self.namespaces()
+            .is_none_or(|these| these.iter().any(|it| it == namespace))
+    }
+
     /// The namespaces, as conditions take them: `NULL` for all.
     pub(super) fn namespaces(&self) -> Option<&[String]> {
         match self {

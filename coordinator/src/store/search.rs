@@ -40,6 +40,10 @@ impl Store {
     /// Returns the chunks nearest to a vector by cosine distance, in exact
     /// order: every vector of the model in reach is compared.
     pub async fn search(&self, search: &Search<'_>) -> Result<Vec<Hit>, StoreError> {
+        self.read(|| self.try_search(search)).await
+    }
+
+    async fn try_search(&self, search: &Search<'_>) -> Result<Vec<Hit>, StoreError> {
         let model = match search.source {
             Some(source) => self.model_of(search, source).await?,
             None => search.model.unwrap_or(search.default_model).to_owned(),

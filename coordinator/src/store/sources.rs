@@ -5,7 +5,9 @@ use sqlx::{Postgres, QueryBuilder};
 use super::{
     CHANGE_CHANNEL, Scope, Store, StoreError,
     database::Transaction,
+    leftovers::{self, Sweep},
     locks::{cancel_open_jobs, lock_source, lock_unsettled_jobs, settle},
+    rejections::rejected_of_source,
     rows::{Job, Source, SourceKey, job_columns, source_columns, source_jobs},
     status::{Page, Paging},
 };
@@ -21,7 +23,8 @@ pub struct SourceFilter {
     pub name_prefix: Option<String>,
     /// Only with this model.
     pub model: Option<String>,
-    /// Only those with an unsettled job.
+    /// Only those with an unsettled job or a range that is embedded anew, and those
+    /// that move to another model.
     pub unsettled_only: bool,
 }
 
@@ -37,7 +40,11 @@ impl SourceFilter {
             query.push(" AND s.model = ").push_bind(model.clone());
         }
         if self.unsettled_only {
-            query.push(" AND s.id IN (SELECT source_id FROM weir.jobs WHERE NOT settled)");
+            query.push(
+                " AND (s.chunks_to_move IS NOT NULL
+                       OR s.id IN (SELECT source_id FROM weir.jobs WHERE NOT settled
+                                   UNION ALL SELECT source_id FROM weir.forced_ranges))",
+            );
         }
     }
 }
@@ -65,7 +72,7 @@ pub struct Deleted {
     pub source_id: i64,
     /// Items gone.
     pub items: i64,
-    /// Vectors gone.
+    /// Chunks gone that had the vector of their present text.
     pub embeddings: i64,
     /// Open jobs cancelled.
     pub jobs: i64,
@@ -103,32 +110,49 @@ impl SourceKey {
 impl Store {
     /// Returns the row of a source.
     pub async fn source_id(&self, key: &SourceKey) -> Result<i64, StoreError> {
-        let source_id = sqlx::query_scalar(
-            "-- store::sources::source_id\nSELECT id FROM weir.sources WHERE namespace = $1 AND name = $2",
-        )
-        .bind(&key.namespace)
-        .bind(&key.name)
-        .fetch_optional(&self.pool)
-        .await?;
-        source_id.ok_or_else(|| key.not_found())
+        self.read(|| async {
+            let source_id = sqlx::query_scalar(
+                "-- store::sources::source_id\nSELECT id FROM weir.sources WHERE namespace = $1 AND name = $2",
+            )
+            .bind(&key.namespace)
+            .bind(&key.name)
+            .fetch_optional(&self.pool)
+            .await?;
+            source_id.ok_or_else(|| key.not_found())
+        })
+        .await
     }
 
     /// Returns a source with its unsettled jobs, both as of one moment.
     pub async fn source(&self, key: &SourceKey) -> Result<SourceState, StoreError> {
-        let mut tx = self.pool.begin().await?;
-        sqlx::query(
+        self.read(|| async {
+            let mut tx = self.pool.begin().await?;
+            sqlx::query(
             "-- store::sources::source\nSET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",
         )
         .execute(&mut *tx)
         .await?;
-        let state = source_in(&mut tx, key).await?;
-        tx.commit().await?;
-        Ok(state)
+            let state = source_in(&mut tx, key).await?;
+            tx.commit().await?;
+            Ok(state)
+        })
+        .await
     }
 
     /// Returns a page of up to `limit` sources, by namespace and name, each with
     /// its most telling unsettled job.
     pub async fn sources(
+        &self,
+        scope: &Scope,
+        filter: &SourceFilter,
+        paging: Option<&Paging<SourceKey>>,
+        limit: i64,
+    ) -> Result<Page<(Source, Option<Job>), SourceKey>, StoreError> {
+        self.read(|| self.try_sources(scope, filter, paging, limit))
+            .await
+    }
+
+    async fn try_sources(
         &self,
         scope: &Scope,
         filter: &SourceFilter,
@@ -192,8 +216,9 @@ impl Store {
         Ok(Page::of(rows, paging, more, key_of))
     }
 
-    /// Deletes a source with all that belongs to it and cancels its open jobs.
-    /// With an `expected` revision, only the source at that.
+    /// Deletes a source and cancels its open jobs. What else belongs to it goes with
+    /// it as far as that is one step; the rest of a large one is left to
+    /// [`Store::sweep`], and found by nobody else. With an `expected` revision, only the source at that.
     pub async fn delete_source(
         &self,
         key: &SourceKey,
@@ -216,6 +241,7 @@ impl Store {
         }
         let source_id = source.id;
         let unsettled = lock_unsettled_jobs(&mut tx, source_id).await?;
+        let (items, chunks, embedded, rejected) = totals(&mut tx, source_id).await?;
         settle(&mut tx, unsettled.iter().filter(|job| !job.is_open())).await?;
         let jobs = cancel_open_jobs(
             &mut tx,
@@ -224,42 +250,59 @@ impl Store {
             "the source was deleted",
         )
         .await?;
-        let (items, embeddings): (i64, i64) = sqlx::query_as(
+        sqlx::query(
             "-- store::sources::delete_source
-             WITH items AS (DELETE FROM weir.items WHERE source_id = $1 RETURNING 1),
-                  chunks AS (DELETE FROM weir.chunks WHERE source_id = $1),
-                  embeddings AS (DELETE FROM weir.embeddings WHERE source_id = $1 RETURNING 1),
-                  rejections AS (DELETE FROM weir.rejections WHERE source_id = $1),
-                  counts AS (DELETE FROM weir.rejection_counts WHERE source_id = $1),
+             WITH counts AS (DELETE FROM weir.rejection_counts WHERE source_id = $1),
                   former AS (DELETE FROM weir.former_models WHERE source_id = $1),
-                  source AS (DELETE FROM weir.sources WHERE id = $1 RETURNING namespace, name, revision),
-                  -- One that is put again goes on from there.
-                  deleted AS (
-                      INSERT INTO weir.deleted_sources (namespace, name, revision)
-                      SELECT namespace, name, revision FROM source
-                      ON CONFLICT (namespace, name) DO UPDATE
-                      SET revision = EXCLUDED.revision, deleted_at = EXCLUDED.deleted_at)
-             SELECT (SELECT count(*) FROM items), (SELECT count(*) FROM embeddings)",
+                  forced AS (DELETE FROM weir.forced_ranges WHERE source_id = $1),
+                  source AS (DELETE FROM weir.sources WHERE id = $1 RETURNING namespace, name, revision)
+             -- One that is put again goes on from there.
+             INSERT INTO weir.deleted_sources (namespace, name, revision)
+             SELECT namespace, name, revision FROM source
+             ON CONFLICT (namespace, name) DO UPDATE
+             SET revision = EXCLUDED.revision, deleted_at = EXCLUDED.deleted_at",
         )
         .bind(source_id)
-        .fetch_one(&mut *tx)
+        .execute(&mut *tx)
         .await?;
+        let mut sweep = Sweep::default();
+        let rows = (self.step_rows() - unsettled.len() as i64).max(0);
+        let swept = sweep.step(&mut tx, source_id, rows).await?;
+        let rows_left = items + chunks + embedded + rejected - swept;
+        leftovers::note(&mut tx, source_id, &sweep, rows_left).await?;
         notify(&mut tx, CHANGE_CHANNEL, source_id).await?;
         tx.commit().await?;
         Ok(Deleted {
             source_id,
             items,
-            embeddings,
+            embeddings: embedded,
             jobs,
         })
     }
 }
 
+/// Counts the items of a locked source, its chunks, and of these the embedded
+/// and the rejected ones, off the rows that count them.
+async fn totals(tx: &mut Transaction, source_id: i64) -> Result<(i64, i64, i64, i64), StoreError> {
+    Ok(sqlx::query_as(concat!(
+        "-- store::sources::totals
+         SELECT s.items_total, s.chunks_total, greatest(s.chunks_total - p.pending - r.rejected, 0), r.rejected
+         FROM weir.sources s
+         CROSS JOIN LATERAL (
+             SELECT coalesce(sum(chunks_total - chunks_done - chunks_rejected), 0)::bigint AS pending
+             FROM weir.jobs WHERE source_id = s.id AND NOT settled) p
+         CROSS JOIN LATERAL (SELECT ",
+        rejected_of_source!(),
+        " AS rejected) r
+         WHERE s.id = $1"
+    ))
+    .bind(source_id)
+    .fetch_one(&mut **tx)
+    .await?)
+}
+
 /// Reads a source with its unsettled jobs.
-pub(super) async fn source_in(
-    tx: &mut Transaction,
-    key: &SourceKey,
-) -> Result<SourceState, StoreError> {
+async fn source_in(tx: &mut Transaction, key: &SourceKey) -> Result<SourceState, StoreError> {
     let source: Source = sqlx::query_as(concat!(
         "-- store::sources::source_in\nSELECT ",
         source_columns!(),
@@ -282,6 +325,19 @@ pub(super) async fn source_in(
     .fetch_all(&mut **tx)
     .await?;
     Ok(SourceState { source, jobs })
+}
+
+/// Reads some jobs, newest first, at most [`MAX_JOBS_WITH_SOURCE`].
+pub(super) async fn jobs_in(tx: &mut Transaction, ids: &[i64]) -> Result<Vec<Job>, StoreError> {
+    Ok(sqlx::query_as(concat!(
+        "-- store::sources::jobs_in\nSELECT ",
+        job_columns!(),
+        " FROM weir.jobs j WHERE j.id = ANY($1) ORDER BY j.id DESC LIMIT $2"
+    ))
+    .bind(ids)
+    .bind(MAX_JOBS_WITH_SOURCE)
+    .fetch_all(&mut **tx)
+    .await?)
 }
 
 /// Sends a notification with a source's id when the transaction commits.

@@ -178,36 +178,53 @@ impl JobFilter {
 impl Store {
     /// Returns one job.
     pub async fn job(&self, scope: &Scope, job_id: i64) -> Result<Job, StoreError> {
-        sqlx::query_as(concat!(
-            "-- store::status::job\nSELECT ",
-            job_columns!(),
-            " FROM weir.jobs j WHERE j.id = $1 AND ",
-            in_scope!("j.namespace", "$2")
-        ))
-        .bind(job_id)
-        .bind(scope.namespaces())
-        .fetch_optional(&self.pool)
-        .await?
-        .ok_or_else(|| StoreError::no_job(job_id))
+        self.read(|| async {
+            sqlx::query_as(concat!(
+                "-- store::status::job\nSELECT ",
+                job_columns!(),
+                " FROM weir.jobs j WHERE j.id = $1 AND ",
+                in_scope!("j.namespace", "$2")
+            ))
+            .bind(job_id)
+            .bind(scope.namespaces())
+            .fetch_optional(&self.pool)
+            .await?
+            .ok_or_else(|| StoreError::no_job(job_id))
+        })
+        .await
     }
 
     /// Returns those of these jobs that there are of a source, newest first.
     pub async fn jobs_by_id(&self, source_id: i64, ids: &[i64]) -> Result<Vec<Job>, StoreError> {
-        Ok(sqlx::query_as(concat!(
-            "-- store::status::jobs_by_id\nSELECT ",
-            job_columns!(),
-            " FROM weir.jobs j WHERE j.id = ANY($2) AND j.source_id = $1 ORDER BY j.id DESC"
-        ))
-        .bind(source_id)
-        .bind(ids)
-        .fetch_all(&self.pool)
-        .await?)
+        self.read(|| async {
+            Ok(sqlx::query_as(concat!(
+                "-- store::status::jobs_by_id\nSELECT ",
+                job_columns!(),
+                " FROM weir.jobs j WHERE j.id = ANY($2) AND j.source_id = $1 ORDER BY j.id DESC"
+            ))
+            .bind(source_id)
+            .bind(ids)
+            .fetch_all(&self.pool)
+            .await?)
+        })
+        .await
     }
 
     /// Returns a page of up to `limit` jobs, newest first. Where the filter asks
     /// for what no index has, it looks at so many jobs and no more, and the page
     /// may be short although others follow.
     pub async fn jobs(
+        &self,
+        scope: &Scope,
+        filter: &JobFilter,
+        paging: Option<&Paging<i64>>,
+        limit: i64,
+    ) -> Result<Page<Job, i64>, StoreError> {
+        self.read(|| self.try_jobs(scope, filter, paging, limit))
+            .await
+    }
+
+    async fn try_jobs(
         &self,
         scope: &Scope,
         filter: &JobFilter,

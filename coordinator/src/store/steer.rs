@@ -3,15 +3,15 @@
 use super::{
     CHANGE_CHANNEL, QUEUE_CHANNEL, REVOKE_CHANNEL, Scope, Store, StoreError,
     database::Transaction,
+    forced::{self, Begun, Force},
     locks::{
-        Free, LockedSource, UnsettledJob, cancel_jobs, lock_free_source, lock_source_row,
-        lock_unsettled_jobs,
+        Free, LockedSource, UnsettledJob, lock_free_source, lock_source_row, lock_unsettled_jobs,
     },
-    planning::{Order, Wanted, queue_pending, take_over},
+    planning::Order,
     rejections::{self, Resumed},
     rows::{Job, SourceKey, job_columns},
     scope::in_scope,
-    sources::{MAX_JOBS_WITH_SOURCE, notify},
+    sources::{MAX_JOBS_WITH_SOURCE, jobs_in, notify},
 };
 use crate::job::{
     plan::ItemRange,
@@ -31,6 +31,15 @@ pub struct Retry {
     pub max_chunks_per_job: i32,
     /// W3C trace context of the caller.
     pub traceparent: Option<String>,
+}
+
+/// What became of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Retried {
+    /// The jobs that run, newest first, at most [`MAX_JOBS_WITH_SOURCE`].
+    pub jobs: Vec<Job>,
+    /// Whether some of a range that is embedded anew is still to be queued.
+    pub goes_on: bool,
 }
 
 /// A client's wish to have all of a source run again that came to a stop.
@@ -108,9 +117,10 @@ impl Store {
     /// Has a job run again, and returns the jobs that do it, newest first, at most [`MAX_JOBS_WITH_SOURCE`]. A job that waits for its next
     /// try may run at once; what a failed or cancelled one left pending is
     /// queued again, and so is what was rejected of its range, whatever its
-    /// state; with `force` all of its range is embedded anew. Fails
+    /// state; with `force` all of its range is embedded anew, what is more than one
+    /// step of it by [`Store::force_on`]. Fails
     /// where there is nothing to do, or the source is gone.
-    pub async fn retry_job(&self, retry: &Retry) -> Result<Vec<Job>, StoreError> {
+    pub async fn retry_job(&self, retry: &Retry) -> Result<Retried, StoreError> {
         let job = self.job(&retry.scope, retry.job_id).await?;
         let key = SourceKey {
             namespace: job.namespace,
@@ -120,7 +130,7 @@ impl Store {
             .await
     }
 
-    async fn try_retry_job(&self, retry: &Retry, source_id: i64) -> Result<Vec<Job>, StoreError> {
+    async fn try_retry_job(&self, retry: &Retry, source_id: i64) -> Result<Retried, StoreError> {
         let mut tx = self.pool.begin().await?;
         let source = lock_source_row(&mut tx, source_id).await?;
         let unsettled = lock_unsettled_jobs(&mut tx, source_id).await?;
@@ -132,15 +142,36 @@ impl Store {
                 job.source, job.id, job.namespace
             )));
         };
-        let ids = if retry.force {
-            embed_anew(&mut tx, &source, &unsettled, &job, retry).await?
+        let begun = if retry.force {
+            let force = Force {
+                job_id: job.id,
+                model: source.model.clone(),
+                priority: job.priority,
+                max_chunks_per_job: retry.max_chunks_per_job,
+                traceparent: retry.traceparent.clone(),
+            };
+            let chunks = self.step_chunks;
+            forced::begin(
+                &mut tx,
+                &source,
+                &unsettled,
+                &range_of(&job),
+                &force,
+                chunks,
+            )
+            .await?
         } else {
-            run_again(&mut tx, &source, &unsettled, &job, retry).await?
+            let jobs = run_again(&mut tx, &source, &unsettled, &job, retry).await?;
+            let goes_on = false;
+            Begun { jobs, goes_on }
         };
-        let jobs = jobs_in(&mut tx, &ids).await?;
+        let jobs = jobs_in(&mut tx, &begun.jobs).await?;
         tell(&mut tx, source_id).await?;
         tx.commit().await?;
-        Ok(jobs)
+        Ok(Retried {
+            jobs,
+            goes_on: begun.goes_on,
+        })
     }
 
     /// Has all of a source run again that came to a stop: what was rejected, what
@@ -246,6 +277,13 @@ fn settled(job: &Job) -> String {
     )
 }
 
+fn range_of(job: &Job) -> ItemRange {
+    ItemRange {
+        first: job.first_item_id.clone(),
+        last: job.last_item_id.clone(),
+    }
+}
+
 /// Has a job run again without touching what is embedded. Its source and that
 /// one's unsettled jobs are locked.
 async fn run_again(
@@ -257,10 +295,7 @@ async fn run_again(
 ) -> Result<Vec<i64>, StoreError> {
     let here = unsettled.iter().find(|unsettled| unsettled.id == job.id);
     let ended: Vec<_> = here.into_iter().filter(|job| !job.is_open()).collect();
-    let range = ItemRange {
-        first: job.first_item_id.clone(),
-        last: job.last_item_id.clone(),
-    };
+    let range = range_of(job);
     let order = Order {
         trigger: Trigger::Retry,
         priority: job.priority,
@@ -309,62 +344,6 @@ async fn run_now(
     Ok(hastened.rows_affected() > 0)
 }
 
-/// Forgets what was made of the job's range, ends the open jobs that have to do
-/// with it, and queues all that is pending of it then. Vectors of two models
-/// behind one name must never be compared: what is on its way from the old one
-/// must not come after the new ones.
-async fn embed_anew(
-    tx: &mut Transaction,
-    source: &LockedSource,
-    unsettled: &[UnsettledJob],
-    job: &Job,
-    retry: &Retry,
-) -> Result<Vec<i64>, StoreError> {
-    let range = ItemRange {
-        first: job.first_item_id.clone(),
-        last: job.last_item_id.clone(),
-    };
-    let open = unsettled.iter().filter(|job| job.is_open());
-    let open: Vec<_> = open.filter(|job| job.meets(&range)).collect();
-    if !open.is_empty() {
-        let ids: Vec<i64> = open.iter().map(|job| job.id).collect();
-        let why = format!(
-            "superseded: a client has the range of job {} embedded anew",
-            job.id
-        );
-        cancel_jobs(tx, source.id, Some(&ids), RevokeReason::Superseded, &why).await?;
-    }
-    rejections::forget(tx, source.id, &range).await?;
-    sqlx::query(
-        "-- store::steer::embed_anew
-         DELETE FROM weir.embeddings WHERE source_id = $1 AND item_id BETWEEN $2 AND $3",
-    )
-    .bind(source.id)
-    .bind(&range.first)
-    .bind(&range.last)
-    .execute(&mut **tx)
-    .await?;
-    let order = Order {
-        trigger: Trigger::Retry,
-        priority: job.priority,
-        max_chunks_per_job: retry.max_chunks_per_job,
-        traceparent: retry.traceparent.as_deref(),
-        parkings: 0,
-        run_at: None,
-    };
-    let left = lock_unsettled_jobs(tx, source.id).await?;
-    let ended = left.iter().filter(|job| !job.is_open());
-    let ended: Vec<_> = ended.filter(|job| job.meets(&range)).collect();
-    let mut ids = take_over(tx, source, &left, &ended, &order).await?;
-    let mut dirty: Vec<ItemRange> = open.into_iter().map(UnsettledJob::range).collect();
-    dirty.push(range);
-    let kept = lock_unsettled_jobs(tx, source.id).await?;
-    let kept = kept.iter().filter(|job| job.is_open());
-    let kept = kept.map(UnsettledJob::range).collect();
-    ids.extend(queue_pending(tx, source, Wanted::pending(dirty), kept, &order).await?);
-    Ok(ids)
-}
-
 async fn job_in(tx: &mut Transaction, retry: &Retry) -> Result<Job, StoreError> {
     sqlx::query_as(concat!(
         "-- store::steer::job_in\nSELECT ",
@@ -377,18 +356,6 @@ async fn job_in(tx: &mut Transaction, retry: &Retry) -> Result<Job, StoreError> 
     .fetch_optional(&mut **tx)
     .await?
     .ok_or_else(|| StoreError::no_job(retry.job_id))
-}
-
-async fn jobs_in(tx: &mut Transaction, ids: &[i64]) -> Result<Vec<Job>, StoreError> {
-    Ok(sqlx::query_as(concat!(
-        "-- store::steer::jobs_in\nSELECT ",
-        job_columns!(),
-        " FROM weir.jobs j WHERE j.id = ANY($1) ORDER BY j.id DESC LIMIT $2"
-    ))
-    .bind(ids)
-    .bind(MAX_JOBS_WITH_SOURCE)
-    .fetch_all(&mut **tx)
-    .await?)
 }
 
 async fn open_jobs_in(tx: &mut Transaction, source_id: i64) -> Result<Vec<Job>, StoreError> {

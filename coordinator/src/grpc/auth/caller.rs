@@ -6,6 +6,7 @@ use tonic::Status;
 
 use crate::{
     access::{Grant, Namespaces},
+    job::fair_share::across,
     store::{
         Scope,
         fence::{Fence, Holder},
@@ -92,6 +93,16 @@ impl Caller {
         }
     }
 
+    /// The priority of the jobs that it queues, for one that it asks for. Only
+    /// where its token says so does it count across namespaces.
+    pub(crate) fn priority(&self, asked: i16) -> i16 {
+        let grant = self.grant.as_deref();
+        if grant.is_none_or(|grant| grant.priority_across) {
+            return across(asked);
+        }
+        asked
+    }
+
     /// Whether all namespaces are its own: what it does may concern them all.
     pub(crate) fn is_of_all(&self) -> bool {
         self.namespaces().is_none()
@@ -148,12 +159,29 @@ mod tests {
     use crate::access::Role;
 
     #[test]
+    fn a_priority_counts_across_namespaces_only_where_the_token_says_so() {
+        let caller = |priority_across| Caller {
+            grant: Some(Arc::new(Grant {
+                name: "t".to_owned(),
+                role: Role::Client,
+                namespaces: Namespaces::All,
+                priority_across,
+            })),
+        };
+        assert_eq!([0, 9].map(|it| caller(false).priority(it)), [0, 9]);
+        assert_eq!([0, 9].map(|it| caller(true).priority(it)), [0, across(9)]);
+        let nobody_is_asked = Caller { grant: None };
+        assert_eq!(nobody_is_asked.priority(1), across(1));
+    }
+
+    #[test]
     fn a_list_is_narrowed_to_what_the_token_may_see() {
         let caller = |namespaces| Caller {
             grant: Some(Arc::new(Grant {
                 name: "t".to_owned(),
                 role: Role::Client,
                 namespaces,
+                priority_across: false,
             })),
         };
         let named = |name: &str| Some(Asked::new(name.to_owned()));

@@ -33,8 +33,6 @@ pub(crate) struct Hubs {
     pub(in crate::grpc) status: Hub<Scope, v1::GetStatusResponse>,
     /// By how many minutes are asked for.
     pub(in crate::grpc) activity: Hub<i32, v1::GetActivityResponse>,
-    /// By namespaces and model.
-    pub(in crate::grpc) queues: Hub<(Scope, Option<String>), v1::GetQueueStatsResponse>,
     /// The turns of those who watch.
     pub(super) turns: Turns,
 }
@@ -51,7 +49,6 @@ impl Hubs {
             whole: Hub::new(watched(whole::PAUSE)),
             status: Hub::new(asked()),
             activity: Hub::new(asked()),
-            queues: Hub::new(asked()),
             turns: turns.clone(),
         }
     }

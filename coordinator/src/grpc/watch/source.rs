@@ -32,7 +32,8 @@ impl SourceState {
     fn is_idle(&self) -> bool {
         let open =
             |job: &v1::Job| matches!(job.state(), v1::JobState::Queued | v1::JobState::Running);
-        !self.jobs.iter().any(open)
+        // What is still to be queued is not idle.
+        !self.source.embedding_anew && !self.jobs.iter().any(open)
     }
 }
 

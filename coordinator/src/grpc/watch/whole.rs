@@ -40,11 +40,16 @@ pub(in crate::grpc) fn watch_status(
             let Some(now) = follow.take(seen)? else {
                 continue;
             };
-            if sent.as_ref() != Some(&now) {
+            let state = v1::GetStatusResponse {
+                jobs_age_seconds: 0.0,
+                ..(*now).clone()
+            };
+            // That it was looked at again is no change.
+            if sent.as_ref() != Some(&state) {
+                sent = Some(state);
                 let answer = v1::WatchStatusResponse {
                     status: Some((*now).clone()),
                 };
-                sent = Some(now);
                 answers.send(Ok(answer)).await.map_err(gone)?;
             }
         }

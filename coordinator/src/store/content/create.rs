@@ -2,17 +2,16 @@
 
 use std::cmp::Reverse;
 
-use super::{Change, SourceWrite, Written};
+use super::{Change, SourceWrite, Written, WrittenSource};
 use crate::{
     job::{
         plan::{ItemRange, JobCutter, PlannedItem},
-        state::{JobState, Trigger},
+        state::Trigger,
     },
     store::{
         Store, StoreError,
         prompts::prompt_in_force,
-        rows::{Job, Source, job_columns},
-        sources::SourceState,
+        rows::{Job, job_columns},
     },
 };
 
@@ -105,10 +104,12 @@ impl Store {
         Ok(source.map(|source| Written {
             change: Change {
                 items_added: items.len() as i64,
+                chunks_pending: chunks.len() as i64,
                 ..Change::default()
             },
             changed: true,
-            state: SourceState { source, jobs },
+            source,
+            jobs,
         }))
     }
 }
@@ -123,9 +124,9 @@ fn is_small(items: &[PlannedItem]) -> bool {
 
 /// The source as it is just after these jobs were queued for it, in the same
 /// statement; the newest job is the first.
-fn created(jobs: &[Job], items: usize, chunks: usize) -> Option<Source> {
+fn created(jobs: &[Job], items: usize, chunks: usize) -> Option<WrittenSource> {
     let oldest = jobs.last()?;
-    Some(Source {
+    Some(WrittenSource {
         id: oldest.source_id,
         namespace: oldest.namespace.clone(),
         name: oldest.source.clone(),
@@ -133,17 +134,6 @@ fn created(jobs: &[Job], items: usize, chunks: usize) -> Option<Source> {
         revision: oldest.revision,
         items_total: items as i64,
         chunks_total: chunks as i64,
-        chunks_pending: chunks as i64,
-        chunks_rejected: 0,
-        rejected_since: None,
-        last_rejection: None,
-        chunks_truncated: 0,
-        telling_state: Some(JobState::Queued),
-        telling_attempt: Some(oldest.attempt),
-        telling_embedder_down: Some(false),
-        telling_error: None,
-        telling_run_at: Some(oldest.run_at),
-        cancelled: false,
         created_at: oldest.created_at,
         updated_at: oldest.created_at,
     })

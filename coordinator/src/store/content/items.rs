@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use super::{ContentWrite, PAGE_ITEMS, jobs::Shift};
+use super::{ContentWrite, PAGE_ITEMS, jobs::Shift, together::Became};
 use crate::job::plan::{PlannedItem, StoredHashes, TextHash, diff_item};
 use crate::store::StoreError;
 
@@ -59,6 +59,11 @@ impl ContentWrite<'_> {
         .fetch_all(&mut *self.tx)
         .await?;
         self.change.items_deleted += gone.len() as i64;
+        if let Some(told) = &mut self.told {
+            for item_id in &gone {
+                told.became(item_id, Became::Deleted);
+            }
+        }
         let rows = ChunkRows {
             removed_ids: gone.iter().map(String::as_str).collect(),
             removed_from: vec![0; gone.len()],
@@ -108,7 +113,7 @@ impl ContentWrite<'_> {
             let none = BTreeMap::new();
             let hashes = self.prompts.hashes(&item.item_id, &item.chunks);
             let diff = diff_item(&hashes, stored.get(&item.item_id).unwrap_or(&none));
-            self.chunks_delta += diff.added as i64;
+            self.count_chunks(&item.item_id, diff.added as i64);
             if let Some(from) = diff.removed_from {
                 rows.removed_ids.push(&item.item_id);
                 rows.removed_from.push(from as i32);
@@ -125,6 +130,19 @@ impl ContentWrite<'_> {
             }
         }
         touched.extend(&changed);
+        if let Some(told) = &mut self.told {
+            for item_id in &touched {
+                let is_new = added.contains(*item_id);
+                told.became(
+                    item_id,
+                    if is_new {
+                        Became::Added
+                    } else {
+                        Became::Changed
+                    },
+                );
+            }
+        }
         self.change.items_added += added.len() as i64;
         self.change.items_changed += (touched.len() - added.len()) as i64;
         self.change.items_unchanged += (items.len() - touched.len()) as i64;
@@ -158,10 +176,14 @@ impl ContentWrite<'_> {
         }
         let rows: Vec<(String, i32, Vec<u8>)> = sqlx::query_as(
             "-- store::content::stored_hashes
-             SELECT item_id, chunk_index, text_hash FROM weir.chunks WHERE source_id = $1 AND item_id = ANY($2)",
+             -- What is still to be moved to another model has hashes of any prompt.
+             SELECT item_id, chunk_index,
+                    CASE WHEN item_id > $3 THEN sha256(convert_to(text, 'UTF8')) ELSE text_hash END
+             FROM weir.chunks WHERE source_id = $1 AND item_id = ANY($2)",
         )
         .bind(self.source.id)
         .bind(&known)
+        .bind(self.source.moved_to())
         .fetch_all(&mut *self.tx)
         .await?;
         for (item_id, index, hash) in rows {
@@ -199,15 +221,19 @@ impl ContentWrite<'_> {
                  DELETE FROM weir.rejections r USING gone g
                  WHERE r.source_id = $1 AND r.item_id = g.item_id AND r.chunk_index >= g.first
                  RETURNING r.item_id, r.chunk_index, r.model, r.text_hash
-             ), results AS (
-                 SELECT * FROM embeddings UNION ALL SELECT * FROM rejections
+             ), rows AS (
+                 SELECT item_id, chunk_index, text_hash, 1 AS chunk, 0 AS result, 0 AS rejection FROM chunks
+                 UNION ALL
+                 SELECT item_id, chunk_index, text_hash, 0, (model = $4)::int, 0 FROM embeddings
+                 UNION ALL
+                 SELECT item_id, chunk_index, text_hash, 0, (model = $4)::int, 1 FROM rejections
+             ), texts AS (
+                 -- Not joined: nobody knows how many there are.
+                 SELECT item_id, sum(chunk) AS chunks, sum(result) AS results, sum(rejection) AS rejections
+                 FROM rows GROUP BY item_id, chunk_index, text_hash
              )
-             SELECT c.item_id, count(*)::int, count(*) FILTER (WHERE r.item_id IS NULL)::int,
-                    (SELECT count(*)::int FROM rejections r WHERE r.item_id = c.item_id)
-             FROM chunks c
-             LEFT JOIN results r ON r.item_id = c.item_id AND r.chunk_index = c.chunk_index
-                 AND r.text_hash = c.text_hash AND r.model = $4
-             GROUP BY c.item_id",
+             SELECT item_id, sum(chunks)::int, sum(chunks * (results = 0)::int)::int, sum(rejections)::int
+             FROM texts GROUP BY item_id HAVING sum(chunks) > 0",
         )
         .bind(self.source.id)
         .bind(&rows.removed_ids)
@@ -216,9 +242,11 @@ impl ContentWrite<'_> {
         .fetch_all(&mut *self.tx)
         .await?;
         for (item_id, chunks, pending, rejections) in gone {
-            self.chunks_delta -= i64::from(chunks);
-            self.rejections_gone += i64::from(rejections);
-            shifts.entry(item_id).or_default().fewer += pending;
+            self.count_chunks(&item_id, -i64::from(chunks));
+            if !self.source.is_unmoved(&item_id) {
+                self.rejections_gone += i64::from(rejections);
+                shifts.entry(item_id).or_default().fewer += pending;
+            }
         }
         Ok(())
     }
@@ -232,7 +260,7 @@ impl ContentWrite<'_> {
         if rows.ids.is_empty() {
             return Ok(());
         }
-        let changed: Vec<(String, i32, i32)> = sqlx::query_as(
+        let changed: Vec<(String, i32, i32, i32)> = sqlx::query_as(
             "-- store::content::write_chunks
              WITH new AS (
                  SELECT * FROM unnest($2::text[], $3::int[], $4::bytea[], $5::text[])
@@ -258,7 +286,8 @@ impl ContentWrite<'_> {
              ), results AS (
                  SELECT * FROM embeddings UNION ALL SELECT * FROM rejections
              )
-             SELECT n.item_id, count(*) FILTER (WHERE o.item_id IS NULL OR r.item_id IS NOT NULL)::int,
+             SELECT n.item_id, count(*)::int,
+                    count(*) FILTER (WHERE o.item_id IS NULL OR r.item_id IS NOT NULL)::int,
                     (SELECT count(*)::int FROM rejections r WHERE r.item_id = n.item_id)
              FROM new n
              LEFT JOIN old o ON o.item_id = n.item_id AND o.chunk_index = n.chunk_index
@@ -274,11 +303,29 @@ impl ContentWrite<'_> {
         .bind(&self.source.model)
         .fetch_all(&mut *self.tx)
         .await?;
-        for (item_id, more, rejections) in changed {
+        for (item_id, written, more, rejections) in changed {
+            if let Some(told) = &mut self.told {
+                told.wrote(&item_id, written);
+            }
+            if self.source.is_unmoved(&item_id) {
+                self.change.chunks_pending += i64::from(written);
+                continue;
+            }
             self.rejections_gone += i64::from(rejections);
-            shifts.entry(item_id).or_default().more += more;
+            let shift = shifts.entry(item_id).or_default();
+            shift.written += written;
+            shift.more += more;
         }
         Ok(())
+    }
+
+    /// Counts so many chunks of an item more.
+    fn count_chunks(&mut self, item_id: &str, more: i64) {
+        self.chunks_delta += more;
+        if self.source.is_unmoved(item_id) {
+            let to_move = self.source.chunks_to_move.unwrap_or_default() + more;
+            self.source.chunks_to_move = Some(to_move.max(0));
+        }
     }
 }
 

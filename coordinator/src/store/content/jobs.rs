@@ -2,7 +2,10 @@
 //! chunk that it changes is pending within the open job that covers it, and what
 //! no open job covers gets a new one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use super::ContentWrite;
 use crate::{
@@ -13,10 +16,9 @@ use crate::{
     store::{
         REVOKE_CHANNEL, StoreError,
         database::Transaction,
-        locks::{
-            LockedSource, UnsettledJob, lock_covering_jobs, lock_unsettled_jobs, wait_for_jobs,
-        },
+        locks::{LockedSource, UnsettledJob, lock_covering_jobs, lock_unsettled_jobs},
         planning::{Order, Wanted, is_pending, plan, queue_jobs, queue_pending, take_over},
+        prompts::take_step,
         sources::notify,
     },
 };
@@ -30,6 +32,10 @@ const SPAN: i64 = 64;
 /// written into its range, before it is divided.
 const GROWTH: i32 = 2;
 
+/// How long a write takes that makes up for the time in which nobody could renew
+/// the leases of the jobs that it had locked. A lease has as much to spare.
+const LONG: Duration = Duration::from_secs(1);
+
 /// What a write did to the pending chunks of an item.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shift {
@@ -37,6 +43,8 @@ pub(super) struct Shift {
     pub(super) more: i32,
     /// Chunks that were pending and are gone.
     pub(super) fewer: i32,
+    /// Chunks that were written, and so are pending.
+    pub(super) written: i32,
     /// Whether all of its chunks are gone.
     pub(super) gone: bool,
 }
@@ -53,8 +61,8 @@ pub(super) struct Jobs {
     empty: BTreeSet<i64>,
     /// Queued jobs that have become too large, by id. They stay locked.
     overfull: BTreeMap<i64, UnsettledJob>,
-    /// Whether the transaction waits for their locks as long as it may.
-    are_waited_for: bool,
+    /// Open jobs that were there and embed what was written.
+    embed: BTreeSet<i64>,
 }
 
 impl Jobs {
@@ -64,9 +72,18 @@ impl Jobs {
             last: None,
             empty: BTreeSet::new(),
             overfull: BTreeMap::new(),
-            are_waited_for: false,
+            embed: BTreeSet::new(),
         }
     }
+}
+
+/// What a write came to for the jobs of its source.
+#[derive(Debug)]
+pub(super) struct Planned {
+    /// Whether they are not what they were, but for their counts.
+    pub(super) changed: bool,
+    /// Those that embed what it changed.
+    pub(super) jobs: Vec<i64>,
 }
 
 impl ContentWrite<'_> {
@@ -76,13 +93,34 @@ impl ContentWrite<'_> {
         &mut self,
         item_ids: &[&str],
     ) -> Result<Vec<UnsettledJob>, StoreError> {
+        // What is still to be moved to another model is in no job.
+        let item_ids = item_ids.iter().copied();
+        let item_ids: Vec<&str> = item_ids.filter(|it| !self.source.is_unmoved(it)).collect();
         if self.is_created() || self.is_new_model() || item_ids.is_empty() {
             return Ok(Vec::new());
         }
-        if !std::mem::replace(&mut self.jobs.are_waited_for, true) {
-            wait_for_jobs(&mut self.tx).await?;
+        let held = lock_covering_jobs(&mut self.tx, self.source.id, &item_ids).await?;
+        let running = held.iter().filter(|job| job.state == JobState::Running);
+        self.running.extend(running.map(|job| job.id));
+        Ok(held)
+    }
+
+    /// Gives running jobs the time that their leases could not be renewed, for a
+    /// long write had their rows.
+    pub(super) async fn make_up_for_leases(&mut self) -> Result<(), StoreError> {
+        if self.running.is_empty() || self.began.elapsed() < LONG {
+            return Ok(());
         }
-        lock_covering_jobs(&mut self.tx, self.source.id, item_ids).await
+        let ids: Vec<i64> = self.running.iter().copied().collect();
+        sqlx::query(
+            "-- store::content::make_up_for_leases
+             UPDATE weir.jobs SET lease_expires_at = lease_expires_at + (clock_timestamp() - now())
+             WHERE id = ANY($1) AND state = 'running'",
+        )
+        .bind(ids)
+        .execute(&mut *self.tx)
+        .await?;
+        Ok(())
     }
 
     /// Tells the jobs, which are held, what became of the chunks of some items.
@@ -106,7 +144,13 @@ impl ContentWrite<'_> {
         let mut uncovered: Vec<&str> = Vec::new();
         for (item_id, shift) in shifts {
             match open.iter().find(|job| job.covers(item_id)) {
-                Some(job) => *of_open.entry(job.id).or_default() += shift.more - shift.fewer,
+                Some(job) => {
+                    *of_open.entry(job.id).or_default() += shift.more - shift.fewer;
+                    if shift.written > 0 {
+                        self.jobs.embed.insert(job.id);
+                        self.change.chunks_pending += i64::from(shift.written);
+                    }
+                }
                 None => uncovered.push(item_id),
             }
         }
@@ -188,7 +232,7 @@ impl ContentWrite<'_> {
              CROSS JOIN LATERAL (
                  SELECT count(*)::int AS pending FROM weir.chunks c
                  WHERE c.source_id = $1 AND c.item_id = i.item_id AND ",
-            is_pending!("$2", "r.source_id = $1 AND r.item_id = i.item_id"),
+            is_pending!("$2"),
             " OFFSET 0) p
              CROSS JOIN LATERAL (
                  SELECT i.before IS NOT NULL
@@ -199,8 +243,9 @@ impl ContentWrite<'_> {
                     -- What those between left pending is not taken from them.
                     AND NOT EXISTS (
                         SELECT FROM weir.jobs
-                        WHERE source_id = $1 AND NOT settled AND NOT state IN ('queued', 'running')
-                          AND first_item_id < i.item_id AND last_item_id > i.before)
+                        WHERE source_id = $1 AND NOT settled
+                          AND ((state IN ('queued', 'running')), first_item_id) < (false, i.item_id)
+                          AND last_item_id > i.before)
                     AND (SELECT count(*) <= $5 FROM (
                              SELECT FROM weir.chunks c
                              WHERE c.source_id = $1 AND c.item_id > i.before AND c.item_id < i.item_id
@@ -233,7 +278,7 @@ impl ContentWrite<'_> {
     /// Queues the jobs that the write has planned, ends those that have nothing
     /// left, divides those that have grown too large, and takes up what was
     /// cancelled, where the whole content is written.
-    pub(super) async fn queue_new_jobs(&mut self) -> Result<bool, StoreError> {
+    pub(super) async fn queue_new_jobs(&mut self) -> Result<Planned, StoreError> {
         let order = Order {
             trigger: Trigger::Write,
             priority: self.write.priority,
@@ -243,30 +288,61 @@ impl ContentWrite<'_> {
             run_at: None,
         };
         if self.is_new_model() {
-            let (tx, source) = (&mut self.tx, &self.source);
-            let wanted = Wanted::pending(vec![ItemRange::everything()]);
-            queue_pending(tx, source, wanted, Vec::new(), &order).await?;
-            return Ok(true);
+            let (tx, source) = (&mut self.tx, &mut self.source);
+            let jobs = if source.chunks_to_move.is_some() {
+                source
+                    .note_mover(tx, order.priority, order.traceparent)
+                    .await?;
+                take_step(tx, source, self.step_chunks, order.max_chunks_per_job).await?
+            } else {
+                let wanted = Wanted::pending(vec![ItemRange::everything()]);
+                queue_pending(tx, source, wanted, Vec::new(), &order).await?
+            };
+            let unmoved = source.chunks_to_move.unwrap_or_default();
+            self.change.chunks_pending = chunks_of(tx, &jobs).await? + unmoved;
+            let changed = true;
+            return Ok(Planned { changed, jobs });
         }
         let Jobs {
             new,
             empty,
             overfull,
+            embed,
             ..
         } = std::mem::replace(&mut self.jobs, Jobs::new(0));
         let take_up = self.whole && !self.is_created();
         let (tx, source) = (&mut self.tx, &self.source);
         let planned = new.finish();
-        let mut queued = !queue_jobs(tx, source, &planned, &order).await?.is_empty();
-        if take_up {
-            queued |= take_up_cancelled(tx, source, &order).await?;
+        let chunks = planned.iter().map(|job| i64::from(job.chunks));
+        self.change.chunks_pending += chunks.sum::<i64>();
+        let mut jobs = queue_jobs(tx, source, &planned, &order).await?;
+        let mut changed = !jobs.is_empty();
+        if take_up && let Some(taken_up) = take_up_cancelled(tx, source, &order).await? {
+            self.change.chunks_pending += chunks_of(tx, &taken_up).await?;
+            jobs.extend(taken_up);
+            changed = true;
         }
         end_empty(tx, source.id, &empty).await?;
         for job in overfull.into_values() {
-            divide(tx, source, &job, &order).await?;
+            jobs.extend(divide(tx, source, &job, &order).await?);
         }
-        Ok(queued)
+        jobs.extend(embed.difference(&empty));
+        Ok(Planned { changed, jobs })
     }
+}
+
+/// How many chunks jobs have that were just queued.
+async fn chunks_of(tx: &mut Transaction, jobs: &[i64]) -> Result<i64, StoreError> {
+    if jobs.is_empty() {
+        return Ok(0);
+    }
+    Ok(sqlx::query_scalar(
+        "-- store::content::chunks_of
+         SELECT coalesce(sum(chunks_total), 0)::bigint FROM weir.jobs WHERE id = ANY($1)",
+    )
+    .bind(jobs)
+    .fetch_one(&mut **tx)
+    .await?)
 }
 
 /// Ends open jobs of which nothing is pending any more: all that was has changed
@@ -326,48 +402,52 @@ async fn take_from_ended(
     Ok(())
 }
 
-/// Queues what cancelled jobs left pending. Returns whether there was any.
+/// Queues what cancelled jobs left pending. `None`: there were none.
 async fn take_up_cancelled(
     tx: &mut Transaction,
     source: &LockedSource,
     order: &Order<'_>,
-) -> Result<bool, StoreError> {
+) -> Result<Option<Vec<i64>>, StoreError> {
     let any: bool = sqlx::query_scalar(
         "-- store::content::take_up_cancelled
          SELECT EXISTS (
              SELECT FROM weir.jobs
-             WHERE source_id = $1 AND NOT settled AND NOT state IN ('queued', 'running') AND state = 'cancelled')",
+             WHERE source_id = $1 AND NOT settled AND ((state IN ('queued', 'running')), first_item_id) < (true, '')
+               AND state = 'cancelled')",
     )
     .bind(source.id)
     .fetch_one(&mut **tx)
     .await?;
     if !any {
-        return Ok(false);
+        return Ok(None);
     }
     let unsettled = lock_unsettled_jobs(tx, source.id).await?;
     let cancelled: Vec<_> = unsettled
         .iter()
         .filter(|job| job.state == JobState::Cancelled)
         .collect();
-    take_over(tx, source, &unsettled, &cancelled, order).await?;
-    Ok(!cancelled.is_empty())
+    if cancelled.is_empty() {
+        return Ok(None);
+    }
+    let queued = take_over(tx, source, &unsettled, &cancelled, order).await?;
+    Ok(Some(queued))
 }
 
 /// Divides a queued job, which is locked and has become too large: it keeps the
-/// first of its items, and new jobs at its place get the others.
+/// first of its items, and new jobs at its place get the others. Returns these.
 async fn divide(
     tx: &mut Transaction,
     source: &LockedSource,
     job: &UnsettledJob,
     order: &Order<'_>,
-) -> Result<(), StoreError> {
+) -> Result<Vec<i64>, StoreError> {
     let cutter = JobCutter::new(order.max_chunks_per_job, Vec::new());
     let pieces = plan(tx, source, Wanted::pending(vec![job.range()]), cutter).await?;
     let Some((first, others)) = pieces
         .split_first()
         .filter(|(_, others)| !others.is_empty())
     else {
-        return Ok(());
+        return Ok(Vec::new());
     };
     sqlx::query(
         "-- store::content::divide
@@ -385,6 +465,5 @@ async fn divide(
         run_at: Some(job.run_at),
         ..*order
     };
-    queue_jobs(tx, source, others, &order).await?;
-    Ok(())
+    queue_jobs(tx, source, others, &order).await
 }

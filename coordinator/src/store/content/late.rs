@@ -1,7 +1,7 @@
 //! Writes that expected another revision of their source.
 
 use super::{ContentWrite, Written};
-use crate::store::{StoreError, sources::source_in};
+use crate::store::StoreError;
 
 impl ContentWrite<'_> {
     /// Fails as soon as a write that came late would change an item.
@@ -22,12 +22,7 @@ impl ContentWrite<'_> {
         if would_change {
             return Err(self.is_late());
         }
-        let state = source_in(&mut self.tx, &self.write.key).await?;
-        self.tx.commit().await?;
-        Ok(Written {
-            change: self.change,
-            changed: false,
-            state,
-        })
+        let source = self.stored_source().await?;
+        self.answer(source, false, &[]).await
     }
 }

@@ -29,6 +29,7 @@ pub(super) async fn apply_missing(
     pool: &PgPool,
     migrator: &Migrator,
 ) -> Result<(), MigrateError> {
+    set_patience(connection, LOCK_PATIENCE).await?;
     let table = &migrator.table_name;
     connection.ensure_migrations_table(table).await?;
     let applied = connection.list_applied_migrations(table).await?;
@@ -65,7 +66,6 @@ async fn apply(
     table: &str,
     step: &Migration,
 ) -> Result<(), MigrateError> {
-    set_patience(connection, LOCK_PATIENCE).await?;
     if !step.no_tx {
         connection.apply(table, step).await?;
         return Ok(());
