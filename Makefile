@@ -10,7 +10,7 @@ MINUTES ?= 5
 SECONDS ?= 600
 
 .PHONY: help demo test test-browser test-embedders test-alerts test-tracing examples chart chart-write images-smoke \
-	test-keda bench bench-local test-families bench-autoscaling bench-embedders bench-tracing bench-watch bench-lists chaos fuzz deny runtime build
+	test-keda bench bench-local test-families bench-autoscaling bench-embedders bench-tracing bench-watch bench-lists scale chaos fuzz deny runtime build
 
 help:
 	@echo 'make demo [SPEC=file]            embed a document with everything local, watch it, search it'
@@ -23,6 +23,7 @@ help:
 	@echo 'make images-smoke                build the images and run them (needs root on Debian; gets buildah)'
 	@echo 'make chart                       check the Helm chart (gets its tools, with Go and pip)'
 	@echo 'make bench [BENCH_RUNS=n]        measure the queue beside the limits of its Postgres (an hour)'
+	@echo 'make scale [SCALE_CHUNKS=n]      measure what large sources, long queues and locks cost (half an hour)'
 	@echo 'make test-keda                   ask the coordinator as KEDA does, in its own contract (needs Go)'
 	@echo 'make bench-embedders             count calls and time where texts are bad, calls rationed, sources small, servers out'
 	@echo 'make bench-local                 compare the local model with ONNX Runtime (got by pip)'
@@ -72,6 +73,11 @@ test-families:
 	@PYTHON='$(PYTHON)' WEIR_TEST_EMBEDDERS=infinity tests/embedders/prepare .runtime-embedders
 	$(CARGO) build -p weir-bert --example embed
 	@.runtime-embedders/infinity/bin/python tests/bench/local/families.py $(BIN)/examples/embed .runtime-embedders/families
+
+# The programs as they are shipped, beside sources and queues that are large. SCALE_ONLY names a part.
+scale: runtime
+	$(CARGO) build --release --workspace --bins
+	BENCH_COMMIT="$$(git describe --always --dirty)" $(TARGET)/release/weir-scale --json $(TARGET)/scale.json
 
 # The programs as they are shipped, and an embedder that takes no time. BENCH_ONLY names a part, BENCH_CHUNKS and
 # BENCH_HISTORY say how much; the figures also go to $(TARGET)/bench.json.

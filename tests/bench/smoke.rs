@@ -1,10 +1,7 @@
 //! Sees that `make bench` still runs: one small run of everything, with the
 //! programs of this build. What it measures means nothing.
 
-use std::{fs, process::Command};
-
-use serde_json::Value;
-use weir_tests::cluster::binary;
+use weir_tests::bench::smoke;
 
 /// A figure of each part of the benchmark.
 const FIGURES: [&str; 8] = [
@@ -20,24 +17,6 @@ const FIGURES: [&str; 8] = [
 
 #[test]
 fn a_small_run_measures_everything() {
-    let folder = tempfile::tempdir().unwrap();
-    let json = folder.path().join("bench.json");
-    let output = Command::new(binary("weir-bench"))
-        .args(["--smoke", "--commit=smoke", "--json"])
-        .arg(&json)
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{output:?}");
-    let report: Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
-    assert_eq!(report["commit"], "smoke");
+    let report = smoke("weir-bench", &FIGURES);
     assert_eq!(report["circumstances"]["fsync"], "on");
-    let figures = report["figures"].as_array().unwrap();
-    for name in FIGURES {
-        let figure = figures.iter().find(|figure| figure["name"] == name);
-        let median = figure.and_then(|figure| figure["median"].as_f64());
-        assert!(
-            median.is_some_and(|median| median > 0.0),
-            "{name}: {figure:?}"
-        );
-    }
 }

@@ -180,6 +180,7 @@ pub fn claim_request() -> v1::ClaimJobRequest {
         models: vec![MODEL.to_owned()],
         max_jobs: 1,
         max_chunks: 0,
+        busy_with: Vec::new(),
         wait: None,
     }
 }

@@ -10,15 +10,18 @@
     clippy::panic,
     clippy::missing_panics_doc,
     clippy::print_stderr,
+    clippy::print_stdout,
     reason = "a harness fails the test that uses it, and tells what its processes said"
 )]
 
+pub mod bench;
 pub mod certificates;
 pub mod clients;
 pub mod cluster;
 pub mod collector;
 pub mod embedder;
 pub mod invariants;
+pub mod pair;
 pub mod pgproxy;
 pub mod postgres;
 pub mod proxy;

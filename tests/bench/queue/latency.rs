@@ -7,14 +7,17 @@ use sqlx::AssertSqlSafe;
 use tokio::{task::JoinSet, time::sleep_until};
 use tonic::transport::Channel;
 use weir_proto::v1::{self, worker_service_client::WorkerServiceClient};
-use weir_tests::{clients::seconds, cluster::MODEL};
-
-use crate::{
-    report::{Report, percentile},
-    scenarios::{Scale, put},
-    stage::{Cpu, Server, Stage},
-    statements,
+use weir_tests::{
+    bench::{
+        report::{Report, percentile},
+        stage::{Cpu, Server, Stage},
+        statements,
+    },
+    clients::seconds,
+    cluster::MODEL,
 };
+
+use crate::scenarios::{Scale, put};
 
 /// Sources a second that are put at a steady rate, whatever becomes of them.
 const RATE: u32 = 500;
@@ -111,21 +114,29 @@ pub(crate) async fn history(
 ) -> anyhow::Result<()> {
     let (stage, source) = without_jobs(server).await?;
     let tenth = scale.history / 10;
-    for (what, state, more) in [
-        ("nothing else".to_owned(), "succeeded", 0),
-        (format!("{tenth} finished"), "succeeded", tenth),
+    let many = scale.namespaces;
+    for (what, state, more, namespaces) in [
+        ("nothing else".to_owned(), "succeeded", 0, 1),
+        (format!("{tenth} finished"), "succeeded", tenth, 1),
         (
             format!("{} finished", scale.history),
             "succeeded",
             scale.history - tenth,
+            1,
         ),
-        (format!("these and {tenth} queued"), "queued", tenth),
+        (format!("these and {tenth} queued"), "queued", tenth, 1),
+        (
+            format!("these and {tenth} queued among {many} namespaces"),
+            "queued",
+            tenth,
+            many,
+        ),
     ] {
-        jobs(&stage, source, state, more).await?;
+        jobs(&stage, source, state, more, namespaces).await?;
         sqlx::query("VACUUM ANALYZE weir.jobs")
             .execute(stage.pool())
             .await?;
-        jobs(&stage, source, "queued", scale.claims).await?;
+        jobs(&stage, source, "queued", scale.claims, 1).await?;
         let took = claims(&stage, scale.claims).await?;
         for (name, part) in [("p50", 0.5), ("p99", 0.99)] {
             report.note(
@@ -149,7 +160,7 @@ pub(crate) async fn snapshots(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let (stage, source) = without_jobs(server).await?;
-    jobs(&stage, source, "queued", scale.pinned + scale.claims).await?;
+    jobs(&stage, source, "queued", scale.pinned + scale.claims, 1).await?;
     sqlx::query("VACUUM ANALYZE weir.jobs")
         .execute(stage.pool())
         .await?;
@@ -202,19 +213,26 @@ async fn without_jobs(server: &Server) -> anyhow::Result<(Stage, i64)> {
     Ok((stage, source))
 }
 
-/// Makes jobs in a state.
-async fn jobs(to: &Stage, source: i64, state: &str, how_many: usize) -> sqlx::Result<()> {
+/// Makes jobs in a state, of so many namespaces in turn.
+async fn jobs(
+    to: &Stage,
+    source: i64,
+    state: &str,
+    how_many: usize,
+    namespaces: usize,
+) -> sqlx::Result<()> {
     sqlx::query(
         "INSERT INTO weir.jobs (source_id, namespace, source, model, revision, trigger, first_item_id, last_item_id,
                                 chunks_total, chunks_done, state, settled, finished_at)
-         SELECT $1, 'default', 'of-all', $2, 1, 'write', 'a', 'z', 1, CASE WHEN $3 = 'succeeded' THEN 1 ELSE 0 END, $3,
+         SELECT $1, CASE WHEN $5 > 1 THEN 'namespace-' || n % $5 ELSE 'default' END, 'of-all', $2, 1, 'write', 'a', 'z', 1, CASE WHEN $3 = 'succeeded' THEN 1 ELSE 0 END, $3,
                 $3 = 'succeeded', CASE WHEN $3 = 'succeeded' THEN now() END
-         FROM generate_series(1, $4)",
+         FROM generate_series(1, $4) n",
     )
     .bind(source)
     .bind(MODEL)
     .bind(state)
     .bind(how_many as i32)
+    .bind(namespaces as i32)
     .execute(to.pool())
     .await?;
     Ok(())
@@ -242,6 +260,7 @@ fn request(worker_id: String, wait: i64) -> v1::ClaimJobRequest {
         models: vec![MODEL.to_owned()],
         max_jobs: 1,
         max_chunks: 0,
+        busy_with: Vec::new(),
         wait: Some(seconds(wait)),
     }
 }

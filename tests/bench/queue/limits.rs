@@ -7,7 +7,7 @@ use pgvector::Vector;
 use sqlx::{PgConnection, PgPool, postgres::PgPoolCopyExt as _};
 use tokio::time::Duration;
 
-use crate::{report::Report, stub};
+use weir_tests::bench::{report::Report, stub};
 
 /// Rows in a statement of the upsert: what a batch of Weir has at the most.
 const BATCH: usize = 256;

@@ -7,23 +7,23 @@
 
 #![expect(
     clippy::print_stdout,
-    clippy::expect_used,
-    reason = "a program that prints what it measured, and ends where it cannot go on"
+    reason = "a program that prints what it measured"
 )]
 
 mod latency;
 mod limits;
-mod report;
 mod scenarios;
-mod stage;
-mod statements;
-mod stub;
 
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use weir_tests::bench::{
+    report::Report,
+    stage::{self, Server},
+    stub,
+};
 
-use self::{report::Report, scenarios::Scale, stage::Server};
+use self::scenarios::Scale;
 
 /// Measures the queue.
 #[derive(Debug, Parser)]
@@ -49,7 +49,7 @@ struct Args {
     #[arg(long, env = "BENCH_STATEMENTS")]
     statements: bool,
     /// A setting of the server, `name=value`, beside or instead of the usual ones.
-    #[arg(long, value_parser = setting)]
+    #[arg(long, value_parser = stage::setting)]
     set: Vec<(String, String)>,
     /// What was measured, for the JSON.
     #[arg(long, env = "BENCH_COMMIT", default_value = "unknown")]
@@ -105,11 +105,6 @@ async fn main() -> anyhow::Result<()> {
         std::fs::write(path, report.to_json(&args.commit, &circumstances))?;
     }
     Ok(())
-}
-
-fn setting(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once('=').ok_or("must be name=value")?;
-    Ok((name.to_owned(), value.to_owned()))
 }
 
 #[expect(

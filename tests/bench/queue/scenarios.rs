@@ -8,14 +8,16 @@ use std::{
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use tonic::transport::Channel;
 use weir_proto::v1::{self, source_service_client::SourceServiceClient};
-use weir_tests::clients::{item, put_items};
-
-use crate::{
-    latency, limits,
-    report::Report,
-    stage::{Cpu, Server, Stage},
-    statements,
+use weir_tests::{
+    bench::{
+        report::Report,
+        stage::{Cpu, Server, Stage},
+        statements,
+    },
+    clients::{item, put_items},
 };
+
+use crate::{latency, limits};
 
 /// How much is measured.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +31,8 @@ pub(crate) struct Scale {
     pub(crate) arrivals: usize,
     /// Jobs in a long history; ten times those in a long queue.
     pub(crate) history: usize,
+    /// Namespaces among which a long queue is.
+    pub(crate) namespaces: usize,
     /// Claims that are timed.
     pub(crate) claims: usize,
     /// Claims that are made beside long snapshots.
@@ -50,6 +54,7 @@ impl Scale {
             jobs: (chunks / 5).max(1),
             arrivals: 5_000,
             history,
+            namespaces: 1_000,
             claims: 3_000,
             pinned: 30_000,
             idle_workers: 1_000,
@@ -66,6 +71,7 @@ impl Scale {
             jobs: 60,
             arrivals: 20,
             history: 500,
+            namespaces: 10,
             claims: 30,
             pinned: 20,
             idle_workers: 5,

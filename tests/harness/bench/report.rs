@@ -5,13 +5,15 @@ use std::{collections::HashMap, fmt};
 use serde_json::json;
 
 /// What was measured, in the order it was first measured in.
-pub(crate) struct Report {
+#[derive(Debug, Default)]
+pub struct Report {
     order: Vec<(String, &'static str)>,
     values: HashMap<String, Vec<f64>>,
 }
 
 impl Report {
-    pub(crate) fn new() -> Self {
+    /// Nothing yet.
+    pub fn new() -> Self {
         Self {
             order: Vec::new(),
             values: HashMap::new(),
@@ -19,7 +21,7 @@ impl Report {
     }
 
     /// Notes one value of a figure.
-    pub(crate) fn note(&mut self, name: impl Into<String>, unit: &'static str, value: f64) {
+    pub fn note(&mut self, name: impl Into<String>, unit: &'static str, value: f64) {
         let name = name.into();
         if !self.values.contains_key(&name) {
             self.order.push((name.clone(), unit));
@@ -28,7 +30,7 @@ impl Report {
     }
 
     /// All values, with what was measured and where.
-    pub(crate) fn to_json(&self, commit: &str, circumstances: &[(String, String)]) -> String {
+    pub fn to_json(&self, commit: &str, circumstances: &[(String, String)]) -> String {
         let circumstances: HashMap<_, _> = circumstances.iter().cloned().collect();
         let figures = self.order.iter().map(|(name, unit)| {
             let values = &self.values[name];
@@ -40,12 +42,12 @@ impl Report {
 }
 
 /// The middle of some values.
-pub(crate) fn median(values: &[f64]) -> f64 {
+pub fn median(values: &[f64]) -> f64 {
     percentile(values, 0.5)
 }
 
 /// The value that this part of them does not exceed.
-pub(crate) fn percentile(values: &[f64], part: f64) -> f64 {
+pub fn percentile(values: &[f64], part: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let place = ((sorted.len() as f64 * part).ceil() as usize).clamp(1, sorted.len().max(1));

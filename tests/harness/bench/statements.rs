@@ -6,7 +6,7 @@ use sqlx::PgPool;
 const SHOWN: i32 = 14;
 
 /// Begins to count.
-pub(crate) async fn begin(pool: &PgPool) {
+pub async fn begin(pool: &PgPool) {
     for sql in [
         "CREATE EXTENSION IF NOT EXISTS pg_stat_statements",
         "SELECT pg_stat_statements_reset()",
@@ -19,7 +19,7 @@ pub(crate) async fn begin(pool: &PgPool) {
 }
 
 /// Prints what took the most time since.
-pub(crate) async fn print(pool: &PgPool, what: &str, chunks: f64) {
+pub async fn print(pool: &PgPool, what: &str, chunks: f64) {
     let statements: Vec<(String, i64, i64, f64, f64, i64, f64)> = sqlx::query_as(
         "SELECT left(regexp_replace(query, '\\s+', ' ', 'g'), 60), calls, plans, total_exec_time, total_plan_time,
                 rows, wal_bytes::float8

@@ -2,18 +2,18 @@
 
 use std::{env, fs, process::Stdio, time::Duration};
 
+use crate::{
+    cluster::Coordinator,
+    postgres::{TestDatabase, runtime_dir},
+};
 use sqlx::{AssertSqlSafe, PgPool};
 use tokio::process::{Child, Command};
 use weir_cli::{
     child::{Signal, die_with_parent},
     postgres::{EmbeddedPostgres, Options},
 };
-use weir_tests::{
-    cluster::Coordinator,
-    postgres::{TestDatabase, runtime_dir},
-};
 
-use crate::report::Report;
+use super::report::Report;
 
 /// Settings of the server: it waits for the disk with each commit, as one does
 /// that is not to lose anything.
@@ -35,8 +35,14 @@ const WORKER: [&str; 3] = [
     "--batch-tokens=1000000",
 ];
 
+/// A setting as it is given, `name=value`.
+pub fn setting(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("must be name=value")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
 /// The usual settings of the server, with others beside or instead of them.
-pub(crate) fn settings(others: &[(String, String)]) -> Vec<(String, String)> {
+pub fn settings(others: &[(String, String)]) -> Vec<(String, String)> {
     let usual = SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let usual = usual
         .into_iter()
@@ -45,7 +51,7 @@ pub(crate) fn settings(others: &[(String, String)]) -> Vec<(String, String)> {
 }
 
 /// The machine and the settings of the server.
-pub(crate) fn circumstances(settings: &[(String, String)]) -> Vec<(String, String)> {
+pub fn circumstances(settings: &[(String, String)]) -> Vec<(String, String)> {
     let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let cpu = cpus
         .lines()
@@ -60,14 +66,16 @@ pub(crate) fn circumstances(settings: &[(String, String)]) -> Vec<(String, Strin
 }
 
 /// A Postgres of the benchmark's own.
-pub(crate) struct Server {
+#[derive(Debug)]
+pub struct Server {
     server: EmbeddedPostgres,
     /// Whether it counts its statements.
-    pub(crate) statements: bool,
+    pub statements: bool,
 }
 
 impl Server {
-    pub(crate) fn start(settings: &[(String, String)], statements: bool) -> Self {
+    /// Starts it with these settings, to count its statements or not.
+    pub fn start(settings: &[(String, String)], statements: bool) -> Self {
         let counting = [
             ("shared_preload_libraries", "pg_stat_statements"),
             ("pg_stat_statements.track_planning", "on"),
@@ -87,12 +95,12 @@ impl Server {
     }
 
     /// An empty database on it.
-    pub(crate) async fn database(&self) -> TestDatabase {
+    pub async fn database(&self) -> TestDatabase {
         TestDatabase::create_at(&self.server.url()).await
     }
 
     /// CPU time of all its processes, those that ended included.
-    pub(crate) fn cpu(&self) -> Duration {
+    pub fn cpu(&self) -> Duration {
         let parent = self.server.pid().expect("the server runs");
         let mut ticks = stat(parent).map_or(0, |stat| stat.own + stat.waited_for);
         for pid in fs::read_dir("/proc").expect("Linux").flatten() {
@@ -106,14 +114,18 @@ impl Server {
 }
 
 /// A coordinator with an empty database.
-pub(crate) struct Stage {
-    pub(crate) database: TestDatabase,
-    pub(crate) coordinator: Coordinator,
+#[derive(Debug)]
+pub struct Stage {
+    /// The database.
+    pub database: TestDatabase,
+    /// The coordinator.
+    pub coordinator: Coordinator,
     workers: Vec<Child>,
 }
 
 impl Stage {
-    pub(crate) async fn set(server: &Server, environment: &[(&str, &str)]) -> Self {
+    /// Starts a coordinator with these variables on an empty database.
+    pub async fn set(server: &Server, environment: &[(&str, &str)]) -> Self {
         let database = server.database().await;
         let quiet = [("WEIR_LOG", "warn,weir_coordinator::server=info")];
         let environment = [&quiet, environment].concat();
@@ -125,13 +137,14 @@ impl Stage {
         }
     }
 
-    pub(crate) fn pool(&self) -> &PgPool {
+    /// Connections to the database.
+    pub fn pool(&self) -> &PgPool {
         self.database.pool()
     }
 
     /// Starts a worker whose embedder makes such vectors in this time. `flags`
     /// go beyond the settings that all have.
-    pub(crate) fn worker(&mut self, dimension: usize, delay: Duration, flags: &[&str]) {
+    pub fn worker(&mut self, dimension: usize, delay: Duration, flags: &[&str]) {
         let mut command = std::process::Command::new(env::current_exe().expect("a program"));
         command
             .args(["worker", "--dimension", &dimension.to_string()])
@@ -150,7 +163,7 @@ impl Stage {
     }
 
     /// CPU time and peak memory of the coordinator, and of all workers.
-    pub(crate) fn usage(&self) -> (Usage, Usage) {
+    pub fn usage(&self) -> (Usage, Usage) {
         let coordinator = usage(self.coordinator.process.pid());
         let workers = self.workers.iter().filter_map(Child::id).map(usage);
         let workers = workers.fold(Usage::default(), |sum, one| Usage {
@@ -161,7 +174,7 @@ impl Stage {
     }
 
     /// One number of the database.
-    pub(crate) async fn ask(&self, sql: impl Into<String>) -> f64 {
+    pub async fn ask(&self, sql: impl Into<String>) -> f64 {
         let sql = AssertSqlSafe(format!("SELECT ({})::float8", sql.into()));
         let answer: Option<f64> = sqlx::query_scalar(sql)
             .fetch_one(self.pool())
@@ -171,7 +184,7 @@ impl Stage {
     }
 
     /// Waits until no job is open. Asks rarely: the question costs time, too.
-    pub(crate) async fn done(&self) {
+    pub async fn done(&self) {
         while self
             .ask("SELECT count(*) FROM weir.jobs WHERE state IN ('queued', 'running')")
             .await
@@ -183,14 +196,16 @@ impl Stage {
 }
 
 /// CPU time that each part had used at some moment.
-pub(crate) struct Cpu {
+#[derive(Debug)]
+pub struct Cpu {
     postgres: Duration,
     coordinator: Duration,
     workers: Duration,
 }
 
 impl Cpu {
-    pub(crate) fn of(server: &Server, stage: &Stage) -> Self {
+    /// What they have used by now.
+    pub fn of(server: &Server, stage: &Stage) -> Self {
         let (coordinator, workers) = stage.usage();
         Self {
             postgres: server.cpu(),
@@ -200,7 +215,7 @@ impl Cpu {
     }
 
     /// Notes what each has used since, by one of so many pieces of work.
-    pub(crate) fn note_since(
+    pub fn note_since(
         &self,
         server: &Server,
         stage: &Stage,
@@ -222,9 +237,11 @@ impl Cpu {
 
 /// What a process used.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Usage {
-    pub(crate) cpu: Duration,
-    pub(crate) peak_mib: f64,
+pub struct Usage {
+    /// CPU time.
+    pub cpu: Duration,
+    /// Most memory that it had at a time.
+    pub peak_mib: f64,
 }
 
 fn usage(pid: u32) -> Usage {

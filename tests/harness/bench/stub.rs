@@ -2,13 +2,13 @@
 
 use std::{ffi::OsString, sync::Arc, time::Duration};
 
+use crate::cluster::MODEL;
 use async_trait::async_trait;
 use clap::Parser as _;
 use rand::{RngExt as _, SeedableRng as _, rngs::SmallRng};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use weir_embedder::{EmbedError, Embedder, Embedding, Limits, Probe};
-use weir_tests::cluster::MODEL;
 use weir_worker::{Config, Served, telemetry};
 
 /// Vectors that the stub draws from: noise, so that nothing compresses them.
@@ -16,7 +16,7 @@ const VECTORS: usize = 64;
 
 /// How the stub embeds, and what the worker is told besides.
 #[derive(Debug, clap::Args)]
-pub(crate) struct WorkerArgs {
+pub struct WorkerArgs {
     /// Numbers in a vector.
     #[arg(long)]
     dimension: usize,
@@ -58,7 +58,7 @@ impl Embedder for Stub {
 }
 
 /// Noise of a dimension.
-pub(crate) fn vectors(dimension: usize) -> Vec<Vec<f32>> {
+pub fn vectors(dimension: usize) -> Vec<Vec<f32>> {
     let mut random = SmallRng::seed_from_u64(dimension as u64);
     (0..VECTORS)
         .map(|_| {
@@ -70,7 +70,7 @@ pub(crate) fn vectors(dimension: usize) -> Vec<Vec<f32>> {
 }
 
 /// Works until it is told to stop.
-pub(crate) async fn work(args: WorkerArgs) -> anyhow::Result<()> {
+pub async fn work(args: WorkerArgs) -> anyhow::Result<()> {
     let own = [
         OsString::from("weir-worker"),
         "--model".into(),
