@@ -17,7 +17,7 @@ use tonic::{
 };
 use weir_proto::v1::{
     CancelJobRequest, DeleteSourceRequest, ImportOpen, ImportSourceRequest, Item, ItemList, Job,
-    JobState, PatchSourceRequest, PutSourceRequest, RetryJobRequest, Source, SourceChange,
+    JobState, PatchSourceRequest, PutSourceRequest, RetryJobRequest, SourceChange, WrittenSource,
     import_source_request::Message as Part, job_service_client::JobServiceClient,
     put_source_request::Content as Sent, source_service_client::SourceServiceClient,
 };
@@ -35,6 +35,9 @@ pub(crate) const NAMESPACE: &str = "chaos";
 
 /// Items of a source, at most.
 const ITEMS: usize = 50;
+
+/// Jobs of a source that are remembered, to be cancelled perhaps.
+const REMEMBERED: usize = 20;
 
 /// How long a client waits for an answer.
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -325,7 +328,7 @@ impl Client {
         &mut self,
         name: &str,
         write: &Write,
-        answer: Answer<(Option<Source>, Option<SourceChange>, Vec<Job>)>,
+        answer: Answer<(Option<WrittenSource>, Option<SourceChange>, Vec<Job>)>,
     ) {
         let kept = self.kept.get_mut(name).expect("it is one of ours");
         match answer {
@@ -352,7 +355,10 @@ impl Client {
                         .find(format!("{name} went from revision {was} to {is}"));
                 }
                 kept.revision = source.revision;
-                kept.jobs = jobs.into_iter().map(|job| job.job_id).collect();
+                // Only those that embed what it changed; older ones may be open still.
+                kept.jobs.extend(jobs.into_iter().map(|job| job.job_id));
+                kept.jobs
+                    .drain(..kept.jobs.len().saturating_sub(REMEMBERED));
                 kept.cancelled.clear();
             }
             Answer::Said(_) => self.journal.find(format!("a write of {name} told nothing")),

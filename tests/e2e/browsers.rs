@@ -16,7 +16,7 @@ use weir_proto::{
 };
 use weir_tests::{
     certificates::{Authority, text_of},
-    clients::{Weir, claim_request, http, put_texts},
+    clients::{Weir, claim_request, http, put_texts, until},
     cluster::{Coordinator, MODEL, Process},
     postgres::TestDatabase,
     tokens::Tokens,
@@ -370,10 +370,12 @@ async fn the_authority_of_a_grpc_call_is_its_host() {
     assert!(health.is_ok(), "{health:?}");
 
     let service = called("weir-coordinator.weir.svc:7400").await;
-    let active = ExternalScalerClient::new(service.clone())
-        .is_active(about)
-        .await;
-    assert!(active.unwrap().into_inner().result);
+    until(async || {
+        let mut scaler = ExternalScalerClient::new(service.clone());
+        let active = scaler.is_active(about.clone()).await;
+        active.unwrap().into_inner().result
+    })
+    .await;
     let claimed = WorkerServiceClient::new(service)
         .claim_job(claim_request())
         .await;

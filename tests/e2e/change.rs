@@ -112,8 +112,9 @@ async fn what_is_written_all_the_time_keeps_nothing_else_from_being_embedded() {
             }],
             ..PatchSourceRequest::default()
         };
-        let patched = sources.patch_source(patch).await.unwrap().into_inner();
-        if patched.source.unwrap().chunks_embedded >= 190 {
+        sources.patch_source(patch).await.unwrap();
+        let source = world.source("hot").await.source.unwrap();
+        if source.chunks_embedded >= 190 {
             break;
         }
     }

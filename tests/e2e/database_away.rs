@@ -100,6 +100,7 @@ fn claim(wait_seconds: i64) -> ClaimJobRequest {
         models: vec![MODEL.into()],
         max_jobs: 1,
         max_chunks: 0,
+        busy_with: Vec::new(),
         wait: Some(prost_types::Duration {
             seconds: wait_seconds,
             nanos: 0,

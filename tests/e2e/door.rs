@@ -724,7 +724,7 @@ async fn bad_claims_and_renewals_are_refused() {
     type Change = fn(&mut v1::ClaimJobRequest);
     let weir = Weir::start().await;
     weir.put("source", &["one"]).await;
-    let cases: [(Change, &str, &str); 10] = [
+    let cases: [(Change, &str, &str); 12] = [
         (|c| c.models.clear(), "models", "1 to 100"),
         (
             |c| c.models = vec!["fake".to_owned(); 101],
@@ -747,6 +747,16 @@ async fn bad_claims_and_renewals_are_refused() {
         (|c| c.max_jobs = -1, "max_jobs", "1 to 1000"),
         (|c| c.max_jobs = 1_001, "max_jobs", "1 to 1000"),
         (|c| c.max_chunks = -1, "max_chunks", "must be 0"),
+        (
+            |c| c.busy_with = vec!["a".to_owned(); 1_001],
+            "busy_with",
+            "at most 1000 namespaces",
+        ),
+        (
+            |c| c.busy_with = vec!["a".repeat(64)],
+            "busy_with",
+            "63 characters",
+        ),
     ];
     for (change, field, what) in cases {
         let mut claim = claim_request();

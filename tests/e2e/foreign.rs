@@ -152,6 +152,7 @@ impl Ours {
             ("model", text(&[MODEL])),
             ("models", text(&[MODEL])),
             ("worker_id", text(&["tellworker"])),
+            ("busy_with", text(&[THEIRS])),
             ("item_id", text(&["tellitem0"])),
             ("delete_item_ids", text(&["tellitem1"])),
             ("text", text(&["words"])),

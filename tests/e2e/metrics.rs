@@ -303,10 +303,12 @@ async fn an_embedder_that_fails_and_who_waits_are_seen() {
     };
     let mut watching = jobs.watch_source(watch).await.unwrap().into_inner();
     watching.message().await.unwrap().unwrap();
+    let pending = "weir_queue_chunks_pending{namespace=\"default\",model=\"fake\"}";
+    // What is told of the queue may be a second old.
+    until(async || Page::of(&url).await.value(pending) > 0.5).await;
     let page = Page::of(&url).await;
     let watchers = "weir_rpcs_open{method=\"JobService/WatchSource\"}";
     page.is(watchers, 1.0);
-    let pending = "weir_queue_chunks_pending{namespace=\"default\",model=\"fake\"}";
     page.is(pending, 20.0);
     page.is(
         "weir_queue_jobs{namespace=\"default\",model=\"fake\",state=\"ready\"}",

@@ -100,6 +100,7 @@ async fn a_coordinator_ends_in_order_with_calls_under_way() {
         models: vec!["fake".into()],
         max_jobs: 1,
         max_chunks: 0,
+        busy_with: Vec::new(),
         wait: Some(prost_types::Duration {
             seconds: 60,
             nanos: 0,

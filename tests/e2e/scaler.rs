@@ -208,6 +208,7 @@ async fn a_pool_without_workers_is_woken_by_its_first_job() {
 async fn a_pool_whose_work_is_done_goes_to_sleep() {
     let weir = Weir::with(&[("WEIR_POLL_INTERVAL", "50ms")]).await;
     weir.put("notes", &["a"]).await;
+    pends(&weir, &[("models", MODEL)], 1).await;
     let mut told = stream(&weir).await;
     assert_eq!(next(&mut told).await.ok(), Some(true));
     let lease = weir.claim().await;
@@ -234,8 +235,11 @@ async fn what_the_chart_tells_keda_is_understood() {
     let spec = scaler(&weir).get_metric_spec(scaled.clone()).await.unwrap();
     assert_eq!(spec.into_inner().metric_specs[0].target_size, 20_000);
     put_in(&weir, "depot", &["a"]).await;
-    let active = scaler(&weir).is_active(scaled).await.unwrap();
-    assert!(active.into_inner().result);
+    until(async || {
+        let active = scaler(&weir).is_active(scaled.clone()).await;
+        active.unwrap().into_inner().result
+    })
+    .await;
 }
 
 #[tokio::test]

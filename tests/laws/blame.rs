@@ -127,3 +127,25 @@ async fn law_09_an_embedder_that_refuses_everything_rejects_and_charges_nothing(
     let history = world.history(job_id).await;
     assert!(history.iter().all(|was| was.attempt == 0), "{history:?}");
 }
+
+#[tokio::test]
+async fn law_09_a_call_that_is_lost_is_sent_again_and_charged_to_nobody() {
+    let world = World::start(&BRISK).await;
+    // No call of this test may last as long as the time that a slow embedder is given.
+    let settings = [("WEIR_BATCH_SIZE", "4"), ("WEIR_EMBED_TIMEOUT", "10m")];
+    let _worker = Worker::spawn(&world.coordinator.url(), &world.embedder.url(), &settings);
+    // The worker learns how long calls take.
+    let put = world.put_items("source", items(0..4, "text")).await;
+    world.succeeded(put.jobs[0].job_id).await;
+    let lost = AtomicBool::new(false);
+    world.embedder.rule(move |texts| {
+        let is_lost = is_work(texts) && !lost.swap(true, Ordering::Relaxed);
+        is_lost.then_some(Rude::Hang)
+    });
+    let put = world.put_items("source", items(0..10, "other text")).await;
+    let job_id = put.jobs[0].job_id;
+    let job = world.succeeded(job_id).await;
+    assert_eq!((job.epoch, job.attempt), (1, 0), "{job:?}");
+    assert_eq!(job.chunks_rejected, 0, "{job:?}");
+    world.assert_exact("source").await;
+}

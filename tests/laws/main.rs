@@ -17,6 +17,7 @@ mod once;
 mod overlap;
 mod progress;
 mod renewal;
+mod shares;
 mod silence;
 mod state;
 mod words;
