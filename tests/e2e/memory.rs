@@ -1,6 +1,7 @@
 //! The memory of a coordinator to which very much is sent at once.
 
 mod bodies;
+mod imports;
 
 use std::{
     fs,

@@ -36,7 +36,7 @@ use weir_proto::{
     v1::FILE_DESCRIPTOR_SET,
 };
 
-pub(super) use self::reader::Reader;
+pub(super) use self::reader::{Reader, in_time};
 use super::{
     content,
     error::invalid_field,

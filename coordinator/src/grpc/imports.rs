@@ -1,5 +1,7 @@
 //! Imports: content that comes in many messages.
 
+use std::time::Duration;
+
 use tonic::{Status, Streaming};
 use weir_proto::{
     limits::{MAX_CLIENT_MESSAGE_BYTES, MAX_ITEM_TEXT_BYTES},
@@ -8,6 +10,7 @@ use weir_proto::{
 
 use super::{
     Services,
+    admission::in_time,
     content::{self, in_background},
     error::{invalid_field, unreadable},
     memory::Hold,
@@ -26,8 +29,14 @@ use crate::{
 /// whole.
 const MAX_DOCUMENT_BYTES: usize = MAX_CLIENT_MESSAGE_BYTES;
 
-/// Memory for a document on its way is taken in steps of so many bytes.
-const STEP_BYTES: usize = 8 << 20;
+/// Memory for a document on its way is taken by doubling, as its buffer grows:
+/// the first of it, and up to so much.
+const FIRST_BYTES: usize = 8 << 10;
+const DOUBLED_BYTES: usize = 2 << 20;
+
+/// And from there in steps of so many bytes, which are those of large calls. The
+/// largest document is four of them.
+const STEP_BYTES: usize = (MAX_DOCUMENT_BYTES - DOUBLED_BYTES) / 4;
 
 /// Longest line of JSON Lines: the longest text, each of its bytes escaped, is
 /// longer still, but nobody writes one so.
@@ -75,12 +84,13 @@ impl Sources {
         self.staged(write, async |staged| {
             let (mut lines, mut rest) = (Lines::default(), Gathered::new(self, MAX_LINE_BYTES));
             loop {
-                let part = document_part(stream).await?;
+                let part = rest.next(stream).await?;
                 let is_last = part.is_none();
                 let ends_line = part.as_ref().is_none_or(|part| part.contains(&b'\n'));
                 rest.push(part.unwrap_or_default(), "the line")?;
                 if ends_line {
-                    let mut text = rest.take();
+                    // Held until what was gathered is stored.
+                    let (mut text, _held) = rest.take();
                     let end = text.iter().rposition(|byte| *byte == b'\n');
                     let begun = if is_last {
                         Vec::new()
@@ -147,10 +157,10 @@ impl Sources {
         stream: &mut Streaming<v1::ImportSourceRequest>,
     ) -> Result<(Vec<u8>, Vec<Hold>), Status> {
         let mut document = Gathered::new(self, MAX_DOCUMENT_BYTES);
-        while let Some(part) = document_part(stream).await? {
+        while let Some(part) = document.next(stream).await? {
             document.push(part, "the document")?;
         }
-        Ok((document.bytes, document.held))
+        Ok(document.take())
     }
 }
 
@@ -174,6 +184,10 @@ struct Gathered<'a> {
     most: usize,
     bytes: Vec<u8>,
     held: Vec<Hold>,
+    /// For how many bytes memory is held.
+    room: usize,
+    /// For how long more of them was waited for.
+    waited: Duration,
 }
 
 impl<'a> Gathered<'a> {
@@ -183,23 +197,39 @@ impl<'a> Gathered<'a> {
             most,
             bytes: Vec::new(),
             held: Vec::new(),
+            room: 0,
+            waited: Duration::ZERO,
         }
     }
 
-    /// Adds some bytes. Who gathers them holds the memory of a message, and so
-    /// waits for no more.
+    /// The next part of a document. Until it comes the bytes before it are in
+    /// memory that is taken here, for that of the message which brought them is
+    /// given back. Who gathers them holds the memory of a message, and so waits
+    /// for no more.
+    async fn next(
+        &mut self,
+        stream: &mut Streaming<v1::ImportSourceRequest>,
+    ) -> Result<Option<Vec<u8>>, Status> {
+        while self.room < self.bytes.len() {
+            let step = if self.room < DOUBLED_BYTES {
+                self.room.max(FIRST_BYTES)
+            } else {
+                STEP_BYTES
+            };
+            self.held.push(self.services.memory.to_receive_more(step)?);
+            self.room += step;
+        }
+        let part = document_part(stream);
+        in_time(part, self.bytes.len(), &mut self.waited, &self.held).await?
+    }
+
+    /// Adds some bytes.
     fn push(&mut self, bytes: Vec<u8>, what: &str) -> Result<(), Status> {
-        let len = self.bytes.len() + bytes.len();
-        if len > self.most {
+        if self.bytes.len() + bytes.len() > self.most {
             return Err(Status::resource_exhausted(format!(
                 "{what} is larger than {} bytes; import its items instead",
                 self.most
             )));
-        }
-        // The first step is in the memory of the message that brought it.
-        while len > STEP_BYTES / 8 + self.held.len() * STEP_BYTES {
-            self.held
-                .push(self.services.memory.to_receive_more(STEP_BYTES)?);
         }
         if self.bytes.is_empty() {
             self.bytes = bytes;
@@ -209,9 +239,14 @@ impl<'a> Gathered<'a> {
         Ok(())
     }
 
-    fn take(&mut self) -> Vec<u8> {
-        self.held.clear();
-        std::mem::take(&mut self.bytes)
+    /// What was gathered, and the memory that it is in. Nothing is gathered
+    /// afterwards.
+    fn take(&mut self) -> (Vec<u8>, Vec<Hold>) {
+        (self.room, self.waited) = (0, Duration::ZERO);
+        (
+            std::mem::take(&mut self.bytes),
+            std::mem::take(&mut self.held),
+        )
     }
 }
 

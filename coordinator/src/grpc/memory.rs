@@ -12,7 +12,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -20,7 +20,7 @@ use std::{
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -48,6 +48,10 @@ const WAIT: Duration = Duration::from_secs(20);
 /// When one that was refused may come again.
 const COME_AGAIN: Duration = Duration::from_secs(1);
 
+/// How long memory is wanted by one that was refused: so long that whoever
+/// holds it sees that, who looks every second.
+const WANTED_FOR: Duration = Duration::from_secs(2);
+
 /// The memory of one coordinator that calls share.
 #[derive(Debug, Clone)]
 pub(crate) struct Memory {
@@ -72,13 +76,16 @@ impl Memory {
     }
 
     /// As [`Self::to_receive`], for whoever holds memory already and must not
-    /// wait for more.
+    /// wait for more. One that is refused counts as one that waits for a while.
     pub(crate) fn to_receive_more(&self, bytes: usize) -> Result<Hold, Status> {
         let Some((lane, permits)) = lane(&self.receiving, bytes) else {
             return Ok(Hold::nothing());
         };
         let permit = lane.free.clone().try_acquire_many_owned(permits);
-        permit.map(|permit| lane.hold(permit)).map_err(|_| busy())
+        permit.map(|permit| lane.hold(permit)).map_err(|_| {
+            lane.wanted.refuse();
+            busy()
+        })
     }
 
     /// Takes memory to work on a message. Waits for it; a call that waited long
@@ -96,7 +103,7 @@ struct Lane {
     largest: usize,
     all: u32,
     free: Arc<Semaphore>,
-    waiting: Arc<AtomicUsize>,
+    wanted: Arc<Wanted>,
 }
 
 impl Lane {
@@ -106,44 +113,63 @@ impl Lane {
             largest,
             all: u32::try_from(all).unwrap_or(u32::MAX),
             free: Arc::new(Semaphore::new(all)),
-            waiting: Arc::default(),
+            wanted: Arc::default(),
         }
     }
 
     fn hold(&self, permit: OwnedSemaphorePermit) -> Hold {
-        Hold(Some((permit, self.waiting.clone())))
+        Hold(Some((permit, self.wanted.clone())))
     }
 }
 
 /// Memory that was taken; given back when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Hold(Option<(OwnedSemaphorePermit, Arc<AtomicUsize>)>);
+pub(crate) struct Hold(Option<(OwnedSemaphorePermit, Arc<Wanted>)>);
 
 impl Hold {
     fn nothing() -> Self {
         Self(None)
     }
 
-    /// Whether others wait for it.
+    /// Whether others wait for it, or were refused it just now.
     pub(crate) fn is_wanted(&self) -> bool {
-        let waiting = self.0.as_ref().map(|(_, waiting)| waiting);
-        waiting.is_some_and(|waiting| waiting.load(Ordering::Relaxed) > 0)
+        self.0.as_ref().is_some_and(|(_, wanted)| wanted.is_now())
+    }
+}
+
+/// Who wants the memory of a lane and has it not.
+#[derive(Debug, Default)]
+struct Wanted {
+    waiting: AtomicUsize,
+    /// When somebody was refused last who could not wait.
+    refused: Mutex<Option<Instant>>,
+}
+
+impl Wanted {
+    fn refuse(&self) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    fn is_now(&self) -> bool {
+        let refused = *self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        self.waiting.load(Ordering::Relaxed) > 0
+            || refused.is_some_and(|at| at.elapsed() < WANTED_FOR)
     }
 }
 
 /// Somebody who waits, for as long as this lives.
-struct Waiting<'a>(&'a AtomicUsize);
+struct Waiting<'a>(&'a Wanted);
 
 impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
+    fn new(wanted: &'a Wanted) -> Self {
+        wanted.waiting.fetch_add(1, Ordering::Relaxed);
+        Self(wanted)
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -162,7 +188,7 @@ async fn take(lanes: &[Lane; 3], bytes: usize, wait: Duration) -> Result<Hold, S
     let Some((lane, permits)) = lane(lanes, bytes) else {
         return Ok(Hold::nothing());
     };
-    let _waiting = Waiting::new(&lane.waiting);
+    let _waiting = Waiting::new(&lane.wanted);
     let permit = timeout(wait, lane.free.clone().acquire_many_owned(permits)).await;
     // It is never closed.
     let permit = permit.map_err(|_| busy())?.map_err(|_| busy())?;
@@ -210,7 +236,7 @@ mod tests {
     #[tokio::test]
     async fn who_waited_long_is_told_when_to_come_again() {
         let memory = Memory::default();
-        let _all = memory.to_receive(64 * MIB).await.unwrap();
+        let all = memory.to_receive(64 * MIB).await.unwrap();
         let status = take(&memory.receiving, 9 * MIB, Duration::ZERO)
             .await
             .unwrap_err();
@@ -219,8 +245,11 @@ mod tests {
             status.get_details_retry_info().unwrap().retry_delay,
             Some(COME_AGAIN)
         );
+        assert!(!all.is_wanted());
         let status = memory.to_receive_more(9 * MIB).unwrap_err();
         assert_eq!(status.code(), Code::Unavailable);
+        // Whoever could not wait wants it all the same.
+        assert!(all.is_wanted());
     }
 
     #[test]

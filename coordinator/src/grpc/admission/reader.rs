@@ -1,6 +1,6 @@
 //! What comes from a client, read as it comes.
 
-use std::time::Duration;
+use std::{future::Future, pin::pin, time::Duration};
 
 use bytes::{Buf as _, Bytes};
 use futures::future::poll_fn;
@@ -73,6 +73,36 @@ impl Reader {
         let mut more = Vec::new();
         self.read(&mut more, 1, Some(held)).await?;
         Ok(more.is_empty())
+    }
+}
+
+/// Waits for what a client sends next, while `held` is held for the `bytes` that
+/// it sent before; `waited` is for how long it was waited for already, and is
+/// brought up to date. One that sends too slowly is refused once others want
+/// that memory.
+pub(in crate::grpc) async fn in_time<T>(
+    next: impl Future<Output = T>,
+    bytes: usize,
+    waited: &mut Duration,
+    held: &[Hold],
+) -> Result<T, Status> {
+    let (began, before) = (Instant::now(), *waited);
+    let mut look = interval_at(began + LOOK_EVERY, LOOK_EVERY);
+    let mut next = pin!(next);
+    loop {
+        tokio::select! {
+            biased;
+            it = &mut next => {
+                *waited = before + began.elapsed();
+                return Ok(it);
+            }
+            _ = look.tick() => {
+                let time = before + began.elapsed();
+                if is_slow(bytes, time) && held.iter().any(Hold::is_wanted) {
+                    return Err(too_slow());
+                }
+            }
+        }
     }
 }
 
