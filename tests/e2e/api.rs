@@ -9,6 +9,10 @@
 use futures::future::join_all;
 use prost::Message as _;
 use prost_types::{FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tonic::{Code, Request};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -78,6 +82,60 @@ async fn reflection_lists_the_services() {
     };
     let file = FileDescriptorProto::decode(files.file_descriptor_proto[0].as_slice()).unwrap();
     assert_eq!(file.name(), "weir/v1/job_service.proto");
+}
+
+#[tokio::test]
+async fn reflection_tells_nothing_where_it_is_closed() {
+    let weir = Weir::with(&[("WEIR_REFLECTION", "false")]).await;
+    let list = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let answer = ServerReflectionClient::new(weir.channel.clone())
+        .server_reflection_info(tokio_stream::iter([list]))
+        .await;
+    let status = match answer {
+        Ok(answers) => answers.into_inner().message().await.unwrap_err(),
+        Err(status) => status,
+    };
+    assert_eq!(status.code(), Code::Unimplemented);
+}
+
+/// The setting of this number that a port tells at the beginning of HTTP/2.
+/// <https://www.rfc-editor.org/rfc/rfc9113#section-6.5>
+async fn http2_setting(weir: &Weir, number: u16) -> u32 {
+    let mut port = TcpStream::connect(weir.coordinator.address())
+        .await
+        .unwrap();
+    // The preface, and settings that are empty.
+    let greeting = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    port.write_all(greeting).await.unwrap();
+    let mut frame = [0; 9];
+    port.read_exact(&mut frame).await.unwrap();
+    assert_eq!(frame[3], 4, "settings come first");
+    let len = u32::from_be_bytes([0, frame[0], frame[1], frame[2]]);
+    let mut settings = vec![0; len as usize];
+    port.read_exact(&mut settings).await.unwrap();
+    let mut settings = settings.chunks_exact(6).map(|it| {
+        let number = u16::from_be_bytes([it[0], it[1]]);
+        (number, u32::from_be_bytes([it[2], it[3], it[4], it[5]]))
+    });
+    settings.find(|(it, _)| *it == number).unwrap().1
+}
+
+#[tokio::test]
+async fn a_connection_has_so_many_calls_and_headers_so_long() {
+    let weir = Weir::with(&[("WEIR_MAX_CALLS_PER_CONNECTION", "7")]).await;
+    assert_eq!(http2_setting(&weir, 3).await, 7, "calls at a time");
+    assert_eq!(http2_setting(&weir, 6).await, 16 << 10, "bytes of headers");
+    let mut jobs = weir.jobs();
+    let mut list = Request::new(v1::ListJobsRequest::default());
+    let long = "x".repeat(20_000).parse().unwrap();
+    list.metadata_mut().insert("long", long);
+    jobs.list_jobs(list).await.unwrap_err();
+    jobs.list_jobs(v1::ListJobsRequest::default())
+        .await
+        .unwrap();
 }
 
 #[tokio::test]

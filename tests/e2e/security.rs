@@ -565,6 +565,32 @@ async fn a_token_that_is_taken_back_ends_its_streams_and_a_new_one_is_good() {
     other.list("").await.unwrap();
 }
 
+#[tokio::test]
+async fn a_token_whose_namespaces_are_changed_ends_its_streams() {
+    let tokens = Tokens::new();
+    let token = tokens.add("shop", "client", &["a"]);
+    let weir = guarded(&tokens).await;
+    let mut client = clients(&weir, Some(&token));
+    let watch = v1::WatchStatusRequest::default();
+    let watch = client.jobs.watch_status(watch).await.unwrap();
+    let mut watch = watch.into_inner();
+    assert!(watch.message().await.unwrap().is_some());
+    let file = fs::read_to_string(tokens.path()).unwrap();
+    tokens.write("tokens.toml", &file.replace("\"a\"", "\"b\""));
+    let end = async {
+        loop {
+            if let Err(ended) = watch.message().await {
+                return ended;
+            }
+        }
+    };
+    let ended = soon(end).await;
+    assert_eq!(ended.code(), Code::Unauthenticated, "{ended:?}");
+    assert!(ended.message().contains("was changed"), "{ended:?}");
+    assert_eq!(code(client.list("a").await), Code::PermissionDenied);
+    client.list("b").await.unwrap();
+}
+
 /// Whether `/metrics` says that all of the tokens file holds.
 async fn in_force(weir: &Weir) -> bool {
     let url = format!("{}/metrics", weir.coordinator.url());

@@ -1,8 +1,18 @@
 //! TLS on the port: who is connected, and what those are told who are not.
 
-use std::fs;
+use std::{fs, sync::Arc};
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use rustls::{
+    ClientConfig, HandshakeKind, RootCertStore, SupportedProtocolVersion,
+    crypto::ring,
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
+    version::{TLS12, TLS13},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+use tokio_rustls::TlsConnector;
 use tonic::{
     Code, Status,
     transport::{Channel, ClientTlsConfig, Endpoint},
@@ -12,7 +22,7 @@ use weir_proto::v1::{self, job_service_client::JobServiceClient};
 use weir_tests::{
     certificates::{Authority, Issued, text_of},
     clients::{http, put_texts},
-    cluster::{Coordinator, Worker},
+    cluster::{Coordinator, Worker, weir_in},
     embedder::FakeEmbedder,
     postgres::TestDatabase,
     tokens::Tokens,
@@ -115,6 +125,79 @@ async fn a_client_is_let_in_by_a_certificate_of_the_right_authority_alone() {
 }
 
 #[tokio::test]
+async fn a_certificate_of_another_name_is_refused_by_all_who_connect() {
+    let scene = Scene::start(false, &[]).await;
+    let elsewhere = scene.authority.issue_elsewhere("elsewhere");
+    let environment = [
+        ("WEIR_TLS_CERT", text_of(&elsewhere.cert)),
+        ("WEIR_TLS_KEY", text_of(&elsewhere.key)),
+    ];
+    let other = Coordinator::spawn(scene.database.url(), &environment).await;
+    let (ca, embedder) = (scene.authority.ca(), FakeEmbedder::start().await);
+    let ls = async |url: &str| {
+        let trusted = [("WEIR_COORDINATOR", url), ("WEIR_CA_FILE", text_of(&ca))];
+        weir_in(&trusted, &["ls"]).await
+    };
+    assert!(ls(&scene.coordinator.tls_url()).await.status.success());
+    let refused = ls(&other.tls_url()).await;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success(), "{said}");
+    assert!(said.contains("not valid for name"), "{said}");
+    let trusted = [("WEIR_CA_FILE", text_of(&ca))];
+    let worker = Worker::spawn(&other.tls_url(), &embedder.url(), &trusted);
+    let told = |line: &str| line.contains("not valid for name").then_some(());
+    worker.process.wait_for_line(told).await;
+}
+
+/// How a client of this version trusts `authority`, with a certificate of its
+/// own.
+fn client_of(authority: &Authority, version: &'static SupportedProtocolVersion) -> TlsConnector {
+    let own = authority.issue("client");
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_file(authority.ca()).unwrap())
+        .unwrap();
+    let chain = vec![CertificateDer::from_pem_file(&own.cert).unwrap()];
+    let key = PrivateKeyDer::from_pem_file(&own.key).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)
+        .unwrap();
+    Arc::new(config).into()
+}
+
+/// How a connection began, that asked for something and had its answer.
+async fn handshake(coordinator: &Coordinator, client: &TlsConnector) -> HandshakeKind {
+    let tcp = TcpStream::connect(coordinator.address()).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut stream = client.connect(name, tcp).await.unwrap();
+    let get = b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    stream.write_all(get).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    stream.get_ref().1.handshake_kind().unwrap()
+}
+
+#[tokio::test]
+async fn both_versions_are_spoken_and_no_session_with_a_certificate_is_resumed() {
+    for mutual in [false, true] {
+        let scene = Scene::start(mutual, &[]).await;
+        for version in [&TLS12, &TLS13] {
+            let client = client_of(&scene.authority, version);
+            let first = handshake(&scene.coordinator, &client).await;
+            let second = handshake(&scene.coordinator, &client).await;
+            assert_eq!(first, HandshakeKind::Full);
+            // Without certificates of clients they are, so that it can be seen that they might.
+            let resumed = second == HandshakeKind::Resumed;
+            assert_eq!(resumed, !mutual, "{version:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn plaintext_on_a_tls_port_is_told_so_at_once() {
     let scene = Scene::start(false, &[]).await;
     let plain = Endpoint::from_shared(scene.coordinator.url()).unwrap();
@@ -167,7 +250,7 @@ async fn a_silent_peer_holds_up_no_other() {
     let mut silent = Vec::new();
     for _ in 0..50 {
         silent.push(
-            tokio::net::TcpStream::connect(scene.coordinator.address())
+            TcpStream::connect(scene.coordinator.address())
                 .await
                 .unwrap(),
         );

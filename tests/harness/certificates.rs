@@ -71,17 +71,22 @@ impl Authority {
     /// Issues a certificate for 127.0.0.1 and localhost, and writes it to files
     /// of this name; those of an earlier one are replaced.
     pub fn issue(&self, name: &str) -> Issued {
-        self.issue_until(name, 2100)
+        self.issue_until(name, 2100, &["127.0.0.1", "localhost"])
+    }
+
+    /// Issues one for another name than those by which tests call.
+    pub fn issue_elsewhere(&self, name: &str) -> Issued {
+        self.issue_until(name, 2100, &["elsewhere.example"])
     }
 
     /// Issues one that has expired long ago.
     pub fn issue_expired(&self, name: &str) -> Issued {
-        self.issue_until(name, 2001)
+        self.issue_until(name, 2001, &["127.0.0.1", "localhost"])
     }
 
-    fn issue_until(&self, name: &str, year: i32) -> Issued {
-        let names = ["127.0.0.1", "localhost"].map(str::to_owned);
-        let mut params = CertificateParams::new(names.to_vec()).unwrap();
+    fn issue_until(&self, name: &str, year: i32, names: &[&str]) -> Issued {
+        let names = names.iter().map(|&name| name.to_owned());
+        let mut params = CertificateParams::new(names.collect::<Vec<_>>()).unwrap();
         params.not_before = date_time_ymd(2000, 1, 1);
         params.not_after = date_time_ymd(year, 1, 1);
         let key = KeyPair::generate().unwrap();
