@@ -7,7 +7,20 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
 };
-use weir_tests::cluster::Process;
+use tonic::Request;
+use weir_proto::v1::{
+    PutSourceRequest, WatchJobRequest, job_service_client::JobServiceClient,
+    source_service_client::SourceServiceClient,
+};
+use weir_tests::{
+    certificates::text_of,
+    clients::{Weir, item, put_items},
+    cluster::{Process, Worker},
+    embedder::FakeEmbedder,
+    tokens::Tokens,
+};
+
+use crate::security::{last_of, soon, with_token};
 
 const SECRET: &str = "hunter2";
 
@@ -142,5 +155,46 @@ async fn no_secret_on_the_way_to_an_embedder_is_shown() {
             ("https_proxy", &through),
         ];
         assert_kept("weir", &["doctor"], &environment, named).await;
+    }
+}
+
+/// What was embedded, and with which tokens, is in no log, however much is
+/// logged of our own.
+#[tokio::test]
+async fn no_log_tells_a_text_a_metadata_or_a_token() {
+    let tokens = Tokens::new();
+    let client = tokens.add("shop", "client", &["*"]);
+    let gpu = tokens.add("gpu", "worker", &["*"]);
+    let (file, gpu_file) = (tokens.path(), tokens.write("gpu.token", &gpu));
+    let log = ("WEIR_LOG", "debug");
+    let weir = Weir::with(&[("WEIR_TOKENS_FILE", text_of(&file)), log]).await;
+    let embedder = FakeEmbedder::start().await;
+    let settings = [("WEIR_TOKEN_FILE", text_of(&gpu_file)), log];
+    let worker = Worker::spawn(&weir.coordinator.url(), &embedder.url(), &settings);
+    let mut told = item("a", "textmark of a page");
+    let metadata = [("k".to_owned(), "metamark".to_owned().into())];
+    told.metadata = Some(prost_types::Struct {
+        fields: metadata.into(),
+    });
+    let put = PutSourceRequest {
+        namespace: "shop".to_owned(),
+        ..put_items("tea", vec![told])
+    };
+    let channel = weir.channel.clone();
+    let mut sources = SourceServiceClient::with_interceptor(channel.clone(), with_token(&client));
+    let job_id = sources.put_source(put).await.unwrap().into_inner().jobs[0].job_id;
+    let mut jobs = JobServiceClient::with_interceptor(channel, with_token(&client));
+    let watch = WatchJobRequest {
+        job_id,
+        ..WatchJobRequest::default()
+    };
+    let watch = jobs.watch_job(Request::new(watch)).await.unwrap();
+    soon(last_of(&mut watch.into_inner())).await;
+    for process in [&weir.coordinator.process, &worker.process] {
+        let said = process.log().join("\n");
+        assert!(said.contains("shop"), "the job was told of: {said}");
+        for mark in ["textmark", "metamark", &client, &gpu] {
+            assert!(!said.contains(mark), "{mark}: {said}");
+        }
     }
 }

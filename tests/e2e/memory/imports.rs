@@ -72,7 +72,9 @@ async fn what_many_imports_gather_is_in_memory_that_was_taken_for_it() {
         .map(|import| import.send(1 << 20, SMALL_PART));
     futures::future::join_all(sending).await;
     // There is room for a few of them.
-    let mut open: Vec<_> = imports.into_iter().map(|it| it.answer).collect();
+    // Those that there is room for wait for more.
+    let imports = imports.into_iter().map(|it| (it.parts, it.answer));
+    let (_parts, mut open): (Vec<_>, Vec<_>) = imports.unzip();
     for _ in 0..100 {
         let next = timeout(PATIENCE, select_all(open)).await;
         let (status, _, others) = next.expect("what is too much is refused");
