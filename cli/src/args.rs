@@ -10,7 +10,7 @@ use weir_proto::secret::UrlText;
 
 use crate::{
     chunks, credentials::Credentials, doctor, failures, job, jobs, local, put, search, shell,
-    sources, status, steer, up, watch,
+    sources, status, steer, up, watch, workers,
 };
 
 const EXIT_CODES: &str = "Exit codes:
@@ -123,6 +123,8 @@ pub(crate) enum Command {
     Jobs(jobs::JobsArgs),
     /// Show one job with its tries.
     Job(job::JobArgs),
+    /// List the workers that are connected, and how their embedders are.
+    Workers(workers::WorkersArgs),
     /// List a source's chunks by what became of them.
     Chunks(chunks::ChunksArgs),
     /// Have jobs run again.

@@ -34,5 +34,6 @@ mod trust;
 mod up;
 mod view;
 mod watch;
+mod workers;
 
 pub use run::main;

@@ -17,7 +17,7 @@ use crate::{
     failure::Failure,
     failures, job, jobs,
     printable::harmless,
-    put, search, shell, sources, status, steer, up, watch,
+    put, search, shell, sources, status, steer, up, watch, workers,
 };
 
 /// Runs the command line of this process and returns its exit code.
@@ -50,6 +50,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Dismiss(args) => failures::dismiss(&connect().await?, args).await,
         Command::Jobs(args) => jobs::jobs(&connect().await?, args).await,
         Command::Job(args) => job::job(&connect().await?, args).await,
+        Command::Workers(args) => workers::workers(&connect().await?, args).await,
         Command::Chunks(args) => chunks::chunks(&connect().await?, args).await,
         Command::Retry(args) => steer::retry(&connect().await?, args).await,
         Command::Cancel(args) => steer::cancel(&connect().await?, args).await,

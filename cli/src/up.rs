@@ -66,9 +66,6 @@ pub(crate) struct UpArgs {
     /// How many workers to run; none when others are to do the work.
     #[arg(long, default_value = "1", value_parser = clap::value_parser!(u32).range(0..=64))]
     workers: u32,
-    /// How many jobs each worker works on at the same time.
-    #[arg(long, env = "WEIR_CONCURRENCY")]
-    concurrency: Option<u32>,
     /// Use this Postgres instead of an embedded one.
     #[arg(
         long,
@@ -272,16 +269,13 @@ fn worker_config(
     number: u32,
 ) -> Result<weir_worker::config::Config> {
     let coordinator = format!("http://{}", reachable(address));
-    let mut words = vec![
+    let words = vec![
         "weir-worker".to_owned(),
         "--coordinator".to_owned(),
         coordinator,
         "--model".to_owned(),
         args.model.clone(),
     ];
-    if let Some(concurrency) = args.concurrency {
-        words.extend(["--concurrency".to_owned(), concurrency.to_string()]);
-    }
     let mut config = weir_worker::config::Config::try_parse_from(words)
         .context("the workers' settings are wrong")?;
     config.trace = args.trace.clone();

@@ -2,13 +2,17 @@
 //! times in RFC 3339, states in the words of the documentation.
 
 mod status;
+mod worker;
 
 use prost_types::{Struct, Timestamp, Value as ProtoValue, value::Kind};
 use serde::Serialize;
 use serde_json::{Map, Number, Value};
 use weir_proto::v1;
 
-pub(crate) use self::status::{Attempt, Badge, ChunkStatus, Failure, Key, Status, Summary};
+pub(crate) use self::{
+    status::{Attempt, Badge, ChunkStatus, Failure, Key, Status, Summary},
+    worker::{Worker, embedder_state},
+};
 
 /// A source: `weir.v1.Source`.
 #[derive(Debug, Serialize)]

@@ -72,8 +72,8 @@ pub struct DatabaseConfig {
     /// directly or through a session pooler: a transaction pooler cannot carry LISTEN.
     #[arg(long, env = "WEIR_DATABASE_URL", hide_env_values = true, global = true)]
     pub database_url: Option<UrlText>,
-    /// Most connections to the database, besides one that listens for wake-ups, one for probes and
-    /// six for claims, openings and results.
+    /// Most connections to the database, besides one that listens for wake-ups, one for probes, one
+    /// for sessions of workers and six for claims, openings and results.
     #[arg(
         long,
         env = "WEIR_DATABASE_CONNECTIONS",
@@ -116,8 +116,9 @@ pub struct ServeConfig {
     /// How long a lease lasts from each renewal. Longer than the embedder ever takes for a batch.
     #[arg(long, env = "WEIR_LEASE_DURATION", default_value = "10m", value_parser = positive_duration)]
     pub lease_duration: Duration,
-    /// How long a worker may take to come back after its connection broke, or to be heard of after
-    /// its claim, before its job goes to another. At most the lease.
+    /// How long a worker may take to come back after its connection broke or its coordinator was lost
+    /// (then 3 s at least), or to be heard of after its claim, before its job goes to another. At most
+    /// the lease.
     #[arg(long, env = "WEIR_ORPHAN_GRACE", default_value = "10s", value_parser = positive_duration)]
     pub orphan_grace: Duration,
     /// How long a job may hold its lease without persisting anything.

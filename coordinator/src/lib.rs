@@ -1,10 +1,9 @@
 //! The coordinator of Weir: owns the queue in Postgres and every lease.
 
 pub mod access;
-pub mod claimer;
 pub mod config;
+pub mod dispatch;
 mod files;
-mod gather;
 mod grpc;
 #[cfg(fuzzing)]
 pub use grpc::fuzzing;
@@ -14,11 +13,10 @@ pub mod job;
 mod look;
 pub mod maintenance;
 pub mod metrics;
-pub mod opener;
 pub mod server;
+mod spans;
 pub mod store;
 pub mod telemetry;
 mod tls;
 mod turns;
 pub mod wakeup;
-pub mod writer;

@@ -103,6 +103,10 @@ const SOURCES_FAILED: Metric = Metric::new(
     "weir_sources_failed_total",
     "Sources that the reconciler could not check or put right, each time that it tried.",
 );
+const SESSIONS: Metric = Metric::new(
+    "weir_sessions",
+    "Sessions of workers that this replica serves.",
+);
 const LEFTOVER_ROWS: Metric = Metric::new(
     "weir_leftover_rows",
     "Rows of deleted sources that are still to be deleted, about.",
@@ -146,6 +150,7 @@ pub struct Metrics {
     pub(crate) database: Database,
     pub(crate) streams_broken: Counter,
     pub(crate) sources_repaired: Counter,
+    pub(crate) sessions: Gauge,
     pub(crate) leftover_rows: Gauge,
     pub(crate) sources_failed: Counter,
     pub(crate) forced_ranges: Gauge,
@@ -295,6 +300,7 @@ impl Metrics {
             },
             streams_broken: page.counter(&STREAMS_BROKEN, &[]),
             sources_repaired: page.counter(&SOURCES_REPAIRED, &[]),
+            sessions: page.gauge(&SESSIONS, &[]),
             leftover_rows: page.gauge(&LEFTOVER_ROWS, &[]),
             sources_failed: page.counter(&SOURCES_FAILED, &[]),
             forced_ranges: page.gauge(&FORCED_RANGES, &[]),

@@ -32,8 +32,14 @@ use weir_telemetry::Tracer;
 
 use self::doors::Doors;
 use crate::{
-    claimer::Claimer,
     config::{Config, ServeConfig},
+    dispatch::{
+        Dispatch,
+        claimer::Claimer,
+        opener::Opener,
+        roster::{Pace, Roster},
+        writer::Writer,
+    },
     grpc::{
         self, Hubs, Inner, Jobs, Scaler, Searches, Services, Sources, SpanLayer, Workers,
         admission::Admission, measured::Measure, memory::Memory, origin::OriginLayer,
@@ -46,11 +52,9 @@ use crate::{
         sampler, steps, sweeper,
     },
     metrics::Metrics,
-    opener::Opener,
     store::{self, Store, activity::SAMPLE_SECONDS, quota::Quota, rescue::Patience},
     tls,
     wakeup::Wakeup,
-    writer::Writer,
 };
 
 /// How often a silent peer is asked whether it is still there, and how long it
@@ -173,6 +177,10 @@ impl Server {
             (unready.clone().drop_guard(), self.config.drain_delay),
         ));
         self.start_background(&services, &background, &unready);
+        // For as long as sessions go on, which is longer than calls are accepted.
+        let served = CancellationToken::new();
+        let _unserved = served.clone().drop_guard();
+        self.start_touches(&services, &background, &served);
 
         let spans = SpanLayer::new(self.tracer.clone());
         let pages = http::router(
@@ -217,6 +225,7 @@ impl Server {
             for tracker in [&tasks, &writer_tasks, &background] {
                 tracker.close();
                 tracker.wait().await;
+                served.cancel();
             }
             anyhow::Ok(())
         };
@@ -239,27 +248,33 @@ impl Server {
         writer_tasks: &TaskTracker,
         metrics: &Arc<Metrics>,
     ) -> Services {
+        let lease_duration = self.config.lease_duration;
+        let (store, weights) = (&self.store, self.config.weights());
+        let dispatch = Dispatch {
+            claimer: Claimer::new(store.clone(), wakeup.clone(), weights.clone()),
+            opener: Opener::start(store, lease_duration, writer_tasks),
+            writer: Writer::start(
+                store,
+                lease_duration,
+                writer_tasks,
+                metrics.clone(),
+                &self.tracer,
+            ),
+            roster: Roster::new(wakeup.replica()),
+            store: store.clone(),
+            wakeup: wakeup.clone(),
+            metrics: metrics.clone(),
+            tracer: self.tracer.clone(),
+            weights,
+            policy: self.config.retry_policy(),
+            lease_duration,
+            orphan_grace: self.config.orphan_grace,
+            max_batch_size: self.config.max_batch_size,
+            shutdown: shutdown.clone(),
+        };
         Services {
             inner: Arc::new(Inner {
-                writer: Writer::start(
-                    &self.store,
-                    self.config.lease_duration,
-                    writer_tasks,
-                    metrics.clone(),
-                    &self.tracer,
-                ),
-                claimer: Claimer::new(
-                    self.store.clone(),
-                    wakeup.clone(),
-                    self.config.weights(),
-                    shutdown.clone(),
-                ),
-                opener: Opener::start(
-                    &self.store,
-                    wakeup,
-                    self.config.lease_duration,
-                    writer_tasks,
-                ),
+                dispatch: Arc::new(dispatch),
                 tracer: self.tracer.clone(),
                 memory: Memory::default(),
                 metrics: metrics.clone(),
@@ -270,11 +285,7 @@ impl Server {
                 trace_url: self.config.trace_url.clone(),
                 queue: Queue::new(self.store.clone()),
                 hubs: Hubs::new(&self.turns),
-                policy: self.config.retry_policy(),
-                lease_duration: self.config.lease_duration,
-                orphan_grace: self.config.orphan_grace,
                 max_chunks_per_job: self.config.max_chunks_per_job,
-                max_batch_size: self.config.max_batch_size,
                 poll_interval: self.config.poll_interval,
                 shutdown: shutdown.clone(),
                 tasks: tasks.clone(),
@@ -331,6 +342,24 @@ impl Server {
         self.start_maintenance(services, tasks, shutdown);
     }
 
+    /// Starts what tells the database of the sessions of this replica.
+    fn start_touches(&self, services: &Services, tasks: &TaskTracker, served: &CancellationToken) {
+        let (store, roster) = (self.store.clone(), services.dispatch.roster.clone());
+        let metrics = services.metrics.clone();
+        let pace = Pace::of(self.config.orphan_grace);
+        tasks.spawn(maintenance::every(
+            "sessions",
+            pace.pause,
+            served.clone(),
+            async move || {
+                roster.due(pace).await;
+                metrics.sessions.set(roster.len() as f64);
+                roster.touch(&store, pace.every).await?;
+                Ok(false)
+            },
+        ));
+    }
+
     /// Starts what looks at the queue, and keeps what was seen for the last hour.
     fn start_figures(
         &self,
@@ -345,7 +374,7 @@ impl Server {
             shutdown.clone(),
             async move || queue.renew().await,
         ));
-        let (store, writer) = (self.store.clone(), services.writer.clone());
+        let (store, writer) = (self.store.clone(), services.dispatch.writer.clone());
         let (wakeup, queue) = (services.wakeup.clone(), services.queue.clone());
         tasks.spawn(maintenance::every(
             "sampler",
@@ -370,7 +399,7 @@ impl Server {
             store: self.store.clone(),
             wakeup: services.wakeup.clone(),
             metrics: services.metrics.clone(),
-            policy: services.policy,
+            policy: services.dispatch.policy,
             tracer: self.tracer.clone(),
             patience: Patience {
                 orphan_grace: self.config.orphan_grace,

@@ -12,7 +12,7 @@ use std::{
 
 use sqlx::postgres::PgListener;
 use tokio::{
-    sync::{Notify, watch},
+    sync::{Notify, broadcast, watch},
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
@@ -33,6 +33,9 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 /// connection that the network lost says nothing either.
 const LISTEN_CHECK: Duration = Duration::from_secs(10);
 
+/// Revocations that a session may be behind with.
+const REVOCATIONS: usize = 1_024;
+
 /// Where everything that waits registers, and everything that changes reports.
 #[derive(Debug, Clone, Default)]
 pub struct Wakeup {
@@ -46,7 +49,8 @@ struct Inner {
     /// Counts the wake-ups.
     queue: watch::Sender<u64>,
     changes: Topics,
-    revocations: Topics,
+    /// Sources of which leases were revoked; `None`: it is not known of which.
+    revoked: broadcast::Sender<Option<i64>>,
     any_change: watch::Sender<()>,
     /// Sources whose change the other replicas have still to hear of.
     unannounced: Mutex<HashSet<i64>>,
@@ -61,7 +65,7 @@ impl Default for Inner {
             replica: format!("replica-{:016x}", rand::random::<u64>()),
             queue: watch::Sender::new(0),
             changes: Topics::default(),
-            revocations: Topics::default(),
+            revoked: broadcast::Sender::new(REVOCATIONS),
             any_change: watch::Sender::new(()),
             unannounced: Mutex::default(),
             announce: Notify::new(),
@@ -88,7 +92,6 @@ struct Topics {
 #[derive(Debug)]
 pub struct Subscription {
     inner: Arc<Inner>,
-    topics: fn(&Inner) -> &Topics,
     source_id: i64,
     receiver: watch::Receiver<()>,
 }
@@ -103,7 +106,7 @@ impl Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        let mut senders = lock(&(self.topics)(&self.inner).senders);
+        let mut senders = lock(&self.inner.changes.senders);
         if senders
             .get(&self.source_id)
             .is_some_and(|sender| sender.receiver_count() <= 1)
@@ -140,7 +143,15 @@ impl Wakeup {
 
     /// Wakes when this source or its jobs change.
     pub fn changes(&self, source_id: i64) -> Subscription {
-        self.subscribe(|inner| &inner.changes, source_id)
+        let receiver = lock(&self.inner.changes.senders)
+            .entry(source_id)
+            .or_insert_with(|| watch::Sender::new(()))
+            .subscribe();
+        Subscription {
+            inner: self.inner.clone(),
+            source_id,
+            receiver,
+        }
     }
 
     /// Wakes when any source or its jobs change.
@@ -148,22 +159,10 @@ impl Wakeup {
         self.inner.any_change.subscribe()
     }
 
-    /// Wakes when leases on jobs of this source are revoked.
-    pub fn revocations(&self, source_id: i64) -> Subscription {
-        self.subscribe(|inner| &inner.revocations, source_id)
-    }
-
-    fn subscribe(&self, topics: fn(&Inner) -> &Topics, source_id: i64) -> Subscription {
-        let receiver = lock(&topics(&self.inner).senders)
-            .entry(source_id)
-            .or_insert_with(|| watch::Sender::new(()))
-            .subscribe();
-        Subscription {
-            inner: self.inner.clone(),
-            topics,
-            source_id,
-            receiver,
-        }
+    /// Hears of which sources leases are revoked; `None`: it is not known of which. Who
+    /// falls behind is to look at all.
+    pub fn revoked(&self) -> broadcast::Receiver<Option<i64>> {
+        self.inner.revoked.subscribe()
     }
 
     /// Reports that a source or its jobs changed: its watchers here wake at
@@ -247,7 +246,8 @@ impl Wakeup {
             (QUEUE_CHANNEL, _) => self.report_due(),
             (CHANGE_CHANNEL, Ok(source_id)) => self.inner.signal_change(source_id),
             (REVOKE_CHANNEL, Ok(source_id)) => {
-                self.inner.revocations.signal(source_id);
+                // Nobody may be listening.
+                let _ = self.inner.revoked.send(Some(source_id));
                 self.inner.signal_change(source_id);
             }
             _ => tracing::debug!(channel, "A notification of no known form was ignored."),
@@ -258,7 +258,7 @@ impl Wakeup {
         self.report_due();
         self.inner.changes.signal_all();
         self.inner.any_change.send_replace(());
-        self.inner.revocations.signal_all();
+        let _ = self.inner.revoked.send(None);
     }
 
     /// Tells the other replicas that jobs were queued here, until `shutdown`.
@@ -326,12 +326,14 @@ mod tests {
         let wakeup = Wakeup::default();
         let mut mine = wakeup.changes(1);
         let mut other = wakeup.changes(2);
+        let mut revoked = wakeup.revoked();
         wakeup.report_change(1);
         assert!(mine.changed().now_or_never().is_some());
         assert!(mine.changed().now_or_never().is_none());
         assert!(other.changed().now_or_never().is_none());
         wakeup.hear(REVOKE_CHANNEL, "2");
         assert!(other.changed().now_or_never().is_some());
+        assert_eq!(revoked.try_recv().unwrap(), Some(2));
     }
 
     #[test]

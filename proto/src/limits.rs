@@ -64,8 +64,12 @@ pub const MAX_ITEM_TEXT_BYTES: usize = 32 << 20;
 /// Most entries a list call returns.
 pub const MAX_PAGE_SIZE: i32 = 1_000;
 
-/// Most batches outstanding on one stream.
-pub const MAX_WINDOW: i32 = 64;
+/// Most chunks that a worker may hold and have credit for, of all its models
+/// together. Their keys fit one message.
+pub const MAX_CREDIT: i32 = 20_000;
+
+/// Longest version of a worker, in characters.
+pub const MAX_VERSION_CHARS: usize = 100;
 
 /// Most chunks in one batch.
 pub const MAX_BATCH_SIZE: i32 = 10_000;

@@ -15,7 +15,7 @@ use weir_telemetry::TraceConfig;
 pub use self::credentials::Credentials;
 use crate::telemetry::LogFormat;
 
-/// Claims embedding jobs, embeds their chunks and streams the vectors back.
+/// Takes batches of texts from the coordinator, embeds them and sends the vectors back.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "weir-worker", version)]
 pub struct Config {
@@ -28,7 +28,7 @@ pub struct Config {
     #[command(flatten)]
     pub credentials: Credentials,
 
-    /// The models whose jobs are claimed, separated by commas. With
+    /// The models to embed with, separated by commas. With
     /// --models-file, those of the file; all of it where none is named.
     #[arg(long, env = "WEIR_MODEL", value_name = "NAMES", required_unless_present = "models_file", value_delimiter = ',', value_parser = model)]
     pub model: Vec<String>,
@@ -44,25 +44,10 @@ pub struct Config {
     #[arg(long, env = "WEIR_WORKER_ID", default_value_t = generated_worker_id(), hide_default_value = true, value_parser = worker_id)]
     pub worker_id: String,
 
-    /// Most jobs of a model worked on at the same time. Fewer are claimed when
-    /// these keep the embedder busy; many small ones share its calls.
-    #[arg(long, env = "WEIR_CONCURRENCY", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000))]
-    pub concurrency: u32,
-
-    /// Most batches of a job that are received and not yet persisted. Two keep
-    /// the embedder busy while the last result is written.
-    #[arg(long, env = "WEIR_WINDOW", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=i64::from(limits::MAX_WINDOW)))]
-    pub window: u32,
-
     /// How long a stopping worker may go on with the batches it has, before it
-    /// hands its jobs back.
+    /// hands them back.
     #[arg(long, env = "WEIR_DRAIN_TIMEOUT", default_value = "30s", value_parser = humantime::parse_duration)]
     pub drain_timeout: Duration,
-
-    /// How long one request for work waits at the coordinator when nothing is
-    /// queued; at most 60s.
-    #[arg(long, env = "WEIR_CLAIM_WAIT", default_value = "20s", value_parser = claim_wait)]
-    pub claim_wait: Duration,
 
     /// Address to serve `/livez` and `/readyz` on, for probes, and `/metrics`;
     /// not served by default. Port 0 takes any free one.
@@ -136,14 +121,6 @@ fn worker_id(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-fn claim_wait(text: &str) -> Result<Duration, String> {
-    let wait = humantime::parse_duration(text).map_err(|error| error.to_string())?;
-    if wait > Duration::from_secs(limits::MAX_CLAIM_WAIT_SECONDS.unsigned_abs()) {
-        return Err(format!("it is at most {}s", limits::MAX_CLAIM_WAIT_SECONDS));
-    }
-    Ok(wait)
-}
-
 /// `host-pid-random`. The random ending keeps containers apart that share a
 /// host name and have the same process id.
 fn generated_worker_id() -> String {
@@ -171,14 +148,12 @@ mod tests {
     fn defaults_are_the_documented_ones() {
         let config = parse(&[]).unwrap();
         assert_eq!(config.coordinator, "http://127.0.0.1:7400/");
-        assert_eq!((config.concurrency, config.window), (64, 2));
         assert_eq!(config.http_listen, None);
         let model = config.models().unwrap().remove(0);
         assert_eq!((model.batch_size, model.batch_tokens), (32, 16_384));
         assert_eq!(model.concurrency, 4);
         assert_eq!(model.timeout, Duration::from_mins(5));
         assert_eq!(config.drain_timeout, Duration::from_secs(30));
-        assert_eq!(config.claim_wait, Duration::from_secs(20));
         assert_eq!(config.log_format, LogFormat::Human);
         assert_eq!(config.log, "info");
     }
@@ -205,8 +180,6 @@ mod tests {
             ("--worker-id", ""),
             ("--worker-id", "a b"),
             ("--worker-id", &long),
-            ("--concurrency", "0"),
-            ("--concurrency", "1001"),
             ("--http-listen", "7401"),
             ("--batch-size", "0"),
             ("--batch-size", "10001"),
@@ -217,10 +190,6 @@ mod tests {
             ("--embed-timeout", "0s"),
             ("--embedder", "oracle"),
             ("--dimensions", "0"),
-            ("--window", "0"),
-            ("--window", "65"),
-            ("--claim-wait", "61s"),
-            ("--claim-wait", "soon"),
             ("--drain-timeout", "-1s"),
             ("--log-format", "xml"),
             ("--client-cert", "without-key.pem"),

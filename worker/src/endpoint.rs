@@ -1,16 +1,15 @@
-//! One embedder, shared by all sessions of a worker: their texts travel
-//! together, as many at a time as the embedder can take. What is sent next and
-//! what follows from its answers is decided by the [`Judge`].
+//! One embedder: the texts of all jobs travel together, as many at a time as it
+//! can take. What is sent next and what follows from its answers is decided by
+//! the judge.
 
 mod call;
-mod demand;
 mod request;
 mod settle;
 mod silence;
 mod spans;
+mod state;
 
 use std::{
-    collections::{HashMap, HashSet},
     convert::Infallible,
     hash::{BuildHasher as _, RandomState},
     num::NonZeroU32,
@@ -20,28 +19,27 @@ use std::{
 };
 
 use tokio::{
-    sync::{Notify, oneshot, watch},
-    task::{AbortHandle, JoinSet},
-    time::{Instant, sleep_until, timeout_at},
+    sync::Notify,
+    task::JoinSet,
+    time::{Instant, sleep_until},
 };
 use weir_embedder::{
-    Embedder, Probe, Profile,
-    judge::{self, Call, CallId, CallSize, Judge, TextId},
-    pace::{Concurrency, Rates},
+    Embedder, Profile,
+    judge::{self, Call, CallSize, TextId},
+    pace::Rates,
 };
 use weir_telemetry::TraceContext;
 
-use self::{call::Work, request::Requests, settle::Rests, silence::Patience};
-pub(crate) use self::{
-    demand::{Demand, Share},
-    request::Outcome,
-    spans::CallSpans,
+use self::{
+    call::Work,
+    state::{State, UnderWay},
 };
-use crate::{health::Health, metrics::Metrics, plan::Batch};
-
-/// How long a call that is not full waits for texts that sessions are about to
-/// bring. Far less than any call takes.
-const MERGE_WAIT: Duration = Duration::from_millis(2);
+pub(crate) use self::{request::Answer, spans::CallSpans};
+use crate::{
+    health::{Health, State::Down},
+    metrics::Metrics,
+    part::Part,
+};
 
 /// A text that is too long is not shortened to less than this, in bytes: a
 /// vector of so little would say nothing of it.
@@ -97,49 +95,18 @@ pub(crate) struct Endpoint {
     work: Notify,
     /// When the embedder may next be probed beside a silent call.
     next_beside: tokio::sync::Mutex<Instant>,
-    /// How many texts the sessions want to have here.
-    demand: Arc<watch::Sender<Demand>>,
-}
-
-struct State {
-    judge: Judge,
-    requests: Requests,
-    concurrency: Concurrency,
-    /// What the embedder said of itself at the last probe that passed.
-    said: Option<Probe>,
-    /// When the texts that wait are sent, if a call of them would not be full.
-    merge_until: Option<Instant>,
-    under_way: HashMap<CallId, UnderWay>,
-    rests: Rests,
-    patience: Patience,
-}
-
-/// A call whose answer is awaited.
-struct UnderWay {
-    texts: Vec<TextId>,
-    task: AbortHandle,
-}
-
-/// Withdraws a batch that nobody waits for any more.
-struct Withdraw<'a> {
-    endpoint: &'a Endpoint,
-    request: u64,
-}
-
-impl Drop for Withdraw<'_> {
-    fn drop(&mut self) {
-        let mut state = self.endpoint.state();
-        for text in state.requests.forget(self.request) {
-            state.judge.remove(text);
-        }
-        state.end_unawaited();
-        drop(state);
-        self.endpoint.work.notify_one();
-    }
+    /// Told when there may be answers, another condition or more room.
+    news: Arc<Notify>,
 }
 
 impl Endpoint {
-    pub(crate) fn new(embedder: Arc<dyn Embedder>, settings: Settings, metrics: Metrics) -> Self {
+    /// An endpoint that rings `news` when something of it may have changed.
+    pub(crate) fn new(
+        embedder: Arc<dyn Embedder>,
+        settings: Settings,
+        metrics: Metrics,
+        news: Arc<Notify>,
+    ) -> Self {
         Self {
             embedder,
             settings,
@@ -149,19 +116,10 @@ impl Endpoint {
             spans: CallSpans::default(),
             began: Instant::now(),
             fingerprints: RandomState::new(),
-            state: Mutex::new(State {
-                judge: Judge::new(settings.judge),
-                requests: Requests::default(),
-                concurrency: Concurrency::new(settings.calls),
-                said: None,
-                merge_until: None,
-                under_way: HashMap::new(),
-                rests: Rests::default(),
-                patience: Patience::new(),
-            }),
+            state: Mutex::new(State::new(settings)),
             work: Notify::new(),
             next_beside: tokio::sync::Mutex::new(Instant::now()),
-            demand: Arc::new(watch::Sender::new(Demand::default())),
+            news,
         }
     }
 
@@ -170,44 +128,79 @@ impl Endpoint {
         Self { spans, ..self }
     }
 
-    /// Embeds a batch, together with whatever else waits. Withdraws it when
-    /// dropped. `trace` is that of its job; those of different namespaces take
-    /// turns.
-    pub(crate) async fn embed(
-        &self,
-        batch: Batch,
-        namespace: &str,
-        trace: Option<TraceContext>,
-    ) -> Outcome {
-        let began = Instant::now();
-        let seq = batch.seq;
-        let (reply, answer) = oneshot::channel();
-        let whose = self.fingerprints.hash_one(namespace);
-        let request = {
-            let mut state = self.state();
-            let batch = Arc::new(batch);
-            let request = state.requests.admit(Arc::clone(&batch), trace, reply);
-            for (text, chunk) in (request..).map(TextId).zip(&batch.chunks) {
+    /// Takes parts in, each with the trace of its job, to be embedded together with
+    /// whatever else waits; those of different namespaces take turns. Each is
+    /// answered once it is whole, or with what there is of it once the embedder is
+    /// down.
+    pub(crate) fn ask(&self, parts: Vec<(Arc<Part>, Option<TraceContext>)>) {
+        let mut state = self.state();
+        for (part, trace) in parts {
+            let whose = self.fingerprints.hash_one(&part.namespace);
+            let span = self.spans.part(&part, trace);
+            let first = state.requests.admit(Arc::clone(&part), trace, span);
+            for (text, chunk) in (first..).map(TextId).zip(&part.chunks) {
                 let fingerprint = self.fingerprints.hash_one(&chunk.text);
                 state.judge.add(text, chunk.text.len(), fingerprint, whose);
             }
-            request
-        };
-        let _withdraw = Withdraw {
-            endpoint: self,
-            request,
-        };
+        }
+        self.relieve(&mut state);
+        drop(state);
         self.work.notify_one();
-        let outcome = answer.await.unwrap_or_else(|_| Outcome {
-            result: crate::plan::BatchResult {
-                seq,
-                ..Default::default()
-            },
-            failure: Some("the worker stopped embedding".to_owned()),
-        });
-        let seconds = began.elapsed().as_secs_f64();
-        self.metrics.batch_embed.record(seconds);
-        outcome
+    }
+
+    /// Takes what became of parts since this was called.
+    pub(crate) fn take_answers(&self) -> Vec<Answer> {
+        let answers = self.state().requests.take_answers();
+        for answer in &answers {
+            let seconds = answer.began.elapsed().as_secs_f64();
+            self.metrics.batch_embed.record(seconds);
+            spans::embedded(answer);
+        }
+        answers
+    }
+
+    /// Lets go of parts that nobody waits for any more: no answer of them comes.
+    pub(crate) fn withdraw(&self, parts: &[Arc<Part>]) {
+        let mut state = self.state();
+        for text in state.requests.forget(parts) {
+            state.judge.remove(text);
+        }
+        state.end_unawaited();
+        drop(state);
+        self.work.notify_one();
+    }
+
+    /// Answers all parts with what there is of them, also those of which something
+    /// is at the embedder.
+    pub(crate) fn give_back(&self, reason: &str) {
+        let mut state = self.state();
+        for name in state.requests.names() {
+            state.give_back(name, reason);
+        }
+        state.end_unawaited();
+        drop(state);
+        self.work.notify_one();
+        self.news.notify_one();
+    }
+
+    /// Returns how many texts more there may be here, so that there are enough for
+    /// the calls under way and for one that is ready to follow.
+    pub(crate) fn room(&self) -> usize {
+        let state = self.state();
+        let most = (state.concurrency.calls() + 1) * state.judge.size().texts;
+        most.saturating_sub(state.judge.len())
+    }
+
+    /// Shows how the embedder is now.
+    pub(crate) fn show(&self) {
+        let shown = &self.metrics.embedder;
+        let condition = self.health.condition();
+        shown.up.set(f64::from(condition.is_fit()));
+        shown.resting.set(f64::from(condition.is_resting()));
+        let state = self.state();
+        shown.under_way.set(state.under_way.len() as f64);
+        shown.allowed.set(state.concurrency.calls() as f64);
+        shown.texts_allowed.set(state.judge.size().texts as f64);
     }
 
     /// Sends calls, and probes the embedder when it fails. Never returns.
@@ -243,20 +236,23 @@ impl Endpoint {
     /// Waits until something is to be sent. Loses nothing when it is dropped.
     async fn next_call(&self) -> Call {
         loop {
-            let mut work = pin!(self.work.notified());
+            let work = pin!(self.work.notified());
             self.rested().await;
-            let wanted = self.demand.borrow().unanswered();
-            let merge_until = self.state().merge_until(wanted);
-            if let Some(until) = merge_until
-                && timeout_at(until, &mut work).await.is_ok()
-            {
-                continue;
-            }
-            if let Some(call) = self.state().next_call() {
+            if let Some(call) = self.begin_call() {
                 return call;
             }
             work.await;
         }
+    }
+
+    /// Returns what is to be sent now, if anything is.
+    fn begin_call(&self) -> Option<Call> {
+        let mut state = self.state();
+        if state.judge.is_empty() && self.health.rested() {
+            // Nothing is left that would show it.
+            self.news.notify_one();
+        }
+        state.judge.next_call()
     }
 
     /// Waits until the embedder is not left alone any more.
@@ -267,57 +263,17 @@ impl Endpoint {
         }
     }
 
+    /// Gives back what an embedder that is down has not begun.
+    fn relieve(&self, state: &mut State) {
+        if let Down(reason) = self.health.condition().state {
+            state.give_back_idle(&reason);
+        }
+        self.news.notify_one();
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         // Nothing that holds this lock can panic half-way through a change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    fn next_call(&mut self) -> Option<Call> {
-        self.merge_until = None;
-        self.judge.next_call()
-    }
-
-    /// When the texts that wait are sent, if more may come to travel with them.
-    /// Those that still come do not make it later. `wanted`: how many texts the
-    /// sessions are to bring, or have brought.
-    fn merge_until(&mut self, wanted: usize) -> Option<Instant> {
-        let under_way = self.under_way.values();
-        let under_way: usize = under_way.map(|call| call.texts.len()).sum();
-        let is_all = wanted <= self.judge.len();
-        if is_all || self.judge.len() <= under_way || self.judge.is_full() {
-            self.merge_until = None;
-            return None;
-        }
-        let until = || Instant::now() + MERGE_WAIT;
-        Some(*self.merge_until.get_or_insert_with(until))
-    }
-
-    /// Ends the calls that nobody waits for any more.
-    fn end_unawaited(&mut self) {
-        let requests = &self.requests;
-        let unawaited = self.under_way.extract_if(|_, call| {
-            let mut texts = call.texts.iter();
-            !call.texts.is_empty() && !texts.any(|text| requests.contains(*text))
-        });
-        for (id, UnderWay { task, .. }) in unawaited {
-            task.abort();
-            self.judge.cancelled(id);
-        }
-    }
-
-    /// Gives back the batches of which nothing is under way.
-    fn give_back(&mut self, reason: &str) {
-        let texts = self.under_way.values().flat_map(|call| &call.texts);
-        let busy: HashSet<u64> = texts.filter_map(|text| self.requests.of(*text)).collect();
-        for request in self.requests.names() {
-            if !busy.contains(&request) {
-                for text in self.requests.fail(request, reason) {
-                    self.judge.remove(text);
-                }
-            }
-        }
     }
 }
 

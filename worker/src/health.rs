@@ -1,97 +1,146 @@
-//! Whether the embedder is fit for work. While it is not, the worker claims
-//! nothing.
+//! Whether the embedder is fit for work. While it is not, the worker takes none.
 
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
-
 use weir_embedder::Probe;
+
+/// How the embedder is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum State {
+    /// It was never tried.
+    Untried,
+    /// It embeds.
+    Fit,
+    /// It is left alone for a while, and why.
+    Resting(String),
+    /// It embeds nothing, and why.
+    Down(String),
+}
 
 /// What is known of the embedder.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Condition {
-    /// It passed a probe.
-    Fit(Probe),
-    /// It failed, or was never tried.
-    Down { reason: String },
+pub(crate) struct Condition {
+    pub(crate) state: State,
+    /// What it said of itself at the last probe that passed.
+    pub(crate) said: Option<Probe>,
 }
 
-/// Shared by the claim loop, the sessions and the endpoint, which finds out.
+impl Condition {
+    /// Whether it embeds what it is given, sooner or later.
+    pub(crate) const fn is_fit(&self) -> bool {
+        matches!(self.state, State::Fit | State::Resting(_))
+    }
+
+    pub(crate) const fn is_resting(&self) -> bool {
+        matches!(self.state, State::Resting(_))
+    }
+
+    /// Why it embeds nothing, if that is so.
+    pub(crate) fn ailment(&self) -> Option<&str> {
+        match &self.state {
+            State::Untried => Some("the embedder was not tried yet"),
+            State::Down(reason) => Some(reason),
+            State::Fit | State::Resting(_) => None,
+        }
+    }
+}
+
+/// Shared by the session and the endpoint, which finds out.
 #[derive(Debug)]
 pub(crate) struct Health {
     condition: watch::Sender<Condition>,
 }
 
 impl Health {
-    /// Down until a probe passes.
+    /// Nothing is known until a probe ends.
     pub(crate) fn new() -> Self {
-        let condition = Condition::Down {
-            reason: "the embedder was not tried yet".to_owned(),
+        let condition = Condition {
+            state: State::Untried,
+            said: None,
         };
         Self {
             condition: watch::Sender::new(condition),
         }
     }
 
-    /// Waits until the embedder is fit, and returns what it said of itself.
-    pub(crate) async fn fit(&self) -> Probe {
-        let mut condition = self.condition.subscribe();
-        loop {
-            if let Condition::Fit(probe) = *condition.borrow_and_update() {
-                return probe;
-            }
-            changed(&mut condition).await;
-        }
+    pub(crate) fn condition(&self) -> Condition {
+        self.condition.borrow().clone()
     }
 
-    /// Waits until the embedder is down, and returns why.
-    pub(crate) async fn down(&self) -> String {
-        let mut condition = self.condition.subscribe();
-        loop {
-            if let Condition::Down { reason } = &*condition.borrow_and_update() {
-                return reason.clone();
-            }
-            changed(&mut condition).await;
-        }
+    /// Watches the condition.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Condition> {
+        self.condition.subscribe()
     }
 
-    /// Returns why the embedder is not fit, if it is not.
+    /// Waits until the embedder is fit.
+    pub(crate) async fn fit(&self) {
+        // The sender cannot be gone: it is in what is waited on.
+        let _ = self.subscribe().wait_for(Condition::is_fit).await;
+    }
+
+    /// Returns why the embedder embeds nothing, if that is so.
     pub(crate) fn ailment(&self) -> Option<String> {
-        match &*self.condition.borrow() {
-            Condition::Fit(_) => None,
-            Condition::Down { reason } => Some(reason.clone()),
-        }
+        self.condition.borrow().ailment().map(str::to_owned)
     }
 
     /// Tells everyone that the embedder works, and what it said of itself.
     pub(crate) fn recovered(&self, probe: Probe) {
-        self.condition.send_replace(Condition::Fit(probe));
+        self.condition.send_replace(Condition {
+            state: State::Fit,
+            said: Some(probe),
+        });
         info!(dimension = probe.dimension, "The embedder answers.");
+    }
+
+    /// Tells everyone that the embedder is left alone for a while.
+    pub(crate) fn rests(&self, reason: &str) {
+        self.condition
+            .send_modify(|it| it.state = State::Resting(reason.to_owned()));
+    }
+
+    /// Tells everyone that an embedder that was left alone embeds again. Returns
+    /// whether it was.
+    pub(crate) fn rested(&self) -> bool {
+        self.condition.send_if_modified(|it| {
+            let was = it.is_resting();
+            if was {
+                it.state = State::Fit;
+            }
+            was
+        })
     }
 
     /// Tells everyone that the embedder embeds nothing. Returns whether it did
     /// before.
     pub(crate) fn failed(&self, reason: &str) -> bool {
-        let condition = Condition::Down {
-            reason: reason.to_owned(),
-        };
-        let before = self.condition.send_replace(condition.clone());
+        let state = State::Down(reason.to_owned());
+        let (mut was_fit, mut is_news) = (false, false);
+        self.condition.send_if_modified(|it| {
+            was_fit = it.is_fit();
+            is_news = it.state != state;
+            it.state = state;
+            is_news
+        });
         // Said once, and again when it fails in another way.
-        if before == condition {
-            debug!(reason, "The embedder still fails.");
-        } else {
+        if is_news {
             warn!(
                 reason,
-                "The embedder embeds nothing; claiming nothing until it does."
+                "The embedder embeds nothing; taking nothing until it does."
             );
+        } else {
+            debug!(reason, "The embedder still fails.");
         }
-        matches!(before, Condition::Fit(_))
+        was_fit
     }
 }
 
-/// The sender lives in the health that is waited on, so that it cannot be gone.
-async fn changed(condition: &mut watch::Receiver<Condition>) {
-    if condition.changed().await.is_err() {
-        std::future::pending::<()>().await;
+#[cfg(test)]
+impl Health {
+    /// Waits until the embedder embeds nothing, and returns why.
+    pub(crate) async fn down(&self) -> String {
+        let mut watched = self.subscribe();
+        let down = watched.wait_for(|it| matches!(it.state, State::Down(_)));
+        down.await.unwrap().ailment().unwrap().to_owned()
     }
 }
 
@@ -112,16 +161,37 @@ mod tests {
         },
     };
 
-    #[tokio::test]
-    async fn an_embedder_is_fit_from_a_probe_that_passed_to_the_next_failure() {
+    #[test]
+    fn an_embedder_is_fit_from_a_probe_that_passed_to_the_next_failure() {
         let health = Health::new();
-        assert_eq!(health.down().await, "the embedder was not tried yet");
+        assert_eq!(
+            health.ailment().as_deref(),
+            Some("the embedder was not tried yet")
+        );
         assert!(!health.failed("503"), "no news");
         health.recovered(PROBE);
-        assert_eq!((health.fit().await, health.ailment()), (PROBE, None));
+        assert_eq!(health.ailment(), None);
         assert!(health.failed("504"));
         assert!(!health.failed("505"), "it is known");
-        assert_eq!(health.down().await, "505", "in its latest words");
+        let condition = health.condition();
+        assert_eq!(condition.ailment(), Some("505"), "in its latest words");
+        assert_eq!(condition.said, Some(PROBE), "that is still so");
+    }
+
+    #[test]
+    fn an_embedder_that_rests_is_no_ailing_one_and_fit_once_something_passed() {
+        let health = Health::new();
+        health.recovered(PROBE);
+        assert!(!health.rested());
+        health.rests("429");
+        let state = health.condition().state;
+        assert_eq!(state, State::Resting("429".to_owned()));
+        assert_eq!(health.ailment(), None);
+        assert!(health.rested());
+        assert_eq!(health.condition().state, State::Fit);
+        health.rests("429");
+        assert!(health.failed("429"), "it embedded before");
+        assert!(!health.rested(), "that takes a probe");
     }
 
     #[test]

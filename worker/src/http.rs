@@ -17,13 +17,13 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 use weir_metrics::Page;
 
-use crate::session::Context;
+use crate::worker::Worker;
 
 /// Serves on an address, if there is one, until what is returned is dropped.
 /// Fails, naming the setting, when the address cannot be listened on.
 pub(crate) async fn serve(
     address: Option<SocketAddr>,
-    models: Vec<Arc<Context>>,
+    worker: Arc<Worker>,
     page: Page,
 ) -> anyhow::Result<Option<AbortOnDropHandle<()>>> {
     let Some(address) = address else {
@@ -35,7 +35,7 @@ pub(crate) async fn serve(
     let address = listener.local_addr()?;
     info!(%address, "Serving /livez and /readyz.");
     let page = Arc::new(page);
-    let router = router(models, Arc::clone(&page));
+    let router = router(worker, Arc::clone(&page));
     let serving = async move {
         tokio::select! {
             Err(error) = axum::serve(listener, router).into_future() => {
@@ -48,46 +48,45 @@ pub(crate) async fn serve(
 }
 
 /// `/livez` answers while the process lives, `/readyz` while all models can be
-/// embedded with and the coordinator answers; otherwise it says what is wrong,
-/// a line a model.
-fn router(models: Vec<Arc<Context>>, page: Arc<Page>) -> Router {
-    let models: Arc<[_]> = models.into();
+/// embedded with and there is a session; otherwise it says what is wrong, a line
+/// a model.
+fn router(worker: Arc<Worker>, page: Arc<Page>) -> Router {
     let metrics = get(metrics).with_state(Shown {
-        models: Arc::clone(&models),
+        worker: Arc::clone(&worker),
         page,
     });
     Router::new()
         .route("/livez", get(async || "ok\n"))
         .route("/readyz", get(ready))
-        .with_state(models)
+        .with_state(worker)
         .route("/metrics", metrics)
 }
 
 /// What `/metrics` is made of.
 #[derive(Clone)]
 struct Shown {
-    models: Arc<[Arc<Context>]>,
+    worker: Arc<Worker>,
     page: Arc<Page>,
 }
 
 /// What all models show, after a look at how their embedders are.
-async fn metrics(State(Shown { models, page }): State<Shown>) -> impl IntoResponse {
-    for context in &*models {
-        context.endpoint.show();
+async fn metrics(State(Shown { worker, page }): State<Shown>) -> impl IntoResponse {
+    for model in &worker.models {
+        model.endpoint.show();
     }
     ([(CONTENT_TYPE, weir_metrics::CONTENT_TYPE)], page.render())
 }
 
-async fn ready(State(models): State<Arc<[Arc<Context>]>>) -> (StatusCode, String) {
+async fn ready(State(worker): State<Arc<Worker>>) -> (StatusCode, String) {
     let mut status = StatusCode::OK;
     let mut lines = String::new();
-    for context in &*models {
-        let obstacle = context.obstacle();
+    for model in &worker.models {
+        let obstacle = worker.obstacle(model);
         if obstacle.is_some() {
             status = StatusCode::SERVICE_UNAVAILABLE;
         }
         let said = obstacle.unwrap_or_else(|| "ready".to_owned());
-        lines.extend([&context.model.name, ": ", &said, "\n"]);
+        lines.extend([&model.profile.name, ": ", &said, "\n"]);
     }
     (status, lines)
 }

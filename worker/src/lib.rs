@@ -1,22 +1,22 @@
-//! The worker of Weir: claims jobs from the coordinator, embeds their chunks and
-//! streams the vectors back. It holds nothing that matters: whatever it loses
-//! is claimed again by another.
+//! The worker of Weir: takes batches of texts from the coordinator on one stream,
+//! embeds them and sends the vectors back. It holds nothing that matters: whatever
+//! it loses is given to another.
 
 pub mod config;
 pub mod telemetry;
 
 mod backoff;
-mod claimer;
 mod coordinator;
 mod endpoint;
 mod health;
 mod http;
 mod metrics;
-mod plan;
+mod part;
 mod run;
 mod session;
 #[cfg(test)]
 mod testing;
+mod worker;
 
 pub use config::Config;
 pub use run::{Served, run};

@@ -3,7 +3,10 @@
 //! answers.
 
 use weir_embedder::{EmbedError, EmbedderKind, Embedding, judge::CallSize};
-use weir_metrics::{Counter, Gauge, Histogram, Metric, Open, Page};
+pub(crate) use weir_metrics::{Counter, Open, Page};
+use weir_metrics::{Gauge, Histogram, Metric};
+
+use crate::part::End;
 
 const BUILD_INFO: Metric = Metric::new(
     "weir_build_info",
@@ -14,9 +17,9 @@ const LEASES_ENDED: Metric = Metric::new(
     "weir_worker_leases_ended_total",
     "Leases that ended, by how.",
 );
-const CLAIM_FAILURES: Metric = Metric::new(
-    "weir_worker_claim_failures_total",
-    "Requests for work that failed.",
+const STREAM_FAILURES: Metric = Metric::new(
+    "weir_worker_stream_failures_total",
+    "Streams to the coordinator that broke or were refused.",
 );
 const BATCH_EMBED: Metric = Metric::new(
     "weir_batch_embed_seconds",
@@ -24,7 +27,7 @@ const BATCH_EMBED: Metric = Metric::new(
 );
 const UP: Metric = Metric::new(
     "weir_embedder_up",
-    "Whether the embedder is fit; while not, nothing is claimed.",
+    "Whether the embedder is fit; while not, nothing is taken.",
 );
 const RESTING: Metric = Metric::new(
     "weir_embedder_resting",
@@ -78,31 +81,20 @@ pub(crate) fn page(shown: bool) -> Page {
     page
 }
 
+/// Counts streams that broke or were refused.
+pub(crate) fn stream_failures(page: &Page) -> Counter {
+    page.counter(&STREAM_FAILURES, &[])
+}
+
 /// The handles of all metrics of one model.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     leases_open: Gauge,
-    pub(crate) leases_ended: LeasesEnded,
-    pub(crate) claim_failures: Counter,
+    leases_ended: [Counter; End::ALL.len()],
     pub(crate) batch_embed: Histogram,
     pub(crate) embedder: State,
     pub(crate) pauses: Pauses,
     calls: Calls,
-}
-
-/// How leases ended.
-#[derive(Debug)]
-pub(crate) struct LeasesEnded {
-    /// The job succeeded.
-    pub(crate) finished: Counter,
-    /// The coordinator said that it is gone.
-    pub(crate) lost: Counter,
-    /// Handed back, uncharged.
-    pub(crate) released: Counter,
-    /// Handed back, charged.
-    pub(crate) failed: Counter,
-    /// Dropped: the coordinator was away for too long.
-    pub(crate) unreachable: Counter,
 }
 
 /// How the embedder is now.
@@ -118,7 +110,7 @@ pub(crate) struct State {
 /// Why the embedder was given a pause.
 #[derive(Debug)]
 pub(crate) struct Pauses {
-    /// It is at fault; claims stop.
+    /// It is at fault; nothing is taken.
     pub(crate) down: Counter,
     /// It has too much to do.
     pub(crate) overloaded: Counter,
@@ -151,14 +143,7 @@ impl Metrics {
         let calls = |outcome| page.counter(&CALLS, &[model, kind, ("outcome", outcome)]);
         Self {
             leases_open: page.gauge(&LEASES_OPEN, &[model]),
-            leases_ended: LeasesEnded {
-                finished: ended("finished"),
-                lost: ended("lost"),
-                released: ended("released"),
-                failed: ended("failed"),
-                unreachable: ended("unreachable"),
-            },
-            claim_failures: page.counter(&CLAIM_FAILURES, &[model]),
+            leases_ended: End::ALL.map(|end| ended(end.as_str())),
             batch_embed: page.histogram(&BATCH_EMBED, &[model]),
             embedder: State {
                 up: state(&UP),
@@ -190,6 +175,14 @@ impl Metrics {
     /// Work on a lease begins; it is open until what is returned is dropped.
     pub(crate) fn lease_began(&self) -> Open {
         Open::new(&self.leases_open)
+    }
+
+    /// A lease has ended.
+    pub(crate) fn lease_ended(&self, end: End) {
+        let ended = End::ALL.iter().zip(&self.leases_ended);
+        for (_, counter) in ended.filter(|(it, _)| **it == end) {
+            counter.increment(1);
+        }
     }
 
     /// A call of this size ended after `seconds`.

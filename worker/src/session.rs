@@ -1,354 +1,249 @@
-//! One lease: receives batches, embeds them one after the other, sends the
-//! results while the next is being embedded, until the job or the lease ends.
+//! The session of a worker: its one stream, by which it takes batches and answers
+//! them, whatever happens to the stream meanwhile.
 
-mod hand_back;
+mod heard;
+mod held;
+mod leases;
 mod link;
 mod spans;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
 };
-use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, instrument, warn};
-use weir_embedder::Profile;
-use weir_telemetry::{TraceContext, Tracer};
+use tracing::{debug, info, warn};
 
+use self::{held::Held, leases::Leases, link::Link};
 use crate::{
-    config::Config,
-    coordinator::{Coordinator, Event, HandBack, Lease},
-    endpoint::{Endpoint, Outcome, Share},
-    metrics::LeasesEnded,
-    plan::{self, Held},
+    coordinator::{Message, Terms},
+    health::Condition,
+    part::End,
+    worker::Worker,
 };
-use hand_back::hand_back;
-use link::{Closed, Link};
 
-/// How long a session that cannot go on waits for the acks of what it has
-/// embedded, and for a call that is still under way.
+/// How long an embedder that is down may go on with what it has begun, and how
+/// long a draining worker that has answered everything waits for the coordinator.
 const SETTLE_LIMIT: Duration = Duration::from_secs(5);
 
-/// What all sessions of a model share.
-pub(crate) struct Context {
-    pub(crate) config: Arc<Config>,
-    pub(crate) model: Profile,
-    pub(crate) coordinator: Coordinator,
-    pub(crate) endpoint: Arc<Endpoint>,
-    pub(crate) tracer: Tracer,
-    /// Why the last claim failed, if it did.
-    pub(crate) refusal: watch::Sender<Option<String>>,
-    /// Cancelled when the worker is to drain.
-    pub(crate) shutdown: CancellationToken,
+const DRAINING: &str = "the worker is draining";
+
+/// Works until the worker is to stop and all that it holds is answered, or given
+/// up.
+pub(crate) async fn run(worker: Arc<Worker>) {
+    Session::new(worker).run().await;
 }
 
-impl Context {
-    /// Why no job of the model can be worked on, if none can.
-    pub(crate) fn obstacle(&self) -> Option<String> {
-        if self.shutdown.is_cancelled() {
-            return Some("stopping".to_owned());
-        }
-        let refusal = self.refusal.borrow().clone();
-        let no_claim = || refusal.map(|reason| format!("cannot claim jobs: {reason}"));
-        self.endpoint.health.ailment().or_else(no_claim)
-    }
-}
-
-/// How work on a lease ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum End {
-    /// The job has succeeded.
-    Finished,
-    /// The lease is gone; nothing of it is wanted any more.
-    Lost(String),
-    /// The job goes back to the queue.
-    HandBack { how: HandBack, reason: String },
-    /// The coordinator could not be reached for so long that the job was
-    /// dropped.
-    Unreachable(String),
-}
-
-/// Works on a lease until it ends. `dimension` is that of the embedder's
-/// vectors. What the session wants of the embedder is known at once.
-pub(crate) fn work(
-    context: Arc<Context>,
-    lease: Lease,
-    dimension: usize,
-) -> impl Future<Output = End> {
-    let batch_size = plan::batch_size(
-        context.model.batch_size,
-        lease.max_batch_size,
-        context.config.window,
-        dimension,
-    );
-    let most = (batch_size * context.config.window) as usize;
-    let share = context.endpoint.share(most.min(left(&lease)));
-    drive(context, lease, batch_size, share)
-}
-
-/// How many chunks are still to be embedded.
-fn left(lease: &Lease) -> usize {
-    usize::try_from(lease.chunks_pending).unwrap_or_default()
-}
-
-#[instrument(name = "lease", skip_all, fields(
-    job_id = lease.job_id, epoch = lease.epoch, source = lease.source,
-    trace_id = lease.trace.map(|trace| tracing::field::display(trace.trace_id())),
-))]
-async fn drive(context: Arc<Context>, mut lease: Lease, batch_size: u32, share: Share) -> End {
-    let started = Instant::now();
-    let span = spans::session(&context, &mut lease);
-    let metrics = &context.endpoint.metrics;
-    let _open = metrics.lease_began();
-    info!(
-        chunks = lease.chunks_pending,
-        attempt = lease.attempt,
-        lease_ms = lease.duration.as_millis(),
-        "The job started."
-    );
-    let mut session = Session::new(&context, &lease, batch_size, share);
-    let end = session.drive().await;
-    let chunks = session.chunks_persisted;
-    let unacknowledged = session.held.take_results();
-    // Ends the stream and whatever the embedder still does, before the job is
-    // handed back.
-    drop(session);
-    if let End::HandBack { how, reason } = &end {
-        hand_back(&context.coordinator, &lease, &unacknowledged, *how, reason).await;
-    }
-    spans::ended(&span, &end, chunks);
-    let elapsed_ms = started.elapsed().as_millis();
-    count(&end, &metrics.leases_ended);
-    match &end {
-        End::Finished => info!(chunks, elapsed_ms, "The job finished."),
-        End::Lost(reason) => warn!(chunks, elapsed_ms, reason, "The lease ended; job dropped."),
-        End::HandBack { how, reason } => match how {
-            HandBack::Fail => warn!(
-                chunks,
-                elapsed_ms, reason, "The job failed and was handed back."
-            ),
-            HandBack::Drain | HandBack::EmbedderDown => {
-                info!(chunks, elapsed_ms, reason, "The job was released.");
-            }
-        },
-        End::Unreachable(error) => warn!(
-            chunks,
-            elapsed_ms, error, "The coordinator was unreachable for too long; job dropped."
-        ),
-    }
-    end
-}
-
-fn count(end: &End, ended: &LeasesEnded) {
-    let counter = match end {
-        End::Finished => &ended.finished,
-        End::Lost(_) => &ended.lost,
-        End::HandBack { how, .. } => match how {
-            HandBack::Drain | HandBack::EmbedderDown => &ended.released,
-            HandBack::Fail => &ended.failed,
-        },
-        End::Unreachable(_) => &ended.unreachable,
-    };
-    counter.increment(1);
-}
-
-struct Session<'a> {
-    context: &'a Context,
-    trace: Option<TraceContext>,
-    namespace: Arc<str>,
+struct Session {
+    worker: Arc<Worker>,
     held: Held,
+    leases: Leases,
     link: Link,
-    /// The batches at the embedder.
-    embedding: FuturesUnordered<BoxFuture<'a, Outcome>>,
-    share: Share,
-    /// Most texts to have at the embedder, how many are left of the job, and of
-    /// how many of these the result is sent and not acknowledged.
-    most: usize,
-    left: usize,
-    answered: usize,
-    ending: Option<Ending>,
-    /// Chunks whose outcome was acknowledged on this lease.
-    chunks_persisted: usize,
-    /// The last ack said that nothing is pending, so that `finished` follows.
-    complete: bool,
+    /// How the embedders are, as far as the coordinator was told.
+    told: Vec<watch::Receiver<Condition>>,
+    /// By model: when what an embedder that is down has begun goes back.
+    give_back_at: Vec<Option<Instant>>,
+    /// Those of the last stream that was open.
+    terms: Option<Terms>,
+    heartbeat_at: Instant,
+    /// When the leases are given up, while there is no stream.
+    lost_at: Option<Instant>,
+    drain: Option<Drain>,
 }
 
-/// The session takes no further batches and ends when it holds none, or at the
-/// deadline.
-struct Ending {
-    how: HandBack,
-    reason: String,
+struct Drain {
+    /// Whether the coordinator was told on this stream.
+    is_told: bool,
+    /// When nothing more is embedded, and whether that has come.
     deadline: Instant,
-    /// The batches held are still embedded.
-    draining: bool,
+    is_over: bool,
+    /// When the coordinator is not waited for any more; set while everything is
+    /// answered.
+    leave_at: Option<Instant>,
 }
 
-impl<'a> Session<'a> {
-    fn new(context: &'a Context, lease: &Lease, batch_size: u32, share: Share) -> Self {
-        let config = &context.config;
+impl Session {
+    fn new(worker: Arc<Worker>) -> Self {
+        let models = worker.models.iter();
+        let told = models.clone().map(|it| it.endpoint.health.subscribe());
         Self {
-            context,
-            trace: lease.trace,
-            namespace: Arc::clone(&lease.namespace),
-            held: Held::new(config.window),
-            link: Link::new(
-                context.coordinator.clone(),
-                lease.clone(),
-                config.window,
-                batch_size,
-            ),
-            embedding: FuturesUnordered::new(),
-            share,
-            most: (batch_size * config.window) as usize,
-            left: left(lease),
-            answered: 0,
-            ending: None,
-            chunks_persisted: 0,
-            complete: false,
+            held: Held::new(models.clone().map(|it| it.profile.name.clone())),
+            leases: Leases::new(Arc::clone(&worker)),
+            link: Link::new(worker.coordinator.clone()),
+            told: told.collect(),
+            give_back_at: vec![None; models.len()],
+            terms: None,
+            heartbeat_at: Instant::now(),
+            lost_at: None,
+            drain: None,
+            worker,
         }
     }
 
-    async fn drive(&mut self) -> End {
-        let context = self.context;
+    async fn run(&mut self) {
+        let worker = Arc::clone(&self.worker);
         loop {
-            self.embed_next();
-            if let Some(end) = self.settled() {
-                return end;
+            self.take_answers();
+            let is_full = self.send();
+            if self.is_over() {
+                break;
             }
-            let deadline = self.ending.as_ref().map(|ending| ending.deadline);
-            let may_drain = self.ending.is_none();
-            let may_pause = self.ending.as_ref().is_none_or(|ending| ending.draining);
-            // In this order, so that a stream with much to say cannot keep the
-            // rest waiting.
+            let requests = self.link.requests().filter(|_| is_full).cloned();
+            let due = self.next_due(is_full);
+            // In this order, so that a stream with much to say cannot keep the rest
+            // waiting.
             tokio::select! {
                 biased;
-                () = context.shutdown.cancelled(), if may_drain => self.drain(),
-                reason = context.endpoint.health.down(), if may_pause => {
-                    self.stop(HandBack::EmbedderDown, reason);
+                () = worker.shutdown.cancelled(), if self.drain.is_none() => self.begin_drain(),
+                () = worker.news.notified() => {}
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    self.on_time();
                 }
-                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
-                    if let Some(end) = self.handed_back() {
-                        return end;
-                    }
-                }
-                Some(outcome) = self.embedding.next(), if !self.embedding.is_empty() => {
-                    self.embedded(outcome);
-                }
-                event = self.link.next(&self.held) => match event {
-                    Ok(event) => if let Some(end) = self.heard(event) {
-                        return end;
-                    },
-                    Err(Closed::Lost(reason)) => return End::Lost(reason),
-                    Err(Closed::Refused(reason)) => {
-                        return End::HandBack { how: HandBack::Fail, reason };
-                    }
-                    Err(Closed::Unreachable(error)) => return End::Unreachable(error),
-                },
+                () = async { if let Some(it) = &requests { it.ready().await } }, if is_full => {}
+                heard = self.link.next(self.held.has_room()) => self.heard(heard),
             }
         }
+        if !self.held.is_empty() {
+            warn!("The coordinator did not acknowledge everything in time; it is done again.");
+        }
+        let reason = "the worker stopped before the coordinator said how it ended";
+        self.leases
+            .end_all_but(&BTreeSet::new(), End::Unreachable, reason);
     }
-    fn embed_next(&mut self) {
-        while let Some(batch) = self.held.start_next() {
-            let span = spans::batch(&self.context.tracer, self.trace, &batch);
-            let (endpoint, trace) = (&self.context.endpoint, self.trace);
-            let namespace = Arc::clone(&self.namespace);
-            let embedding = async move {
-                let outcome = endpoint.embed(batch, &namespace, trace).await;
-                spans::embedded(&span, &outcome);
-                outcome
-            };
-            self.embedding.push(embedding.boxed());
+
+    /// Takes in what the endpoints have done.
+    fn take_answers(&mut self) {
+        for (model, give_back_at) in self.worker.models.iter().zip(&mut self.give_back_at) {
+            for answer in model.endpoint.take_answers() {
+                let seq = answer.part.seq;
+                if let Some(reason) = &answer.failure {
+                    debug!(seq, reason, "A batch goes back unfinished.");
+                }
+                if !self.held.answer(&answer.part, answer.result) {
+                    debug!(seq, "An answer came for a batch that is not held.");
+                }
+            }
+            *give_back_at = model.endpoint.health.ailment().map(|_| {
+                let limit = Instant::now() + SETTLE_LIMIT;
+                give_back_at.unwrap_or(limit)
+            });
+        }
+        if let Some(drain) = &mut self.drain {
+            let limit = Instant::now() + SETTLE_LIMIT;
+            let leave_at = drain.leave_at.unwrap_or(limit);
+            drain.leave_at = self.held.is_answered().then_some(leave_at);
         }
     }
 
-    /// Takes in what became of the batch in the embedder.
-    fn embedded(&mut self, outcome: Outcome) {
-        // What was embedded before the embedder failed is not lost.
-        if outcome.result.is_empty() {
-            self.held.forget(outcome.result.seq);
-        } else {
-            let result = &outcome.result;
-            self.answered += result.embedded.len() + result.rejected.len();
-            self.share.set(self.most.min(self.left), self.answered);
-            self.link.send(result);
-            self.held.embedded(outcome.result);
-        }
-        if let Some(reason) = outcome.failure {
-            self.stop(HandBack::EmbedderDown, reason);
-        }
-    }
-
-    fn heard(&mut self, event: Event) -> Option<End> {
-        match event {
-            // It would not be embedded; it stays pending.
-            Event::Batch(batch) if self.ending.is_some() => {
-                debug!(seq = batch.seq, "A batch came too late and is left.");
-            }
-            Event::Batch(batch) => {
-                debug!(seq = batch.seq, "A batch came.");
-                if let Err(breach) = self.held.receive(batch) {
-                    let how = HandBack::Fail;
-                    let reason = breach.to_string();
-                    return Some(End::HandBack { how, reason });
-                }
-            }
-            Event::Ack { seq, done, total } => {
-                if let Some(chunks) = self.held.acknowledge(seq) {
-                    self.chunks_persisted += chunks;
-                    self.left = self.left.saturating_sub(chunks);
-                    self.answered = self.answered.saturating_sub(chunks);
-                    self.share.set(self.most.min(self.left), self.answered);
-                } else {
-                    debug!(seq, "An ack came for a batch that is not held.");
-                }
-                self.complete = done >= total;
-                debug!(seq, done, total, "A batch is persisted.");
-            }
-            Event::Finished => return Some(End::Finished),
-            Event::Revoked(reason) => return Some(End::Lost(reason.to_owned())),
-        }
-        None
-    }
-
-    /// Finishes the batches that are here and takes no further ones.
-    fn drain(&mut self) {
-        self.ending = Some(Ending {
-            how: HandBack::Drain,
-            reason: "the worker is draining".to_owned(),
-            deadline: Instant::now() + self.context.config.drain_timeout,
-            draining: true,
-        });
-    }
-
-    /// Embeds nothing further: waits for the acks of what is embedded, and for
-    /// the call in flight. The first reason stands.
-    fn stop(&mut self, how: HandBack, reason: String) {
-        let deadline = Instant::now() + SETTLE_LIMIT;
-        let deadline = match &self.ending {
-            Some(ending) if !ending.draining => return,
-            Some(ending) => ending.deadline.min(deadline),
-            None => deadline,
+    /// Sends what there is to say. Returns whether something may be left, because
+    /// too much waits to be sent.
+    fn send(&mut self) -> bool {
+        let Some(requests) = self.link.requests().cloned() else {
+            return false;
         };
-        self.held.forget_queued();
-        self.ending = Some(Ending {
-            how,
-            reason,
-            deadline,
-            draining: false,
+        loop {
+            let Some(place) = requests.place() else {
+                return true;
+            };
+            let Some(message) = self.next_message() else {
+                return false;
+            };
+            place.send(message);
+        }
+    }
+
+    /// What is to be said next, if anything is.
+    fn next_message(&mut self) -> Option<Message<'_>> {
+        let now = Instant::now();
+        if now >= self.heartbeat_at
+            && let Some(terms) = self.terms
+        {
+            self.heartbeat_at = now + terms.heartbeat_interval;
+            return Some(Message::Heartbeat);
+        }
+        if let Some(drain) = self.drain.as_mut().filter(|drain| !drain.is_told) {
+            drain.is_told = true;
+            return Some(Message::Drain);
+        }
+        for (model, told) in self.worker.models.iter().zip(&mut self.told) {
+            // Its sender lives in the endpoint.
+            if told.has_changed().unwrap_or(false) {
+                let condition = told.borrow_and_update().clone();
+                let model = &model.profile.name;
+                return Some(Message::Condition { model, condition });
+            }
+        }
+        for (place, model) in self.worker.models.iter().enumerate() {
+            let takes = self.drain.is_none() && model.endpoint.health.ailment().is_none();
+            if takes && let Some(chunks) = self.held.grant(place, model.endpoint.room()) {
+                let model = &model.profile.name;
+                return Some(Message::Credit { model, chunks });
+            }
+        }
+        let results = self.held.next_results();
+        (!results.is_empty()).then_some(Message::Results(results))
+    }
+
+    /// When something is to be done whatever is heard, if that is so.
+    fn next_due(&self, is_full: bool) -> Option<Instant> {
+        let is_open = self.link.requests().is_some() && !is_full;
+        let drain = self.drain.as_ref();
+        let dues = [
+            is_open.then_some(self.heartbeat_at),
+            self.lost_at,
+            drain.filter(|it| !it.is_over).map(|it| it.deadline),
+            drain.and_then(|it| it.leave_at),
+        ];
+        dues.iter()
+            .chain(&self.give_back_at)
+            .flatten()
+            .min()
+            .copied()
+    }
+
+    /// Does what is due. Heartbeats are due whenever something is sent.
+    fn on_time(&mut self) {
+        let now = Instant::now();
+        if self.lost_at.is_some_and(|at| now >= at) {
+            self.lose_all();
+        }
+        for (model, give_back_at) in self.worker.models.iter().zip(&mut self.give_back_at) {
+            if give_back_at.is_some_and(|at| now >= at) {
+                *give_back_at = None;
+                let reason = model.endpoint.health.ailment().unwrap_or_default();
+                model.endpoint.give_back(&reason);
+            }
+        }
+        if let Some(drain) = &mut self.drain
+            && !drain.is_over
+            && now >= drain.deadline
+        {
+            drain.is_over = true;
+            for model in &self.worker.models {
+                model.endpoint.give_back(DRAINING);
+            }
+        }
+    }
+
+    /// Takes nothing more.
+    fn begin_drain(&mut self) {
+        info!("Draining.");
+        self.drain = Some(Drain {
+            is_told: false,
+            deadline: Instant::now() + self.worker.config.drain_timeout,
+            is_over: false,
+            leave_at: None,
         });
     }
 
-    /// The end of a session that is ending and has nothing left to wait for.
-    fn settled(&mut self) -> Option<End> {
-        let settled = self.ending.is_some() && self.held.is_empty() && !self.complete;
-        settled.then(|| self.handed_back()).flatten()
-    }
-
-    fn handed_back(&mut self) -> Option<End> {
-        let Ending { how, reason, .. } = self.ending.take()?;
-        Some(End::HandBack { how, reason })
+    /// Whether the worker has drained: there is nothing left, or nobody who wants it.
+    fn is_over(&self) -> bool {
+        let Some(drain) = &self.drain else {
+            return false;
+        };
+        let is_late = drain.leave_at.is_some_and(|at| Instant::now() >= at);
+        is_late || (self.held.is_empty() && self.link.requests().is_none())
     }
 }
 

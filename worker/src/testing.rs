@@ -4,7 +4,7 @@
 use std::{
     future::Future,
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -15,7 +15,10 @@ use tokio::{
     time::timeout,
 };
 use tonic::transport::Uri;
-use tracing::subscriber::DefaultGuard;
+use tracing::{
+    Dispatch,
+    subscriber::{DefaultGuard, NoSubscriber},
+};
 use weir_embedder::{EmbedError, Embedder, Embedding, Limits, Probe, Profile};
 
 use crate::config::Config;
@@ -32,21 +35,16 @@ pub(crate) async fn soon<T>(event: impl Future<Output = T>) -> T {
         .expect("what the test waits for did not happen")
 }
 
-/// The settings of a worker for one model, "model".
-pub(crate) fn config(coordinator: &Uri, settings: &[&str]) -> (Config, Profile) {
-    let coordinator = coordinator.to_string();
-    let args = [
-        "weir-worker",
-        "--coordinator",
-        &coordinator,
-        "--model",
-        "model",
-        "--worker-id",
-        "worker",
-    ];
+/// The settings of a worker, for one model, "model", unless others are named.
+pub(crate) fn config(coordinator: &Uri, settings: &[&str]) -> (Config, Vec<Profile>) {
+    let coordinator = format!("--coordinator={coordinator}");
+    let mut args = vec!["weir-worker", &coordinator, "--worker-id=worker"];
+    if !settings.iter().any(|it| it.starts_with("--model=")) {
+        args.push("--model=model");
+    }
     let config = Config::try_parse_from(args.iter().chain(settings)).unwrap();
-    let model = config.models().unwrap().remove(0);
-    (config, model)
+    let models = config.models().unwrap();
+    (config, models)
 }
 
 /// The vector of a text, made of nothing but the text.
@@ -176,11 +174,17 @@ pub(crate) struct Logs {
     _guard: DefaultGuard,
 }
 
+/// While there is one subscriber alone, tracing asks that of the thread which comes
+/// by a line first whether the line is wanted, and keeps to the answer: a test that
+/// logs nothing would decide for one that does. So there are always two.
+static OTHER: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(NoSubscriber::default()));
+
 #[derive(Clone, Default)]
 struct Buffer(Arc<Mutex<Vec<u8>>>);
 
 impl Logs {
     pub(crate) fn capture() -> Self {
+        LazyLock::force(&OTHER);
         let buffer = Buffer::default();
         let writer = buffer.clone();
         let subscriber = tracing_subscriber::fmt()

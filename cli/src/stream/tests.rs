@@ -135,6 +135,13 @@ impl JobService for Scripted {
         Err(Status::unimplemented(""))
     }
 
+    async fn list_workers(
+        &self,
+        _: Request<v1::ListWorkersRequest>,
+    ) -> Result<Response<v1::ListWorkersResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
     async fn dismiss_failure(
         &self,
         _: Request<v1::DismissFailureRequest>,

@@ -19,7 +19,6 @@ use crate::{
     store::{
         activity::ActivityPoint,
         attempts::Attempt,
-        batches::Progress,
         chunks::ChunkStatus,
         content::WrittenSource,
         failures::Failure,
@@ -38,7 +37,7 @@ pub(crate) fn wire_duration(duration: Duration) -> Option<prost_types::Duration>
     prost_types::Duration::try_from(duration).ok()
 }
 
-fn timestamp(time: DateTime<Utc>) -> Timestamp {
+pub(super) fn timestamp(time: DateTime<Utc>) -> Timestamp {
     Timestamp {
         seconds: time.timestamp(),
         nanos: time.timestamp_subsec_nanos() as i32,
@@ -177,7 +176,7 @@ impl Inner {
 
     /// A job for the wire.
     pub(crate) fn wire_job(&self, job: Job) -> v1::Job {
-        let mut wire = wire_job(job, self.policy.max_attempts);
+        let mut wire = wire_job(job, self.dispatch.policy.max_attempts);
         if wire.state() == v1::JobState::Queued && !self.models.contains(&wire.model) {
             wire.last_error = not_served(&wire.model);
         }
@@ -335,26 +334,6 @@ pub(crate) fn wire_chunk(chunk: ChunkStatus, state: v1::ChunkState) -> v1::Chunk
         truncated_to: chunk.truncated_to.unwrap_or_default(),
         reason: chunk.reason.unwrap_or_default(),
         time: chunk.at.map(timestamp),
-    }
-}
-
-impl From<&Job> for v1::JobFinished {
-    fn from(job: &Job) -> Self {
-        Self {
-            chunks_done: job.chunks_done.into(),
-            chunks_rejected: job.chunks_rejected.into(),
-            chunks_truncated: job.chunks_truncated.into(),
-        }
-    }
-}
-
-impl From<&Progress> for v1::JobFinished {
-    fn from(progress: &Progress) -> Self {
-        Self {
-            chunks_done: progress.done,
-            chunks_rejected: progress.rejected,
-            chunks_truncated: progress.truncated,
-        }
     }
 }
 

@@ -4,7 +4,7 @@
 use weir_proto::{
     limits::{
         MAX_BUSY_WITH, MAX_DIMENSION, MAX_MODEL_CHARS, MAX_NAME_CHARS, MAX_NAMESPACE_CHARS,
-        MAX_PAGE_SIZE, MAX_REASON_CHARS,
+        MAX_PAGE_SIZE, MAX_REASON_CHARS, MAX_WORKER_ID_CHARS,
     },
     v1,
 };
@@ -175,6 +175,32 @@ impl Door {
         self.number("priority", priority, 0, 0..=MAX_PRIORITY.into()) as i16
     }
 
+    /// What a worker calls itself.
+    pub(crate) fn worker_id(&mut self, field: &'static str, worker_id: &str) {
+        let visible = worker_id.bytes().all(|byte| byte.is_ascii_graphic());
+        if !visible || !(1..=MAX_WORKER_ID_CHARS).contains(&worker_id.len()) {
+            self.refuse(
+                field,
+                format!("must be 1 to {MAX_WORKER_ID_CHARS} visible ASCII characters"),
+            );
+        }
+    }
+
+    /// A model that a worker embeds with.
+    pub(crate) fn known_model(&mut self, field: String, model: &str, known: &[String]) {
+        if known.iter().any(|it| it == model) {
+            return;
+        }
+        self.refuse(
+            field,
+            format!(
+                "{:?} is not a model of this coordinator; it has {}",
+                cut(model, MAX_MODEL_CHARS),
+                known.join(", ")
+            ),
+        );
+    }
+
     /// Namespaces that a worker has its hands full of. They are compared with, and
     /// looked for nowhere.
     pub(crate) fn busy_with(&mut self, namespaces: &[String]) {
@@ -209,6 +235,11 @@ impl Door {
         if reason.trim().is_empty() {
             self.refuse(field, "must say why, in words for a person");
         }
+        Self::cut_reason(reason)
+    }
+
+    /// The same, of which there may be none.
+    pub(crate) fn cut_reason(reason: &str) -> String {
         cut(&reason.replace('\0', "\u{FFFD}"), MAX_REASON_CHARS)
     }
 

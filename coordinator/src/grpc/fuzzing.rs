@@ -13,6 +13,7 @@ use weir_proto::{
 };
 
 use super::{
+    auth::Caller,
     content,
     door::Door,
     json,
@@ -33,22 +34,17 @@ fn decode<M: Message + Name + Default>(bytes: &[u8]) -> Option<M> {
     M::decode(bytes).ok()
 }
 
-/// A message of a worker on its stream.
+/// A message of a worker on its session: the first, or one after that.
 pub fn stream_message(bytes: &[u8]) {
-    let Some(v1::StreamBatchesRequest {
-        message: Some(message),
-    }) = decode(bytes)
-    else {
+    let Some(message) = decode::<v1::StreamBatchesRequest>(bytes) else {
         return;
     };
-    match message {
-        FromWorker::Open(open) => drop(stream::check_open(&open)),
-        FromWorker::Result(result) => {
-            let mut door = Door::default();
-            door.outcome(result.embedded, result.rejected);
-            drop(door.close());
+    match message.message {
+        Some(FromWorker::Open(open)) => {
+            let models: Vec<String> = open.models.iter().map(|it| it.name.clone()).collect();
+            drop(stream::check_open(open, &Caller::of_all(), &models));
         }
-        FromWorker::Heartbeat(_) => {}
+        _ => drop(stream::heard(message)),
     }
 }
 

@@ -15,10 +15,10 @@ use super::{
     error::{invalid_field, unreadable},
     memory::Hold,
     sources::Sources,
-    spans,
 };
 use crate::{
     ingest::{Item, Lines},
+    spans,
     store::{
         content::{SourceWrite, Written},
         imports::{ImportItem, PAGE_BYTES},

@@ -9,15 +9,17 @@ use super::{
     convert::{job_state, job_trigger},
     door::Door,
     mask::Mask,
-    overview, page,
-    spans::{self, trace_id},
+    overview, page, roster, traced,
     watch::{self, Cursor, PageKey, Watch},
 };
-use crate::store::{
-    rows::{Job, SourceKey},
-    sources::SourceFilter,
-    status::{JobFilter, Paging},
-    steer::{Retry, SourceRetry},
+use crate::{
+    spans::{self, trace_id},
+    store::{
+        rows::{Job, SourceKey},
+        sources::SourceFilter,
+        status::{JobFilter, Paging},
+        steer::{Retry, SourceRetry},
+    },
 };
 
 /// Most tries that come with a job.
@@ -230,6 +232,15 @@ impl JobService for Jobs {
         }))
     }
 
+    async fn list_workers(
+        &self,
+        request: Request<v1::ListWorkersRequest>,
+    ) -> Result<Response<v1::ListWorkersResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let workers = roster::workers(&self.0, &caller, request.into_inner()).await?;
+        Ok(Response::new(workers))
+    }
+
     async fn get_activity(
         &self,
         request: Request<v1::GetActivityRequest>,
@@ -263,7 +274,7 @@ impl JobService for Jobs {
     ) -> Result<Response<v1::RetryJobResponse>, Status> {
         let caller = Caller::of(&request)?;
         let (metadata, _, request) = request.into_parts();
-        let trace = spans::caller(metadata.as_ref());
+        let trace = traced::caller(metadata.as_ref());
         let retry = Retry {
             scope: caller.scope(),
             job_id: request.job_id,
@@ -292,7 +303,7 @@ impl JobService for Jobs {
     ) -> Result<Response<v1::RetrySourceResponse>, Status> {
         let caller = Caller::of(&request)?;
         let (metadata, _, request) = request.into_parts();
-        let trace = spans::caller(metadata.as_ref());
+        let trace = traced::caller(metadata.as_ref());
         let mut door = Door::default();
         let key = door.source_key(request.namespace, request.name);
         door.close()?;

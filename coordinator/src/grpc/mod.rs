@@ -19,11 +19,12 @@ pub(crate) mod memory;
 pub(crate) mod origin;
 mod overview;
 mod page;
+mod roster;
 mod scaler;
 mod search;
 mod sources;
-mod spans;
 mod stream;
+mod traced;
 mod watch;
 mod worker;
 
@@ -34,26 +35,17 @@ use weir_telemetry::Tracer;
 
 use self::memory::Memory;
 use crate::{
-    claimer::Claimer,
-    job::{chunk::Chunker, retry::RetryPolicy},
-    look::Queue,
-    metrics::Metrics,
-    opener::Opener,
-    store::{Store, StoreError, fence::Fence},
+    dispatch::Dispatch, job::chunk::Chunker, look::Queue, metrics::Metrics, store::Store,
     wakeup::Wakeup,
-    writer::Writer,
 };
 
 pub(crate) use jobs::Jobs;
 pub(crate) use scaler::Scaler;
 pub(crate) use search::Searches;
 pub(crate) use sources::Sources;
-pub(crate) use spans::SpanLayer;
+pub(crate) use traced::SpanLayer;
 pub(crate) use watch::Hubs;
 pub(crate) use worker::Workers;
-
-/// How long a job waits whose result was refused.
-const REFUSED_FOR: Duration = Duration::from_mins(1);
 
 /// What every service works with.
 #[derive(Debug, Clone)]
@@ -65,9 +57,7 @@ pub(crate) struct Services {
 #[derive(Debug)]
 pub(crate) struct Inner {
     pub(crate) store: Store,
-    pub(crate) writer: Writer,
-    pub(crate) claimer: Claimer,
-    pub(crate) opener: Opener,
+    pub(crate) dispatch: Arc<Dispatch>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) wakeup: Wakeup,
     pub(crate) tracer: Tracer,
@@ -80,12 +70,7 @@ pub(crate) struct Inner {
     pub(crate) queue: Queue,
     /// What clients watch, and ask about the whole.
     pub(crate) hubs: Hubs,
-    pub(crate) policy: RetryPolicy,
-    pub(crate) lease_duration: Duration,
-    /// How long a worker whose stream broke may take to come back.
-    pub(crate) orphan_grace: Duration,
     pub(crate) max_chunks_per_job: i32,
-    pub(crate) max_batch_size: i32,
     /// How long a watcher or claimer waits before it looks again unasked.
     pub(crate) poll_interval: Duration,
     /// Cancelled when this replica stops: long polls and streams end.
@@ -103,32 +88,6 @@ impl std::ops::Deref for Services {
 }
 
 impl Inner {
-    /// Takes a job back, uncharged, whose result was refused because of what
-    /// its worker may not decide. It waits a while, so that the next worker does
-    /// not embed in vain at once.
-    async fn give_back(&self, fence: &Fence, error: &StoreError) {
-        let StoreError::NoDimension(reason) = error else {
-            return;
-        };
-        let released = self.store.release_refused(fence, reason, REFUSED_FOR).await;
-        match released {
-            Ok(source_id) => {
-                self.metrics.retries.released.increment(1);
-                self.wakeup.report_change(source_id);
-                tracing::warn!(
-                    job_id = fence.lease.job_id,
-                    epoch = fence.lease.epoch,
-                    reason,
-                    "A result was refused, and its job waits."
-                );
-            }
-            // Its worker hands it back, or its lease runs out.
-            Err(error) => {
-                tracing::debug!(%error, "A job whose result was refused was not taken back.");
-            }
-        }
-    }
-
     /// The model of a source that names none.
     pub(crate) fn default_model(&self) -> &str {
         // The configuration has at least one.

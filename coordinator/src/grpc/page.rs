@@ -5,6 +5,7 @@ use chrono::Datelike as _;
 use serde::{Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
 use tonic::Status;
+use weir_proto::limits::MAX_WORKER_ID_CHARS;
 
 use super::{
     door::{is_namespace, is_source_name},
@@ -16,6 +17,7 @@ use crate::{
         failures::FailurePosition,
         rows::SourceKey,
         status::{Page, Paging},
+        workers::WorkerPosition,
     },
 };
 
@@ -47,6 +49,19 @@ impl Position for SourceKey {
 impl Position for FailurePosition {
     fn may_be(&self) -> bool {
         (1..=9_999).contains(&self.0.year()) && self.1.may_be()
+    }
+}
+
+/// A worker, and the id of its session.
+impl Position for WorkerPosition {
+    fn may_be(&self) -> bool {
+        let (worker_id, session) = self;
+        (1..=MAX_WORKER_ID_CHARS).contains(&worker_id.len())
+            && worker_id.bytes().all(|b| b.is_ascii_graphic())
+            && session.len() == 32
+            && session
+                .bytes()
+                .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
     }
 }
 

@@ -7,21 +7,13 @@ use weir_proto::v1::{
 };
 
 use super::{
-    Services,
-    auth::Caller,
-    content,
-    content::Content,
-    convert::wire_chunk,
-    door::Door,
-    error::invalid_field,
-    imports::message,
-    mask::Mask,
-    page,
-    spans::{self, trace_id},
+    Services, auth::Caller, content, content::Content, convert::wire_chunk, door::Door,
+    error::invalid_field, imports::message, mask::Mask, page, traced,
 };
 use crate::{
     ingest::{self, Format, check_item_id},
     job::plan::PlannedItem,
+    spans::{self, trace_id},
     store::{
         StoreError,
         chunks::ChunkState,
@@ -55,7 +47,7 @@ impl Sources {
             priority,
             expected_revision,
             max_chunks_per_job: self.0.max_chunks_per_job,
-            traceparent: spans::caller(metadata.as_ref()).map(|trace| trace.to_string()),
+            traceparent: traced::caller(metadata.as_ref()).map(|trace| trace.to_string()),
         }
     }
 

@@ -1,14 +1,11 @@
 //! `WorkerService`: claims, and the unary twins of the stream.
 
-use std::{
-    pin::Pin,
-    time::{Duration, SystemTime},
-};
+use std::{pin::Pin, time::Duration};
 
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 use weir_proto::{
-    limits::{MAX_CLAIM_MODELS, MAX_CLAIM_WAIT_SECONDS, MAX_WORKER_ID_CHARS},
+    limits::{MAX_CLAIM_MODELS, MAX_CLAIM_WAIT_SECONDS},
     v1::{self, worker_service_server::WorkerService},
 };
 use weir_telemetry::TraceContext;
@@ -18,18 +15,21 @@ use super::{
     auth::Caller,
     convert::{duration, wire_duration},
     door::Door,
-    error::{going_away, invalid_field},
-    spans::{self, trace_id},
-    stream,
+    error::going_away,
+    stream, traced,
 };
 use crate::{
+    dispatch::{MAX_BATCH_BYTES, hand_back::Release},
     job::{blame::suspected_batch, plan::next_batch_len, retry::Decision},
-    store::{StoreError, batches::Outcome, claim::Claim, lease::LeaseState, rows::Job},
+    spans,
+    store::{
+        StoreError,
+        batches::Outcome,
+        claim::Claim,
+        lease::{LeaseState, Opening},
+        rows::Job,
+    },
 };
-
-/// Most bytes of text in one batch, so that it fits a message with room to
-/// spare.
-pub(crate) const MAX_BATCH_BYTES: usize = 8 << 20;
 
 /// Hands out leases and takes results.
 #[derive(Debug, Clone)]
@@ -44,8 +44,8 @@ impl Workers {
             namespace: job.namespace,
             source: job.source,
             model: job.model,
-            lease_duration: wire_duration(self.0.lease_duration),
-            max_batch_size: self.0.max_batch_size,
+            lease_duration: wire_duration(self.0.dispatch.lease_duration),
+            max_batch_size: self.0.dispatch.max_batch_size,
             attempt: job.attempt.into(),
             traceparent: trace
                 .as_ref()
@@ -75,13 +75,7 @@ impl WorkerService for Workers {
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
-        let visible = request.worker_id.bytes().all(|b| b.is_ascii_graphic());
-        if !visible || !(1..=MAX_WORKER_ID_CHARS).contains(&request.worker_id.len()) {
-            door.refuse(
-                "worker_id",
-                format!("must be 1 to {MAX_WORKER_ID_CHARS} visible ASCII characters"),
-            );
-        }
+        door.worker_id("worker_id", &request.worker_id);
         if !(1..=MAX_CLAIM_MODELS).contains(&request.models.len()) {
             door.refuse(
                 "models",
@@ -89,15 +83,7 @@ impl WorkerService for Workers {
             );
         }
         for (index, model) in request.models.iter().enumerate() {
-            if !self.0.models.contains(model) {
-                door.refuse(
-                    format!("models[{index}]"),
-                    format!(
-                        "is not a model of this coordinator; it has {}",
-                        self.0.models.join(", ")
-                    ),
-                );
-            }
+            door.known_model(format!("models[{index}]"), model, &self.0.models);
         }
         let max_jobs = door.number("max_jobs", request.max_jobs, 1, 1..=1_000);
         let wait = match request.wait.map(duration) {
@@ -131,29 +117,21 @@ impl WorkerService for Workers {
             namespaces: caller.namespaces(),
             busy_with: &request.busy_with,
             claimed_by: caller.name(),
-            lease_duration: self.0.lease_duration,
+            lease_duration: self.0.dispatch.lease_duration,
         };
-        let (jobs, began) = self.0.claimer.claim(&claim, wait).await?;
+        let dispatch = &self.0.dispatch;
+        let claimed = dispatch.claimer.claim(&claim, wait, &self.0.shutdown);
+        let (jobs, began) = claimed.await?;
         if jobs.is_empty() && self.0.shutdown.is_cancelled() {
             return Err(going_away());
         }
         let leases = jobs.into_iter().map(|job| {
-            let trace = spans::claimed(&self.0.tracer, &job, self.0.lease_duration, began);
-            tracing::info!(
-                job_id = job.id,
-                epoch = job.epoch,
-                worker_id = request.worker_id,
-                attempt = job.attempt,
-                trace_id = trace_id(trace),
-                "A job was claimed."
-            );
-            self.0.wakeup.report_change(job.source_id);
-            self.0.metrics.claimed(&job.model);
+            let trace = dispatch.claimed(&job, began);
             self.lease(job, trace)
         });
         Ok(Response::new(v1::ClaimJobResponse {
             leases: leases.collect(),
-            lease_duration: wire_duration(self.0.lease_duration),
+            lease_duration: wire_duration(self.0.dispatch.lease_duration),
         }))
     }
 
@@ -162,13 +140,9 @@ impl WorkerService for Workers {
         request: Request<Streaming<v1::StreamBatchesRequest>>,
     ) -> Result<Response<Self::StreamBatchesStream>, Status> {
         let caller = Caller::of(&request)?;
-        let trace = spans::caller(request.metadata().as_ref());
-        Ok(Response::new(Box::pin(stream::serve(
-            self.0.clone(),
-            caller,
-            request.into_inner(),
-            trace,
-        ))))
+        let inbox = request.into_inner();
+        let answers = stream::serve(&self.0, caller, inbox);
+        Ok(Response::new(Box::pin(answers)))
     }
 
     async fn renew_lease(
@@ -179,7 +153,7 @@ impl WorkerService for Workers {
         let request = request.into_inner();
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
-        let longest = self.0.lease_duration;
+        let longest = self.0.dispatch.lease_duration;
         let wanted = match request.lease_duration.map(duration) {
             None => longest,
             Some(Some(wanted)) if !wanted.is_zero() && wanted <= longest => wanted,
@@ -216,16 +190,21 @@ impl WorkerService for Workers {
         let request = request.into_inner();
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
-        let most = self.0.max_batch_size;
+        let most = self.0.dispatch.max_batch_size;
         let size = door
             .number("batch_size", request.batch_size, most, 1..=i32::MAX)
             .min(most);
         door.close()?;
         let fence = caller.fence(lease);
+        let opening = Opening {
+            fence: fence.clone(),
+            batch_size: size,
+            session: None,
+        };
         let opened = self
             .0
             .store
-            .open(&fence, self.0.lease_duration, size)
+            .open(&opening, self.0.dispatch.lease_duration)
             .await
             .map_err(|error| self.refusal(error))?;
         let job = match opened {
@@ -241,7 +220,11 @@ impl WorkerService for Workers {
             0 => size,
             suspects => size.min(suspected_batch(suspects)),
         };
-        let pending = self.0.store.pending(fence.lease, size.into()).await?;
+        let pending = self
+            .0
+            .store
+            .pending(opening.fence.lease, size.into())
+            .await?;
         let text_bytes = pending.iter().map(|chunk| chunk.text_bytes);
         let len = next_batch_len(text_bytes, size as usize, MAX_BATCH_BYTES);
         let chunks = self.0.store.texts(job.source_id, &pending[..len]).await?;
@@ -254,7 +237,7 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::UpsertBatchRequest>,
     ) -> Result<Response<v1::UpsertBatchResponse>, Status> {
-        let trace = spans::caller(request.metadata().as_ref());
+        let trace = traced::caller(request.metadata().as_ref());
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
@@ -262,8 +245,8 @@ impl WorkerService for Workers {
         let (embedded, rejected) = door.outcome(request.embedded, request.rejected);
         door.close()?;
         let fence = caller.fence(lease);
-        let progress = self
-            .0
+        let dispatch = &self.0.dispatch;
+        let progress = dispatch
             .writer
             .upsert(
                 Outcome {
@@ -279,7 +262,7 @@ impl WorkerService for Workers {
         let progress = match progress {
             Ok(progress) => progress,
             Err(error) => {
-                self.0.give_back(&fence, &error).await;
+                dispatch.give_back(&fence, &error).await;
                 return Err(self.refusal(error));
             }
         };
@@ -296,25 +279,15 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::CompleteJobRequest>,
     ) -> Result<Response<v1::CompleteJobResponse>, Status> {
-        let trace = spans::caller(request.metadata().as_ref());
+        let trace = traced::caller(request.metadata().as_ref());
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
         let lease = door.lease(request.job_id, request.epoch);
         door.close()?;
         let fence = caller.fence(lease);
-        let began = SystemTime::now();
-        let completed = self.0.store.complete(&fence).await;
+        let completed = self.0.dispatch.complete(&fence, trace).await;
         let job = completed.map_err(|error| self.refusal(error))?;
-        self.0.metrics.jobs_ended.succeeded.increment(1);
-        self.0.wakeup.report_change(job.source_id);
-        spans::completed(&self.0.tracer, trace, fence.lease, began);
-        tracing::info!(
-            job_id = job.id,
-            epoch = job.epoch,
-            trace_id = trace_id(spans::trace_of(&job)),
-            "A job succeeded."
-        );
         Ok(Response::new(v1::CompleteJobResponse {
             chunks_done: job.chunks_done.into(),
             chunks_rejected: job.chunks_rejected.into(),
@@ -326,7 +299,7 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::FailJobRequest>,
     ) -> Result<Response<v1::FailJobResponse>, Status> {
-        let trace = spans::caller(request.metadata().as_ref());
+        let trace = traced::caller(request.metadata().as_ref());
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
@@ -334,44 +307,18 @@ impl WorkerService for Workers {
         let reason = door.reason("reason".to_owned(), &request.reason);
         door.close()?;
         let fence = caller.fence(lease);
-        let failed = self
-            .0
-            .store
-            .fail(&fence, &reason, &self.0.policy, rand::random())
-            .await
-            .map_err(|error| self.refusal(error))?;
-        self.0.wakeup.report_change(failed.source_id);
+        let failed = self.0.dispatch.fail(&fence, &reason, trace).await;
+        let failed = failed.map_err(|error| self.refusal(error))?;
         spans::handed_back(fence.lease, &reason, Some(failed.decision));
         let response = match failed.decision {
-            Decision::Retry { attempt, delay } => {
-                self.0.metrics.retries.failed.increment(1);
-                tracing::warn!(
-                    job_id = fence.lease.job_id,
-                    attempt,
-                    delay_ms = delay.as_millis() as u64,
-                    reason,
-                    trace_id = trace_id(trace),
-                    "A job failed and will be tried again."
-                );
-                v1::FailJobResponse {
-                    failed: false,
-                    retry_delay: wire_duration(delay),
-                }
-            }
-            Decision::Fail { attempt } => {
-                self.0.metrics.jobs_ended.failed.increment(1);
-                tracing::error!(
-                    job_id = fence.lease.job_id,
-                    attempt,
-                    reason,
-                    trace_id = trace_id(trace),
-                    "A job failed for good: its attempts are used up."
-                );
-                v1::FailJobResponse {
-                    failed: true,
-                    retry_delay: None,
-                }
-            }
+            Decision::Retry { delay, .. } => v1::FailJobResponse {
+                failed: false,
+                retry_delay: wire_duration(delay),
+            },
+            Decision::Fail { .. } => v1::FailJobResponse {
+                failed: true,
+                retry_delay: None,
+            },
         };
         Ok(Response::new(response))
     }
@@ -380,7 +327,7 @@ impl WorkerService for Workers {
         &self,
         request: Request<v1::ReleaseJobRequest>,
     ) -> Result<Response<v1::ReleaseJobResponse>, Status> {
-        let trace = spans::caller(request.metadata().as_ref());
+        let trace = traced::caller(request.metadata().as_ref());
         let caller = Caller::of(&request)?;
         let request = request.into_inner();
         let mut door = Door::default();
@@ -396,28 +343,14 @@ impl WorkerService for Workers {
         };
         door.close()?;
         let fence = caller.fence(lease);
-        let store = &self.0.store;
-        let released = if embedder_down {
-            store.release_embedder_down(&fence, &reason).await
+        let release = if embedder_down {
+            Release::EmbedderDown(reason)
         } else {
-            store.release(&fence, &reason).await
+            Release::Unneeded(reason)
         };
-        let source_id = released.map_err(|error| self.refusal(error))?;
-        self.0.metrics.retries.released.increment(1);
-        self.0.wakeup.report_change(source_id);
-        spans::handed_back(fence.lease, &reason, None);
-        tracing::info!(
-            job_id = fence.lease.job_id,
-            epoch = fence.lease.epoch,
-            reason,
-            trace_id = trace_id(trace),
-            "A job was handed back."
-        );
+        let released = self.0.dispatch.release(&fence, &release, trace).await;
+        released.map_err(|error| self.refusal(error))?;
+        spans::handed_back(fence.lease, release.reason(), None);
         Ok(Response::new(v1::ReleaseJobResponse {}))
     }
-}
-
-/// `INVALID_ARGUMENT` for a message of a stream that comes out of order.
-pub(crate) fn out_of_order(message: &str) -> Status {
-    invalid_field("message", message)
 }

@@ -1,4 +1,4 @@
-//! Retention: the history of jobs ends after a while.
+//! Retention: the history of jobs ends after a while, and that of sessions sooner.
 
 use std::time::Duration;
 
@@ -6,6 +6,9 @@ use crate::store::{Store, StoreError};
 
 /// Most jobs in one step.
 const STEP: i64 = 1_000;
+
+/// How long a session is kept that nobody touches: long enough to be looked at.
+const SESSIONS: Duration = Duration::from_hours(24);
 
 /// Takes one step. Returns whether more may wait.
 pub async fn tick(store: &Store, retention: Duration) -> Result<bool, StoreError> {
@@ -15,5 +18,7 @@ pub async fn tick(store: &Store, retention: Duration) -> Result<bool, StoreError
     }
     let forgotten = store.drop_old_failures(retention, STEP).await?;
     let sources = store.drop_old_sources(retention, STEP).await?;
-    Ok(dropped.max(forgotten).max(sources) >= STEP.unsigned_abs())
+    let sessions = store.forget_sessions(SESSIONS, STEP).await?;
+    let most = dropped.max(forgotten).max(sources).max(sessions);
+    Ok(most >= STEP.unsigned_abs())
 }

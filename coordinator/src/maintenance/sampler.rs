@@ -1,8 +1,8 @@
 //! Samples of what this replica persists, for the plots of the last hour.
 
 use crate::{
+    dispatch::writer::Writer,
     store::{Store, StoreError, queue::QueueStats},
-    writer::Writer,
 };
 
 /// Notes what was persisted since the last step, under the name of this

@@ -217,8 +217,8 @@ impl Store {
              ), due AS (", wanted!("id", "candidates"), ")
              UPDATE weir.jobs j
              SET state = 'running', epoch = j.epoch + 1, worker_id = $1, claimed_by = $2, claimed_at = now(),
-                 progressed_at = NULL, changes = 0, heard = false, batch_size = NULL, embedder_down = false,
-                 claimed_done = j.chunks_done + j.chunks_rejected, lease_expires_at = now() + $4,
+                 progressed_at = NULL, changes = 0, heard = false, batch_size = NULL, session = NULL,
+                 embedder_down = false, claimed_done = j.chunks_done + j.chunks_rejected, lease_expires_at = now() + $4,
                  started_at = coalesce(j.started_at, now())
              FROM due WHERE j.id = due.id
              RETURNING ", job_columns!()

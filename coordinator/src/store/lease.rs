@@ -1,17 +1,18 @@
 //! Leases: renew, and the ways a worker hands a job back. Everything here is
 //! fenced by job and epoch (law 3), and every time is the database's (law 2).
 
-use std::time::Duration;
+mod group;
 
-use chrono::{DateTime, Utc};
+use std::{sync::Arc, time::Duration};
+
 use sqlx::postgres::types::PgInterval;
 
 use super::{
     QUEUE_CHANNEL, Store, StoreError,
     attempts::{Ended, record_attempt},
     failures::count_failures,
-    fence::{Fence, holders, is_of},
-    rows::{Job, LeaseKey, job_columns},
+    fence::{Fence, is_of},
+    rows::{Job, job_columns},
     sources::notify,
 };
 use crate::job::{
@@ -28,13 +29,16 @@ pub enum LeaseState {
     Finished(Box<Job>),
 }
 
-/// A new stream of a lease.
+/// A lease whose work begins, or goes on elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Opening {
     /// The lease.
     pub fence: Fence,
     /// Most chunks in a batch of it.
     pub batch_size: i32,
+    /// The session that works on it from now on; `None` where that is done by
+    /// unary calls.
+    pub session: Option<Arc<str>>,
 }
 
 /// What a charged try led to.
@@ -67,65 +71,25 @@ impl Store {
         self.renew_for(&fence.into(), lease_duration, None).await
     }
 
-    /// Extends a lease as [`Self::renew`] does, for batches of up to
-    /// `batch_size` chunks on a new stream, whose number the job then has.
+    /// Extends a lease as [`Self::renew`] does, for batches of up to so many
+    /// chunks. From now on it is of this session, or of none.
     pub async fn open(
         &self,
-        fence: impl Into<Fence>,
+        opening: &Opening,
         lease_duration: Duration,
-        batch_size: i32,
     ) -> Result<LeaseState, StoreError> {
-        self.renew_for(&fence.into(), lease_duration, Some(batch_size))
+        self.renew_for(&opening.fence, lease_duration, Some(opening))
             .await
-    }
-
-    /// Does what [`Self::open`] does for streams of several jobs, each named
-    /// once. Returns the jobs of those it opened: it passes by what is not held,
-    /// and by what somebody else has locked.
-    pub async fn open_group(
-        &self,
-        openings: &[Opening],
-        lease_duration: Duration,
-    ) -> Result<Vec<Job>, StoreError> {
-        let column = |of: fn(&Opening) -> i64| openings.iter().map(of).collect::<Vec<_>>();
-        let sizes: Vec<i32> = openings.iter().map(|it| it.batch_size).collect();
-        let fences = openings.iter().map(|it| &it.fence);
-        let (names, namespaces) = holders(fences);
-        Ok(sqlx::query_as(concat!(
-            "-- store::lease::open_group
-             WITH opened AS MATERIALIZED (
-                 SELECT j.id, o.batch_size
-                 FROM unnest($1::bigint[], $2::bigint[], $3::int[], $5::text[], $6::text[])
-                     AS o(job_id, epoch, batch_size, claimed_by, namespaces)
-                 JOIN weir.jobs j ON j.id = o.job_id AND j.epoch = o.epoch
-                 WHERE j.state = 'running' AND ",
-            is_of!("o.claimed_by", "o.namespaces"),
-            " FOR NO KEY UPDATE OF j SKIP LOCKED
-             )
-             UPDATE weir.jobs j
-             SET lease_expires_at = now() + $4, heard = true, batch_size = o.batch_size, stream = j.stream + 1
-             FROM opened o WHERE j.id = o.id
-             RETURNING ",
-            job_columns!()
-        ))
-        .bind(column(|it| it.fence.lease.job_id))
-        .bind(column(|it| it.fence.lease.epoch))
-        .bind(sizes)
-        .bind(interval(lease_duration))
-        .bind(names)
-        .bind(namespaces)
-        .fetch_all(&self.leases)
-        .await?)
     }
 
     async fn renew_for(
         &self,
         fence: &Fence,
         lease_duration: Duration,
-        batch_size: Option<i32>,
+        opening: Option<&Opening>,
     ) -> Result<LeaseState, StoreError> {
         self.at_job(fence.lease.job_id, || {
-            self.try_renew(fence, lease_duration, batch_size)
+            self.try_renew(fence, lease_duration, opening)
         })
         .await
     }
@@ -134,13 +98,13 @@ impl Store {
         &self,
         fence: &Fence,
         lease_duration: Duration,
-        batch_size: Option<i32>,
+        opening: Option<&Opening>,
     ) -> Result<LeaseState, StoreError> {
         let job: Option<Job> = sqlx::query_as(concat!(
             "-- store::lease::renew
              UPDATE weir.jobs j
              SET lease_expires_at = now() + $3, heard = true, batch_size = coalesce($4, j.batch_size),
-                 stream = CASE WHEN $4 IS NULL THEN j.stream ELSE j.stream + 1 END
+                 session = CASE WHEN $4 IS NULL THEN j.session ELSE $7 END
              WHERE j.id = $1 AND j.epoch = $2 AND j.state = 'running' AND ",
             is_of!("$5", "$6"),
             " RETURNING ",
@@ -149,56 +113,16 @@ impl Store {
         .bind(fence.lease.job_id)
         .bind(fence.lease.epoch)
         .bind(interval(lease_duration))
-        .bind(batch_size)
+        .bind(opening.map(|it| it.batch_size))
         .bind(fence.name())
         .bind(fence.namespaces())
+        .bind(opening.and_then(|it| it.session.as_deref()))
         .fetch_optional(&self.pool)
         .await?;
         match job {
             Some(job) => Ok(LeaseState::Held(Box::new(job))),
             None => Ok(LeaseState::Finished(Box::new(self.not_held(fence).await?))),
         }
-    }
-
-    /// Ends a lease early, `grace` from now, because the worker's connection
-    /// broke; whatever renews it before then undoes this. Nothing happens where
-    /// the worker is back already: it has opened another stream than this one,
-    /// or the lease ends at another time than `renewed_until`, when this one
-    /// had it last. Returns whether the lease was cut short.
-    pub async fn orphan(
-        &self,
-        lease: LeaseKey,
-        stream: i32,
-        renewed_until: DateTime<Utc>,
-        grace: Duration,
-    ) -> Result<bool, StoreError> {
-        self.at_job(lease.job_id, || {
-            self.try_orphan(lease, stream, renewed_until, grace)
-        })
-        .await
-    }
-
-    async fn try_orphan(
-        &self,
-        lease: LeaseKey,
-        stream: i32,
-        renewed_until: DateTime<Utc>,
-        grace: Duration,
-    ) -> Result<bool, StoreError> {
-        let result = sqlx::query(
-            "-- store::lease::orphan
-             UPDATE weir.jobs SET lease_expires_at = now() + $4
-             WHERE id = $1 AND epoch = $2 AND state = 'running'
-               AND stream = $5 AND lease_expires_at = $3 AND lease_expires_at > now() + $4",
-        )
-        .bind(lease.job_id)
-        .bind(lease.epoch)
-        .bind(renewed_until)
-        .bind(interval(grace))
-        .bind(stream)
-        .execute(&self.pool)
-        .await?;
-        Ok(result.rows_affected() > 0)
     }
 
     /// Looks whether a lease is held, without renewing it.
@@ -445,7 +369,10 @@ impl Store {
         }
         let revoked: Option<String> = sqlx::query_scalar(
             "-- store::lease::not_held
-             SELECT revoke_reason FROM weir.jobs WHERE id = $1 AND epoch - 1 = $2 AND state <> 'running'",
+             SELECT coalesce(
+                 (SELECT revoke_reason FROM weir.jobs WHERE id = $1 AND epoch - 1 = $2 AND state <> 'running'),
+                 -- It has been claimed again since.
+                 (SELECT outcome FROM weir.attempts WHERE job_id = $1 AND epoch = $2 AND outcome = 'no_progress'))",
         )
         .bind(lease.job_id)
         .bind(lease.epoch)

@@ -40,6 +40,7 @@ pub mod sources;
 pub mod status;
 pub mod steer;
 pub mod steps;
+pub mod workers;
 
 use std::{
     io,
@@ -96,8 +97,8 @@ pub const POOL_LOG: &str = "sqlx_core::pool";
 const LEASE_CONNECTIONS: u32 = 6;
 
 /// Connections for what waits behind no call: one to listen for wake-ups, one
-/// for probes.
-const ASIDE_CONNECTIONS: u32 = 2;
+/// for probes, one for the sessions of workers.
+const ASIDE_CONNECTIONS: u32 = 3;
 
 /// What makes Postgres plan a statement once, and as lookups by an index, one for
 /// each row that it is given: settings and their values.
@@ -123,7 +124,7 @@ pub struct Store {
     pool: Pool,
     /// For claims, openings and results.
     leases: Pool,
-    /// For probes, and to listen.
+    /// For probes, for sessions, and to listen.
     aside: Pool,
     quota: Quota,
     dimensions: Dimensions,
@@ -163,7 +164,7 @@ impl Store {
         self
     }
 
-    /// The same, with connections of their own for probes and to listen.
+    /// The same, with connections of their own for what waits behind no call.
     #[must_use]
     pub fn with_aside(mut self, pool: PgPool) -> Self {
         self.aside.inner = pool;
@@ -220,7 +221,7 @@ pub struct Pools {
     pub general: PgPool,
     /// For claims, openings and results.
     pub leases: PgPool,
-    /// For probes, and to listen.
+    /// For probes, for sessions, and to listen.
     pub aside: PgPool,
 }
 

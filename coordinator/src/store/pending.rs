@@ -39,40 +39,48 @@ impl Store {
     }
 
     /// All pending texts with their prompts, shortest first, of those of some jobs whose lease is
-    /// held and that have at most so many; the others are left out.
+    /// held and that have at most `most`, as far as they are `most_bytes` together; the others
+    /// are left out.
     pub async fn texts_of_small(
         &self,
         leases: &[LeaseKey],
         most: i32,
+        most_bytes: i64,
     ) -> Result<HashMap<i64, Vec<ChunkText>>, StoreError> {
         let (ids, epochs): (Vec<i64>, Vec<i64>) =
             leases.iter().map(|it| (it.job_id, it.epoch)).unzip();
         let rows: Vec<(i64, String, i32, Vec<u8>, String)> = sqlx::query_as(
             concat!("-- store::pending::texts_of_small
-             SELECT j.id, p.item_id, p.chunk_index, p.text_hash, concat(", prompt_of!("s", "p.item_id"), ", p.text)
-             FROM unnest($1::bigint[], $2::bigint[]) AS o(job_id, epoch)
-             JOIN weir.jobs j ON j.id = o.job_id AND j.epoch = o.epoch
-             JOIN weir.sources s ON s.id = j.source_id
-             CROSS JOIN LATERAL (
-                 SELECT c.item_id, c.chunk_index, c.text_hash, c.text, octet_length(c.text) AS text_bytes
-                 FROM weir.chunks c
-                 WHERE c.source_id = j.source_id AND c.item_id BETWEEN j.first_item_id AND j.last_item_id
-                   AND NOT EXISTS (
-                       SELECT FROM weir.embeddings e
-                       WHERE e.source_id = c.source_id AND e.item_id = c.item_id AND e.chunk_index = c.chunk_index
-                         AND e.model = j.model AND e.text_hash = c.text_hash)
-                   AND NOT EXISTS (
-                       SELECT FROM weir.rejections r
-                       WHERE r.source_id = c.source_id AND r.item_id = c.item_id AND r.chunk_index = c.chunk_index
-                         AND r.model = j.model AND r.text_hash = c.text_hash)
-                 -- One more tells that it is not small.
-                 ORDER BY c.item_id, c.chunk_index LIMIT $3 + 1) p
-             WHERE j.state = 'running'
+             WITH named AS (
+                 SELECT j.id, j.source_id, p.*, sum(p.text_bytes) OVER (ORDER BY j.id) AS bytes
+                 FROM unnest($1::bigint[], $2::bigint[]) AS o(job_id, epoch)
+                 JOIN weir.jobs j ON j.id = o.job_id AND j.epoch = o.epoch
+                 CROSS JOIN LATERAL (
+                     SELECT c.item_id, c.chunk_index, c.text_hash, c.text, octet_length(c.text) AS text_bytes
+                     FROM weir.chunks c
+                     WHERE c.source_id = j.source_id AND c.item_id BETWEEN j.first_item_id AND j.last_item_id
+                       AND NOT EXISTS (
+                           SELECT FROM weir.embeddings e
+                           WHERE e.source_id = c.source_id AND e.item_id = c.item_id AND e.chunk_index = c.chunk_index
+                             AND e.model = j.model AND e.text_hash = c.text_hash)
+                       AND NOT EXISTS (
+                           SELECT FROM weir.rejections r
+                           WHERE r.source_id = c.source_id AND r.item_id = c.item_id AND r.chunk_index = c.chunk_index
+                             AND r.model = j.model AND r.text_hash = c.text_hash)
+                     -- One more tells that it is not small.
+                     ORDER BY c.item_id, c.chunk_index LIMIT $3 + 1) p
+                 WHERE j.state = 'running'
+             )
+             SELECT p.id, p.item_id, p.chunk_index, p.text_hash, concat(", prompt_of!("s", "p.item_id"), ", p.text)
+             FROM named p JOIN weir.sources s ON s.id = p.source_id
+             -- A job is read whole or not at all.
+             WHERE p.bytes <= $4
              ORDER BY p.text_bytes, p.item_id, p.chunk_index"),
         )
         .bind(ids)
         .bind(epochs)
         .bind(most)
+        .bind(most_bytes)
         .fetch_all(&self.leases)
         .await?;
         let mut texts: HashMap<i64, Vec<ChunkText>> = HashMap::new();

@@ -12,6 +12,7 @@ use super::{
     pending::{pending_in, texts_in},
     rows::{LeaseKey, Rejected},
     sources::notify,
+    workers::session_grace,
 };
 use crate::job::{
     blame::{EndedLease, Verdict},
@@ -22,7 +23,8 @@ use crate::job::{
 /// How long workers are waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
-    /// How long a worker may stay unheard of after its claim.
+    /// How long a worker may stay unheard of after its claim. See
+    /// [`session_grace`] for how long nobody may have touched its session.
     pub orphan_grace: Duration,
     /// How long a job may hold its lease without persisting anything.
     pub progress_deadline: Duration,
@@ -39,7 +41,8 @@ struct Expired {
     heard: bool,
     /// Whether its worker persisted anything under this lease.
     progressed: bool,
-    /// Whether the lease itself has run out, and not only the progress deadline.
+    /// Whether the lease itself has run out, or its session has, and not only the
+    /// progress deadline.
     lease_over: bool,
     batch_size: Option<i32>,
     suspects: i32,
@@ -131,9 +134,10 @@ impl Expired {
 }
 
 impl Store {
-    /// Takes up to `limit` jobs away from workers whose lease has expired, that
-    /// were not heard of since the claim, or that have persisted nothing for
-    /// too long, and queues them again. A try that moved forward is not
+    /// Takes up to `limit` jobs away from workers whose lease has expired, whose
+    /// session no replica has touched for the grace, that were not heard of since
+    /// the claim, or that have persisted nothing for too long, and queues them
+    /// again. A try that moved forward is not
     /// charged. Replicas do this side by side; each takes what the others
     /// leave. `random` draws from 0..1.
     pub async fn rescue(
@@ -146,12 +150,21 @@ impl Store {
         let mut tx = self.pool.begin().await?;
         let mut expired: Vec<Expired> = sqlx::query_as(
             "-- store::rescue::rescue
+             -- Laws 4 and 15: a lease of a session that nobody serves is over, however long it is. Which these are is
+             -- told by one snapshot: a job that another session took up since then is not of them.
+             WITH gone AS MATERIALIZED (
+                 SELECT session FROM (
+                     SELECT DISTINCT session FROM weir.jobs WHERE state = 'running' AND session IS NOT NULL) held
+                 WHERE NOT EXISTS (
+                     SELECT FROM weir.workers w WHERE w.session = held.session AND w.touched_at > now() - $4)
+             )
              SELECT id, epoch, source_id, attempt, parkings, heard, progressed_at IS NOT NULL AS progressed,
-                    lease_expires_at <= now() AS lease_over, batch_size, suspects,
-                    chunks_total - chunks_done - chunks_rejected AS pending, traceparent
+                    lease_expires_at <= now() OR coalesce(session IN (SELECT session FROM gone), false) AS lease_over,
+                    batch_size, suspects, chunks_total - chunks_done - chunks_rejected AS pending, traceparent
              FROM weir.jobs
              WHERE state = 'running'
                AND (lease_expires_at <= now()
+                    OR session IN (SELECT session FROM gone)
                     OR coalesce(progressed_at, claimed_at) <= now() - $1
                     OR (NOT heard AND claimed_at <= now() - $2))
              ORDER BY id LIMIT $3 FOR UPDATE SKIP LOCKED",
@@ -159,6 +172,7 @@ impl Store {
         .bind(interval(patience.progress_deadline))
         .bind(interval(patience.orphan_grace))
         .bind(limit)
+        .bind(interval(session_grace(patience.orphan_grace)))
         .fetch_all(&mut *tx)
         .await?;
         // One that was never heard of did not fail.

@@ -210,8 +210,6 @@ pub struct Job {
     /// How many of the next pending chunks are suspected to hold a text that
     /// kills its worker.
     pub suspects: i32,
-    /// Streams opened on it so far.
-    pub stream: i32,
     /// What last went wrong.
     pub last_error: Option<String>,
     /// The failure that was counted under.
@@ -251,7 +249,7 @@ macro_rules! job_columns {
     () => {
         "j.id, j.source_id, j.namespace, j.source, j.model, j.first_item_id, j.last_item_id, j.revision, j.trigger,
          j.state, j.priority, j.attempt, j.epoch, j.run_at, j.worker_id, j.claimed_by, j.lease_expires_at,
-         j.chunks_total, j.chunks_done, j.chunks_truncated, j.chunks_rejected, j.suspects, j.stream, j.last_error,
+         j.chunks_total, j.chunks_done, j.chunks_truncated, j.chunks_rejected, j.suspects, j.last_error,
          j.failure_id, j.traceparent, j.created_at,
          j.started_at, j.finished_at"
     };

@@ -55,10 +55,6 @@ impl Fresh {
         self.texts.retain(|(_, other)| *other != id);
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.texts.len()
-    }
-
     pub(super) fn is_empty(&self) -> bool {
         self.texts.is_empty()
     }
@@ -106,7 +102,7 @@ mod tests {
         fresh.push_front(TextId(50));
         let all: Vec<u64> = fresh.iter().map(|id| id.0).collect();
         assert_eq!(all, [50, 0, 1, 2, 4, 5, 6, 7, 8, 9]);
-        assert_eq!(fresh.take(fresh.len()).len(), 10);
+        assert_eq!(fresh.take(fresh.texts.len()).len(), 10);
         assert!(fresh.is_empty());
     }
 }

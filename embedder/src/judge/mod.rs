@@ -264,12 +264,6 @@ impl Judge {
         self.texts.is_empty()
     }
 
-    /// Returns whether the next call would be no fuller if more texts came.
-    pub fn is_full(&self) -> bool {
-        let fits = self.fitting();
-        !self.tasks.is_empty() || fits < self.fresh.len() || fits >= self.size.get().texts
-    }
-
     /// Lowers the ceiling of a call to what the embedder says of itself.
     pub fn keep_within(&mut self, ceiling: CallSize) {
         self.size.keep_within(CallSize {

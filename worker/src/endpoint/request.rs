@@ -1,33 +1,41 @@
-//! What the sessions ask of an endpoint, and how far it is.
+//! What is asked of an endpoint, and how far it is.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use std::{collections::BTreeMap, ops::Range, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    ops::Range,
+    sync::Arc,
+};
 
-use tokio::sync::oneshot;
+use tokio::time::Instant;
 use weir_embedder::judge::TextId;
-use weir_telemetry::TraceContext;
+use weir_telemetry::{Span, TraceContext};
 
-use crate::plan::{Batch, BatchResult, Embedded, MAX_REJECTION_BYTES};
+use crate::part::{Embedded, MAX_REJECTION_BYTES, Part, PartResult};
 
-/// What became of a batch.
+/// What became of a part.
 #[derive(Debug)]
-pub(crate) struct Outcome {
-    pub(crate) result: BatchResult,
+pub(crate) struct Answer {
+    pub(crate) part: Arc<Part>,
+    pub(crate) result: PartResult,
     /// Why some of its chunks got no outcome. No job is to blame for that.
     pub(crate) failure: Option<String>,
+    /// Since when it was here.
+    pub(super) began: Instant,
+    pub(super) span: Span,
 }
 
 /// A text that is sent.
 #[derive(Debug)]
 pub(super) struct Text {
-    batch: Arc<Batch>,
+    part: Arc<Part>,
     place: usize,
     bytes: usize,
 }
 
 impl Text {
     pub(super) fn as_str(&self) -> &str {
-        beginning(&self.batch.chunks[self.place].text, self.bytes)
+        beginning(&self.part.chunks[self.place].text, self.bytes)
     }
 }
 
@@ -46,23 +54,26 @@ pub(super) struct Sent {
     pub(super) retries: u32,
 }
 
-/// The batches that are being embedded, each by the name of its first text; the
+/// The parts that are being embedded, each by the name of its first text; the
 /// others are named by the numbers that follow.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     open: BTreeMap<u64, Request>,
     next: u64,
+    /// What became of parts and was not asked for yet.
+    answers: Vec<Answer>,
 }
 
 #[derive(Debug)]
 struct Request {
-    batch: Arc<Batch>,
+    part: Arc<Part>,
     trace: Option<TraceContext>,
+    span: Span,
+    began: Instant,
     settled: Vec<Option<Settled>>,
     /// In how many calls each text was.
     calls: Vec<u32>,
     left: usize,
-    reply: oneshot::Sender<Outcome>,
 }
 
 #[derive(Debug)]
@@ -73,23 +84,24 @@ enum Settled {
 }
 
 impl Requests {
-    /// Takes a batch in, which is not empty, and names it.
+    /// Takes a part in, which is not empty, and names it.
     pub(super) fn admit(
         &mut self,
-        batch: Arc<Batch>,
+        part: Arc<Part>,
         trace: Option<TraceContext>,
-        reply: oneshot::Sender<Outcome>,
+        span: Span,
     ) -> u64 {
         let name = self.next;
-        let left = batch.chunks.len();
+        let left = part.chunks.len();
         self.next += left as u64;
         let request = Request {
-            settled: batch.chunks.iter().map(|_| None).collect(),
+            settled: part.chunks.iter().map(|_| None).collect(),
             calls: vec![0; left],
-            batch,
+            part,
             trace,
+            span,
+            began: Instant::now(),
             left,
-            reply,
         };
         self.open.insert(name, request);
         name
@@ -103,13 +115,13 @@ impl Requests {
             retries: 0,
         };
         for (text, bytes) in sent {
-            // The judge is told when a batch goes.
+            // The judge is told when a part goes.
             let Some((request, place)) = self.find(*text) else {
                 debug_assert!(false, "the judge sends a text that was removed");
                 continue;
             };
             call.texts.push(Text {
-                batch: Arc::clone(&request.batch),
+                part: Arc::clone(&request.part),
                 place,
                 bytes: *bytes,
             });
@@ -125,7 +137,7 @@ impl Requests {
         call
     }
 
-    /// Returns the batch of a text, if it is still waited for.
+    /// Returns the part of a text, if it is still waited for.
     pub(super) fn of(&self, text: TextId) -> Option<u64> {
         let (name, request) = self.open.range(..=text.0).next_back()?;
         (text.0 - name < request.settled.len() as u64).then_some(*name)
@@ -142,11 +154,16 @@ impl Requests {
         Some((self.open.get_mut(&name)?, place))
     }
 
-    /// Lets go of a batch that nobody waits for, and returns its texts; none
-    /// when it was answered.
-    pub(super) fn forget(&mut self, name: u64) -> impl Iterator<Item = TextId> + use<> {
-        let request = self.open.remove(&name);
-        texts(name, request.as_ref())
+    /// Lets go of parts that nobody waits for any more, and of their answers.
+    /// Returns their texts.
+    pub(super) fn forget(&mut self, parts: &[Arc<Part>]) -> Vec<TextId> {
+        let gone: HashSet<*const Part> = parts.iter().map(Arc::as_ptr).collect();
+        self.answers
+            .retain(|answer| !gone.contains(&Arc::as_ptr(&answer.part)));
+        let is_gone = |_: &u64, request: &mut Request| gone.contains(&Arc::as_ptr(&request.part));
+        let open = self.open.extract_if(.., is_gone);
+        open.flat_map(|(name, request)| texts(name, &request))
+            .collect()
     }
 
     /// The first so many bytes of a text have their vector.
@@ -154,7 +171,7 @@ impl Requests {
         let Some((request, place)) = self.find(text) else {
             return;
         };
-        let whole = &request.batch.chunks[place].text;
+        let whole = &request.part.chunks[place].text;
         let sent = beginning(whole, bytes);
         let chars = (sent.len() < whole.len()).then(|| sent.chars().count() as u32);
         self.settle(text, Settled::Embedded(pack(vector), chars));
@@ -166,7 +183,7 @@ impl Requests {
     }
 
     fn settle(&mut self, text: TextId, settled: Settled) {
-        // A batch that nobody waits for any more has been forgotten.
+        // A part that nobody waits for any more has been forgotten.
         let Some((request, place)) = self.find(text) else {
             return;
         };
@@ -177,52 +194,59 @@ impl Requests {
             && let Some(name) = self.of(text)
             && let Some(request) = self.open.remove(&name)
         {
-            request.answer(None);
+            self.answers.push(request.answer(None));
         }
     }
 
-    /// A batch cannot be embedded any further. Returns its texts.
-    pub(super) fn fail(&mut self, name: u64, reason: &str) -> impl Iterator<Item = TextId> + use<> {
-        let request = self.open.remove(&name);
-        let texts = texts(name, request.as_ref());
-        if let Some(request) = request {
-            request.answer(Some(reason.to_owned()));
-        }
+    /// Answers a part with what there is of it. Returns its texts.
+    pub(super) fn give_back(&mut self, name: u64, reason: &str) -> Vec<TextId> {
+        let Some(request) = self.open.remove(&name) else {
+            return Vec::new();
+        };
+        let texts = texts(name, &request).collect();
+        self.answers.push(request.answer(Some(reason.to_owned())));
         texts
     }
 
-    /// The batches that are not embedded yet.
+    /// The parts that are not embedded yet.
     pub(super) fn names(&self) -> Vec<u64> {
         self.open.keys().copied().collect()
     }
+
+    /// Takes what became of parts since this was asked.
+    pub(super) fn take_answers(&mut self) -> Vec<Answer> {
+        std::mem::take(&mut self.answers)
+    }
 }
 
-fn texts(name: u64, request: Option<&Request>) -> impl Iterator<Item = TextId> + use<> {
-    let count = request.map_or(0, |request| request.settled.len()) as u64;
-    let numbers: Range<u64> = name..name + count;
+fn texts(name: u64, request: &Request) -> impl Iterator<Item = TextId> + use<> {
+    let numbers: Range<u64> = name..name + request.settled.len() as u64;
     numbers.map(TextId)
 }
 
 impl Request {
-    fn answer(self, failure: Option<String>) {
-        let mut result = BatchResult {
-            seq: self.batch.seq,
-            ..BatchResult::default()
+    fn answer(self, failure: Option<String>) -> Answer {
+        let mut result = PartResult {
+            seq: self.part.seq,
+            ..PartResult::default()
         };
-        for (chunk, settled) in self.batch.chunks.iter().zip(self.settled) {
-            let key = || chunk.key.clone();
+        for (chunk, settled) in self.part.chunks.iter().zip(self.settled) {
+            let key = chunk.key.clone();
             match settled {
-                Some(Settled::Embedded(vector, chars)) => result.embedded.push(Embedded {
-                    key: key(),
-                    vector,
-                    chars,
-                }),
-                Some(Settled::Rejected(reason)) => result.rejected.push((key(), reason)),
-                None => {}
+                Some(Settled::Embedded(vector, chars)) => {
+                    result.embedded.push(Embedded { key, vector, chars });
+                }
+                Some(Settled::Rejected(reason)) => result.rejected.push((key, reason)),
+                None => result.left_out.push(key),
             }
         }
-        // Nobody waits any more: the lease is gone.
-        let _ = self.reply.send(Outcome { result, failure });
+        Answer {
+            part: self.part,
+            result,
+            failure,
+            began: self.began,
+            span: self.span,
+        }
     }
 }
 

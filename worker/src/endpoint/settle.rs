@@ -7,8 +7,9 @@ use tracing::{debug, info};
 use weir_embedder::judge::{Answer, CallId, CallSize, Verdict};
 
 use super::{
-    Endpoint, State,
+    Endpoint,
     call::{Answered, Ended},
+    state::State,
 };
 use weir_embedder::{EmbedError, Embedding};
 
@@ -86,9 +87,7 @@ impl Endpoint {
             }
             None => state.judge.cancelled(id),
         }
-        if let Some(reason) = self.health.ailment() {
-            state.give_back(&reason);
-        }
+        self.relieve(&mut state);
         drop(state);
         self.work.notify_one();
     }
@@ -142,6 +141,7 @@ impl Endpoint {
                     .collect();
                 if flaws.iter().any(Option::is_none) {
                     state.rests.passed();
+                    self.health.rested();
                     let now = self.began.elapsed();
                     state.concurrency.went_well(size.tokens, now, saturated);
                 }
@@ -179,6 +179,7 @@ impl Endpoint {
             state.judge.give_up();
             return self.down(state, reason, retry_after);
         }
+        self.health.rests(reason);
         self.metrics.pauses.overloaded.increment(1);
         let rest_ms = rest.as_millis() as u64;
         if state.rests.count == 1 {

@@ -1,10 +1,13 @@
-//! The span of a call to the embedder, by the conventions for generative AI:
-//! <https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/>.
+//! The spans of parts, and of calls to the embedder, these by the conventions for
+//! generative AI: <https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/>.
 
 use weir_embedder::{EmbedError, EmbedderKind, Embedding, judge::CallSize};
 use weir_telemetry::{KeyValue, Span, SpanKind, TraceContext, Tracer};
 
-/// Makes the spans of calls with one model.
+use super::request::Answer;
+use crate::part::Part;
+
+/// Makes the spans of what is done with one model.
 #[derive(Debug, Default)]
 pub(crate) struct CallSpans {
     tracer: Tracer,
@@ -19,6 +22,17 @@ impl CallSpans {
             provider: embedder.as_str(),
             model: model.to_owned(),
         }
+    }
+
+    /// The span of a part, from when the endpoint gets it until it has its outcome.
+    pub(super) fn part(&self, part: &Part, trace: Option<TraceContext>) -> Span {
+        let kind = SpanKind::Internal;
+        self.tracer.child(trace.as_ref(), "batch", kind, || {
+            [
+                KeyValue::new("weir.batch.seq", part.seq),
+                KeyValue::new("weir.chunks", part.chunks.len() as i64),
+            ]
+        })
     }
 
     /// The span of a call for the jobs of these traces: a child of one, linked
@@ -41,6 +55,23 @@ impl CallSpans {
                 KeyValue::new("weir.traces", jobs),
             ]
         })
+    }
+}
+
+/// Says what became of a part.
+pub(super) fn embedded(answer: &Answer) {
+    let span = &answer.span;
+    span.set(|| {
+        let result = &answer.result;
+        [
+            KeyValue::new("weir.chunks.embedded", result.embedded.len() as i64),
+            KeyValue::new("weir.chunks.rejected", result.rejected.len() as i64),
+        ]
+    });
+    if let Some(reason) = &answer.failure
+        && span.is_recorded()
+    {
+        span.fail(reason.clone());
     }
 }
 

@@ -1,21 +1,28 @@
 mod silence;
 mod verdicts;
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::{
+    ops::Deref,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+};
 
 use async_trait::async_trait;
 use futures::future::join_all;
 use proptest::{collection::vec, prelude::*};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::oneshot,
+    time::{sleep, timeout},
+};
 use tokio_util::task::AbortOnDropHandle;
-use weir_embedder::{EmbedError, Embedding, judge::CallSize};
+use weir_embedder::{EmbedError, Embedding, Probe, judge::CallSize};
 
 use super::*;
 use crate::{
-    plan::{Chunk, ChunkKey},
+    part::{Chunk, ChunkKey, LeaseId},
     testing,
 };
 
+type Outcome = super::Answer;
 type Answer = Result<Vec<Embedding>, EmbedError>;
 type Rule = Box<dyn Fn(&[&str]) -> Result<(), EmbedError> + Send + Sync>;
 
@@ -109,16 +116,77 @@ const SETTINGS: Settings = Settings {
     tokens_per_minute: None,
 };
 
+/// An endpoint that runs, whose answers go to whoever asked.
+struct Asked {
+    endpoint: Arc<Endpoint>,
+    waiting: Waiting,
+    _answering: AbortOnDropHandle<()>,
+}
+
+type Waiting = Arc<Mutex<Vec<(Arc<Part>, oneshot::Sender<Outcome>)>>>;
+
+/// Withdraws a part that nobody waits for any more.
+struct Withdraw<'a>(&'a Endpoint, [Arc<Part>; 1]);
+
+impl Drop for Withdraw<'_> {
+    fn drop(&mut self) {
+        self.0.withdraw(&self.1);
+    }
+}
+
+impl Asked {
+    /// Embeds a part of a namespace, and withdraws it when it is dropped.
+    async fn embed(&self, mut part: Part, namespace: &str) -> Outcome {
+        namespace.clone_into(&mut part.namespace);
+        let part = Arc::new(part);
+        let (reply, answer) = oneshot::channel();
+        let waits = (Arc::clone(&part), reply);
+        self.waiting.lock().unwrap().push(waits);
+        self.endpoint.ask(vec![(Arc::clone(&part), None)]);
+        let _withdraw = Withdraw(&self.endpoint, [part]);
+        answer.await.unwrap()
+    }
+}
+
+impl Deref for Asked {
+    type Target = Endpoint;
+
+    fn deref(&self) -> &Endpoint {
+        &self.endpoint
+    }
+}
+
 /// An endpoint that runs.
-fn start(
-    server: &Arc<Server>,
+fn start<E: Embedder>(
+    embedder: &Arc<E>,
     settings: Settings,
-) -> (Arc<Endpoint>, AbortOnDropHandle<Infallible>) {
-    let embedder: Arc<dyn Embedder> = Arc::clone(server) as _;
-    let endpoint = Arc::new(Endpoint::new(embedder, settings, Metrics::unseen()));
+) -> (Arc<Asked>, AbortOnDropHandle<Infallible>) {
+    let embedder: Arc<dyn Embedder> = Arc::clone(embedder) as _;
+    let news = Arc::new(Notify::new());
+    let endpoint = Endpoint::new(embedder, settings, Metrics::unseen(), Arc::clone(&news));
+    let endpoint = Arc::new(endpoint);
     let running = Arc::clone(&endpoint);
     let running = tokio::spawn(async move { running.run().await });
-    (endpoint, AbortOnDropHandle::new(running))
+    let waiting = Waiting::default();
+    let (answering, asked) = (Arc::clone(&endpoint), Arc::clone(&waiting));
+    let answering = tokio::spawn(async move {
+        loop {
+            news.notified().await;
+            for answer in answering.take_answers() {
+                let mut waiting = asked.lock().unwrap();
+                let is_it = |(part, _): &(Arc<Part>, _)| Arc::ptr_eq(part, &answer.part);
+                let place = waiting.iter().position(is_it);
+                let (_, reply) = waiting.swap_remove(place.expect("it was asked for"));
+                reply.send(answer).ok();
+            }
+        }
+    });
+    let asked = Asked {
+        endpoint,
+        waiting,
+        _answering: AbortOnDropHandle::new(answering),
+    };
+    (Arc::new(asked), AbortOnDropHandle::new(running))
 }
 
 fn key(text: &str) -> ChunkKey {
@@ -129,13 +197,20 @@ fn key(text: &str) -> ChunkKey {
     }
 }
 
-fn batch(texts: &[&str]) -> Batch {
+fn batch(texts: &[&str]) -> Part {
     let chunks = texts.iter().map(|&text| Chunk {
         key: key(text),
         text: text.to_owned(),
     });
-    Batch {
+    Part {
         seq: 5,
+        lease: LeaseId {
+            job_id: 1,
+            epoch: 1,
+        },
+        namespace: String::new(),
+        source: "n/source".to_owned(),
+        trace: None,
         chunks: chunks.collect(),
     }
 }
@@ -161,12 +236,7 @@ async fn small_batches_travel_together_and_come_apart_again() {
     let server = Server::new(picky);
     let (endpoint, _running) = start(&server, SETTINGS);
     let texts: Vec<String> = (0..20).map(|n| format!("text {n}")).collect();
-    let outcomes = join_all(
-        texts
-            .iter()
-            .map(|text| endpoint.embed(batch(&[text]), "n", None)),
-    )
-    .await;
+    let outcomes = join_all(texts.iter().map(|text| endpoint.embed(batch(&[text]), "n"))).await;
     for (text, outcome) in texts.iter().zip(&outcomes) {
         assert_eq!(embedded(outcome), [text]);
         assert_eq!(outcome.failure, None);
@@ -179,7 +249,7 @@ async fn a_poison_text_hurts_no_other_batch() {
     let server = Server::new(picky);
     let (endpoint, _running) = start(&server, SETTINGS);
     let texts = ["a", "b", "bad", "c", "d", "e", "f", "g"];
-    let outcomes = join_all(texts.map(|text| endpoint.embed(batch(&[text]), "n", None))).await;
+    let outcomes = join_all(texts.map(|text| endpoint.embed(batch(&[text]), "n"))).await;
     for (text, outcome) in texts.iter().zip(&outcomes) {
         assert_eq!(outcome.failure, None, "{text}");
         let healthy = usize::from(*text != "bad");
@@ -199,7 +269,7 @@ async fn calls_keep_to_the_bounds_of_texts_and_of_tokens() {
     let (endpoint, _running) = start(&server, settings);
     let long = "x".repeat(200);
     let texts = ["a", "b", "c", "d", &long, "e"];
-    let outcome = endpoint.embed(batch(&texts), "n", None).await;
+    let outcome = endpoint.embed(batch(&texts), "n").await;
     assert_eq!(embedded(&outcome), texts);
     let sizes: Vec<usize> = server.calls().iter().map(Vec::len).collect();
     assert_eq!(sizes, [3, 1, 1, 1], "a text larger than a call is a call");
@@ -216,7 +286,7 @@ async fn a_text_that_the_answer_breaks_of_is_found_and_rejected() {
         }
     });
     let (endpoint, _running) = start(&server, SETTINGS);
-    let [good, bad] = ["good", "fail"].map(|text| endpoint.embed(batch(&[text]), "n", None));
+    let [good, bad] = ["good", "fail"].map(|text| endpoint.embed(batch(&[text]), "n"));
     let (good, bad) = tokio::join!(good, bad);
     assert_eq!((embedded(&good), &good.failure), (vec!["good"], &None));
     assert_eq!((rejected(&bad), &bad.failure), (vec!["fail"], &None));
@@ -243,10 +313,10 @@ async fn an_embedder_that_breaks_a_call_and_fails_a_probe_is_down() {
     );
     let (endpoint, _running) = start(&server, SETTINGS);
     // The first call is of both; neither is to blame more than the other.
-    let both = ["a", "b"].map(|text| endpoint.embed(batch(&[text]), "n", None));
+    let both = ["a", "b"].map(|text| endpoint.embed(batch(&[text]), "n"));
     for outcome in join_all(both).await {
         assert_eq!(outcome.failure.as_deref(), Some("it broke the probe"));
-        assert!(outcome.result.is_empty());
+        assert!(outcome.result.outcomes() == 0);
     }
     assert_eq!(endpoint.health.down().await, "it broke the probe");
 }
@@ -266,9 +336,7 @@ async fn what_is_too_long_is_halved_until_it_fits_or_is_too_short_to_mean_anythi
     });
     let (endpoint, _running) = start(&server, SETTINGS);
     let long = "0123456789abcdefghijklmnopqrstuv";
-    let outcome = endpoint
-        .embed(batch(&["short", long, "€€€"]), "n", None)
-        .await;
+    let outcome = endpoint.embed(batch(&["short", long, "€€€"]), "n").await;
     assert_eq!(outcome.failure, None);
     let [short, shortened] = outcome.result.embedded.as_slice() else {
         panic!("{outcome:?}");
@@ -305,9 +373,9 @@ async fn what_is_left_of_a_refused_call_is_not_taken_for_its_culprit() {
     let (endpoint, _running) = start(&server, SETTINGS);
     let given_up = timeout(
         Duration::from_millis(500),
-        endpoint.embed(batch(&["bad"]), "n", None),
+        endpoint.embed(batch(&["bad"]), "n"),
     );
-    let (given_up, outcome) = tokio::join!(given_up, endpoint.embed(batch(&["good"]), "n", None));
+    let (given_up, outcome) = tokio::join!(given_up, endpoint.embed(batch(&["good"]), "n"));
     assert!(given_up.is_err());
     assert_eq!(embedded(&outcome), ["good"]);
 }
@@ -319,7 +387,7 @@ async fn a_text_that_is_named_is_found_with_few_calls() {
     let mut texts: Vec<String> = (0..32).map(|n| format!("text {n}")).collect();
     texts[20] = "bad".to_owned();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    let outcome = endpoint.embed(batch(&texts), "n", None).await;
+    let outcome = endpoint.embed(batch(&texts), "n").await;
     assert_eq!(
         (embedded(&outcome).len(), rejected(&outcome)),
         (31, vec!["bad"])
@@ -341,7 +409,7 @@ async fn a_text_that_is_too_long_by_far_is_shortened_and_no_other() {
     let (endpoint, _running) = start(&server, SETTINGS);
     let long = "0123456789abcdefghijklmnopqrstuv";
     let outcome = endpoint
-        .embed(batch(&["a", long, "b", "c", "d"]), "n", None)
+        .embed(batch(&["a", long, "b", "c", "d"]), "n")
         .await;
     let chars: Vec<Option<u32>> = outcome.result.embedded.iter().map(|it| it.chars).collect();
     assert_eq!(chars, [None, Some(8), None, None, None]);
@@ -362,45 +430,11 @@ async fn texts_that_are_all_too_long_cost_a_few_calls_each() {
     let (endpoint, _running) = start(&server, SETTINGS);
     let long: Vec<String> = (10..42).map(|n| format!("{n}{}", "x".repeat(28))).collect();
     let long: Vec<&str> = long.iter().map(String::as_str).collect();
-    let outcome = endpoint.embed(batch(&long), "n", None).await;
+    let outcome = endpoint.embed(batch(&long), "n").await;
     assert_eq!(outcome.result.embedded.len(), 32);
     let calls = server.calls().len();
     // Four each, and what is tried again between two that pass, which is drawn.
     assert!(calls <= 6 * 32, "{calls}");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_call_waits_only_for_texts_that_are_about_to_come() {
-    let server = Server::new(|_| Ok(()));
-    let (endpoint, _running) = start(&server, SETTINGS);
-    endpoint.health.fit().await;
-    let began = Instant::now();
-    let alone = endpoint.share(1);
-    endpoint.embed(batch(&["alone"]), "n", None).await;
-    assert_eq!(began.elapsed(), Duration::from_secs(1));
-    drop(alone);
-    // Another session has still to bring its text.
-    let _wanted = endpoint.share(2);
-    tokio::join!(endpoint.embed(batch(&["first"]), "n", None), async {
-        sleep(MERGE_WAIT / 2).await;
-        endpoint.embed(batch(&["second"]), "n", None).await;
-    });
-    assert_eq!(server.calls(), [vec!["alone"], vec!["first", "second"]]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn texts_that_keep_coming_do_not_make_others_wait() {
-    let server = Server::new(|_| Ok(()));
-    let (endpoint, _running) = start(&server, SETTINGS);
-    endpoint.health.fit().await;
-    let _wanted = endpoint.share(20);
-    let texts: Vec<String> = (0..20).map(|n| format!("text {n}")).collect();
-    let trickle = texts.iter().zip(0..).map(async |(text, n)| {
-        sleep(n * MERGE_WAIT / 2).await;
-        endpoint.embed(batch(&[text]), "n", None).await
-    });
-    join_all(trickle).await;
-    assert!(server.calls()[0].len() <= 3, "{:?}", server.calls());
 }
 
 #[tokio::test(start_paused = true)]
@@ -410,13 +444,11 @@ async fn what_the_embedder_had_before_it_went_down_is_waited_for() {
         judge: judged(1, 100),
         ..SETTINGS
     };
-    let endpoint = Arc::new(Endpoint::new(Arc::new(fake), settings, Metrics::unseen()));
-    let running = Arc::clone(&endpoint);
-    let _running = AbortOnDropHandle::new(tokio::spawn(async move { running.run().await }));
+    let (endpoint, _running) = start(&Arc::new(fake), settings);
     calls.next().await.succeed();
     endpoint.health.fit().await;
     let asked = Arc::clone(&endpoint);
-    let both = tokio::spawn(async move { asked.embed(batch(&["a", "b", "c"]), "n", None).await });
+    let both = tokio::spawn(async move { asked.embed(batch(&["a", "b", "c"]), "n").await });
     let (first, second) = (calls.next().await, calls.next().await);
     first.break_down("gone");
     let probe = calls.next().await;
@@ -446,7 +478,7 @@ async fn an_overloaded_embedder_is_left_alone_for_as_long_as_it_asks_and_loses_n
     };
     let server = Server::new(busy);
     let (endpoint, _running) = start(&server, SETTINGS);
-    let outcome = endpoint.embed(batch(&["a", "b"]), "n", None).await;
+    let outcome = endpoint.embed(batch(&["a", "b"]), "n").await;
     assert_eq!(
         (embedded(&outcome), outcome.failure.clone()),
         (vec!["a", "b"], None)
@@ -468,7 +500,7 @@ async fn an_overload_of_many_minutes_is_an_outage() {
         })
     });
     let (endpoint, _running) = start(&server, SETTINGS);
-    let outcome = endpoint.embed(batch(&["a"]), "n", None).await;
+    let outcome = endpoint.embed(batch(&["a"]), "n").await;
     assert_eq!(outcome.failure.as_deref(), Some("429"));
 }
 
@@ -484,12 +516,12 @@ async fn calls_that_take_too_long_are_made_smaller() {
     let (endpoint, _running) = start(&server, SETTINGS);
     let texts: Vec<String> = (0..32).map(|n| n.to_string()).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    let outcome = endpoint.embed(batch(&texts), "n", None).await;
+    let outcome = endpoint.embed(batch(&texts), "n").await;
     assert_eq!(
         (embedded(&outcome), outcome.failure.clone()),
         (texts.clone(), None)
     );
-    let again = endpoint.embed(batch(&texts), "n", None).await;
+    let again = endpoint.embed(batch(&texts), "n").await;
     assert_eq!(again.failure, None);
     assert!(
         server.calls().last().unwrap().len() <= 10,
@@ -508,7 +540,7 @@ async fn a_call_that_takes_too_long_is_ended_and_what_says_so_names_the_setting(
             ..SETTINGS
         },
     );
-    let outcome = endpoint.embed(batch(&["a"]), "n", None).await;
+    let outcome = endpoint.embed(batch(&["a"]), "n").await;
     // Probes are faster than that: it is the text, as far as can be seen.
     assert_eq!(rejected(&outcome), ["a"]);
     let reason = "the embedder took longer than embed_timeout (300ms)";
@@ -525,11 +557,11 @@ async fn a_batch_that_nobody_waits_for_is_not_sent() {
     };
     let (endpoint, _running) = start(&server, settings);
     {
-        let given_up = endpoint.embed(batch(&["gone 1", "gone 2", "gone 3"]), "n", None);
+        let given_up = endpoint.embed(batch(&["gone 1", "gone 2", "gone 3"]), "n");
         let given_up = timeout(Duration::from_millis(1_500), given_up).await;
         assert!(given_up.is_err());
     }
-    let outcome = endpoint.embed(batch(&["a"]), "n", None).await;
+    let outcome = endpoint.embed(batch(&["a"]), "n").await;
     assert_eq!(embedded(&outcome), ["a"]);
     let calls = server.calls().concat();
     assert!(!calls.contains(&"gone 3".to_owned()), "{calls:?}");
@@ -551,10 +583,8 @@ async fn too_few_vectors_are_never_paired_with_texts() {
             })
         }
     }
-    let endpoint = Arc::new(Endpoint::new(Arc::new(Short), SETTINGS, Metrics::unseen()));
-    let running = Arc::clone(&endpoint);
-    let _running = AbortOnDropHandle::new(tokio::spawn(async move { running.run().await }));
-    let outcome = endpoint.embed(batch(&["a", "b"]), "n", None).await;
+    let (endpoint, _running) = start(&Arc::new(Short), SETTINGS);
+    let outcome = endpoint.embed(batch(&["a", "b"]), "n").await;
     assert!(outcome.result.embedded.is_empty());
 }
 
@@ -565,16 +595,13 @@ async fn a_panic_of_the_embedder_ends_nothing_else() {
         Ok(())
     });
     let (endpoint, _running) = start(&server, SETTINGS);
-    let outcome = endpoint.embed(batch(&["panic", "b"]), "n", None).await;
+    let outcome = endpoint.embed(batch(&["panic", "b"]), "n").await;
     assert_eq!(
         (embedded(&outcome), rejected(&outcome)),
         (vec!["b"], vec!["panic"])
     );
     assert!(outcome.result.rejected[0].1.contains("panicked"));
-    assert_eq!(
-        embedded(&endpoint.embed(batch(&["a"]), "n", None).await),
-        ["a"]
-    );
+    assert_eq!(embedded(&endpoint.embed(batch(&["a"]), "n").await), ["a"]);
 }
 
 /// Cuts texts into batches of these sizes and embeds all of them at once.
@@ -603,7 +630,7 @@ fn embed_in_batches<'a>(
         join_all(
             batches
                 .iter()
-                .map(|texts| endpoint.embed(batch(texts), "n", None)),
+                .map(|texts| endpoint.embed(batch(texts), "n")),
         )
         .await
     });
@@ -611,20 +638,108 @@ fn embed_in_batches<'a>(
 }
 
 #[tokio::test(start_paused = true)]
-async fn there_is_room_until_the_sessions_want_more_than_two_rounds_of_calls() {
-    let server = Server::new(picky);
+async fn there_is_room_for_the_calls_under_way_and_one_more() {
+    let (fake, mut calls) = testing::FakeEmbedder::new();
+    let (endpoint, _running) = start(&Arc::new(fake), SETTINGS);
+    calls.probe().await.succeed();
+    endpoint.health.fit().await;
+    // Two calls at a time to begin with.
+    assert_eq!(endpoint.room(), (2 + 1) * 32);
+    let texts: Vec<String> = (0..40).map(|n| n.to_string()).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let asked = Arc::clone(&endpoint);
+    let part = batch(&texts);
+    let all = tokio::spawn(async move { asked.embed(part, "n").await });
+    let (one, other) = (calls.next().await, calls.next().await);
+    assert_eq!(endpoint.room(), 96 - 40);
+    // A text that has its vector makes room, although its part is not whole.
+    one.succeed();
+    while endpoint.room() < 96 - 8 {
+        tokio::task::yield_now().await;
+    }
+    assert!(!all.is_finished());
+    other.succeed();
+    assert_eq!(all.await.unwrap().result.outcomes(), 40);
+    assert_eq!(endpoint.room(), 96);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_given_back_has_what_there_is_of_it_and_ends_its_calls() {
+    let (fake, mut calls) = testing::FakeEmbedder::new();
+    let settings = Settings {
+        judge: judged(1, 100),
+        ..SETTINGS
+    };
+    let (endpoint, _running) = start(&Arc::new(fake), settings);
+    calls.probe().await.succeed();
+    let asked = Arc::clone(&endpoint);
+    let part = batch(&["a", "b", "c"]);
+    let all = tokio::spawn(async move { asked.embed(part, "n").await });
+    calls.next().await.succeed();
+    let (second, third) = (calls.next().await, calls.next().await);
+    endpoint.give_back("no time");
+    let outcome = all.await.unwrap();
+    assert_eq!(embedded(&outcome), ["a"]);
+    let left_out = outcome.result.left_out.iter().map(|key| &*key.item_id);
+    assert_eq!(left_out.collect::<Vec<_>>(), ["b", "c"]);
+    assert_eq!(outcome.failure.as_deref(), Some("no time"));
+    second.cancelled().await;
+    third.cancelled().await;
+    assert_eq!(endpoint.room(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_while_the_embedder_is_down_goes_back_at_once() {
+    let server = Server::with(
+        |_| Ok(()),
+        |_| {
+            let reason = "gone".to_owned();
+            Err(EmbedError::Broken { reason })
+        },
+    );
     let (endpoint, _running) = start(&server, SETTINGS);
-    assert_eq!(endpoint.room(), 2 * 2 * 32);
-    let mut share = endpoint.share(100);
-    assert_eq!(endpoint.room(), 28);
-    let other = endpoint.share(64);
-    assert_eq!(endpoint.room(), 0);
-    endpoint.has_room(false).await;
-    let again = endpoint.has_room(true);
-    tokio::join!(again, async { share.set(10, 0) });
-    assert_eq!(endpoint.room(), 54);
-    drop((share, other));
-    assert_eq!(endpoint.room(), 128);
+    endpoint.health.down().await;
+    let outcome = endpoint.embed(batch(&["a"]), "n").await;
+    assert_eq!(outcome.failure.as_deref(), Some("gone"));
+    assert_eq!(outcome.result.outcomes(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_embedder_rests_until_something_passes_or_nothing_is_left() {
+    let (fake, mut calls) = testing::FakeEmbedder::new();
+    let settings = Settings {
+        judge: judged(1, 100),
+        calls: 1,
+        ..SETTINGS
+    };
+    let (endpoint, _running) = start(&Arc::new(fake), settings);
+    calls.probe().await.succeed();
+    let overloaded = || {
+        Err(EmbedError::Overloaded {
+            reason: "429".to_owned(),
+            retry_after: Some(Duration::from_secs(1)),
+        })
+    };
+    let rests = |state: &crate::health::Condition| state.is_resting();
+    let mut watched = endpoint.health.subscribe();
+    let asked = Arc::clone(&endpoint);
+    let all = tokio::spawn(async move { asked.embed(batch(&["a", "b"]), "n").await });
+    calls.next().await.answer(overloaded());
+    testing::soon(watched.wait_for(rests)).await.unwrap();
+    let again = calls.next().await;
+    assert!(endpoint.health.condition().is_resting(), "nothing passed");
+    again.succeed();
+    let other = calls.next().await;
+    assert!(!endpoint.health.condition().is_resting(), "one passed");
+    other.succeed();
+    assert_eq!(embedded(&all.await.unwrap()), ["a", "b"]);
+    let asked = Arc::clone(&endpoint);
+    let all = tokio::spawn(async move { asked.embed(batch(&["a"]), "n").await });
+    calls.next().await.answer(overloaded());
+    testing::soon(watched.wait_for(rests)).await.unwrap();
+    all.abort();
+    let no_more = watched.wait_for(|it| !rests(it));
+    testing::soon(no_more).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -634,12 +749,12 @@ async fn what_another_namespace_brings_goes_with_the_next_call() {
     let of_many: Vec<String> = (0..320).map(|n| format!("many {n}")).collect();
     let many = of_many.chunks(32).map(|texts| {
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-        endpoint.embed(batch(&texts), "many", None)
+        endpoint.embed(batch(&texts), "many")
     });
     let one = async {
         // Two calls have ended, and two are under way, a second each.
         sleep(Duration::from_millis(1_500)).await;
-        endpoint.embed(batch(&["one"]), "one", None).await
+        endpoint.embed(batch(&["one"]), "one").await
     };
     let (_, outcome) = tokio::join!(join_all(many), one);
     assert_eq!(embedded(&outcome), ["one"]);

@@ -51,6 +51,12 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
+    /// Whoever calls where nobody is asked for a token.
+    #[cfg(fuzzing)]
+    pub(crate) fn of_all() -> Self {
+        Self { grant: None }
+    }
+
     /// Who makes this call. A call that did not come through the gate is
     /// refused.
     pub(crate) fn of<T>(request: &tonic::Request<T>) -> Result<Self, Status> {
@@ -75,14 +81,19 @@ impl Caller {
     /// A lease that it says is its own. The statements that write ask whether it
     /// is: the epoch fences one worker from the next, and is no secret.
     pub(crate) fn fence(&self, lease: Asked<LeaseKey>) -> Fence {
+        Fence {
+            lease: lease.0,
+            holder: self.holder(),
+        }
+    }
+
+    /// What its leases are bound to; `None` where nobody is asked for a token.
+    pub(crate) fn holder(&self) -> Option<Arc<Holder>> {
         let holder = self.name().map(|name| Holder {
             name: name.to_owned(),
             namespaces: self.namespaces().map(<[String]>::to_vec),
         });
-        Fence {
-            lease: lease.0,
-            holder: holder.map(Arc::new),
-        }
+        holder.map(Arc::new)
     }
 
     /// The namespaces that it is limited to; `None` where it is not.

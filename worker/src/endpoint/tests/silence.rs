@@ -100,26 +100,23 @@ const PATIENT: Settings = Settings {
 };
 
 /// An endpoint of this embedder that runs, and has had one call answered.
-async fn warm(embedder: &Arc<Timed>) -> (Arc<Endpoint>, AbortOnDropHandle<Infallible>) {
-    let endpoint = Endpoint::new(Arc::clone(embedder) as _, PATIENT, Metrics::unseen());
-    let endpoint = Arc::new(endpoint);
-    let running = Arc::clone(&endpoint);
-    let running = AbortOnDropHandle::new(tokio::spawn(async move { running.run().await }));
+async fn warm(embedder: &Arc<Timed>) -> (Arc<Asked>, AbortOnDropHandle<Infallible>) {
+    let (endpoint, running) = start(embedder, PATIENT);
     endpoint.health.fit().await;
-    let first = endpoint.embed(batch(&["first"]), "n", None).await;
+    let first = endpoint.embed(batch(&["first"]), "n").await;
     assert_eq!(embedded(&first), ["first"]);
     (endpoint, running)
 }
 
 /// Has these texts embedded, without being given up and sent again for ever.
-async fn embed(endpoint: &Endpoint, texts: &[&str]) -> Outcome {
-    let outcome = endpoint.embed(batch(texts), "n", None);
+async fn embed(endpoint: &Asked, texts: &[&str]) -> Outcome {
+    let outcome = endpoint.embed(batch(texts), "n");
     let outcome = timeout(Duration::from_hours(5), outcome).await;
     outcome.expect("it is given up again and again")
 }
 
 /// The same, all of them and whole. Returns how long that took.
-async fn all_embedded(endpoint: &Endpoint, texts: &[&str]) -> Duration {
+async fn all_embedded(endpoint: &Asked, texts: &[&str]) -> Duration {
     let began = Instant::now();
     let outcome = embed(endpoint, texts).await;
     assert_eq!(rejected(&outcome), Vec::<&str>::new());
@@ -216,7 +213,7 @@ async fn a_call_that_is_silent_like_everything_else_ends_at_embed_timeout() {
     // Two calls.
     let texts = ["a", "b", "c", "d", "e"];
     let asked = Arc::clone(&endpoint);
-    let asked = tokio::spawn(async move { asked.embed(batch(&texts), "n", None).await });
+    let asked = tokio::spawn(async move { asked.embed(batch(&texts), "n").await });
     sleep(PATIENT.timeout.mul_f64(0.99)).await;
     assert_eq!(embedder.calls.lock().unwrap().len(), 1 + 2);
     assert_eq!(embedder.most_probes.load(Ordering::Relaxed), 1);
@@ -224,7 +221,7 @@ async fn a_call_that_is_silent_like_everything_else_ends_at_embed_timeout() {
     assert!((5..=20).contains(&probes), "ever more rarely: {probes}");
     let outcome = asked.await.unwrap();
     assert!(began.elapsed() >= PATIENT.timeout);
-    assert!(outcome.result.is_empty());
+    assert!(outcome.result.outcomes() == 0);
     let reason = outcome.failure.unwrap();
     assert!(reason.contains("embed_timeout"), "{reason}");
 }
@@ -232,10 +229,7 @@ async fn a_call_that_is_silent_like_everything_else_ends_at_embed_timeout() {
 #[tokio::test(start_paused = true)]
 async fn as_long_as_no_call_was_answered_embed_timeout_alone_holds() {
     let embedder = Arc::new(Timed::new(|before, _| if before == 0 { NEVER } else { 1 }));
-    let endpoint = Endpoint::new(Arc::clone(&embedder) as _, PATIENT, Metrics::unseen());
-    let endpoint = Arc::new(endpoint);
-    let running = Arc::clone(&endpoint);
-    let _running = AbortOnDropHandle::new(tokio::spawn(async move { running.run().await }));
+    let (endpoint, _running) = start(&embedder, PATIENT);
     endpoint.health.fit().await;
     let took = all_embedded(&endpoint, &["a", "b"]).await;
     assert!(took >= PATIENT.timeout, "{took:?}");
@@ -279,18 +273,15 @@ async fn a_silent_call_adds_no_probes_to_those_of_an_embedder_that_is_down() {
         timed: Timed::new(|before, _| if before == 1 { NEVER } else { 1 }),
         is_down: Arc::clone(&is_down),
     });
-    let endpoint = Endpoint::new(Arc::clone(&embedder) as _, PATIENT, Metrics::unseen());
-    let endpoint = Arc::new(endpoint);
-    let running = Arc::clone(&endpoint);
-    let _running = AbortOnDropHandle::new(tokio::spawn(async move { running.run().await }));
+    let (endpoint, _running) = start(&embedder, PATIENT);
     endpoint.health.fit().await;
     all_embedded(&endpoint, &["first"]).await;
     let asked = Arc::clone(&endpoint);
-    let lost = tokio::spawn(async move { asked.embed(batch(&["lost"]), "n", None).await });
+    let lost = tokio::spawn(async move { asked.embed(batch(&["lost"]), "n").await });
     while embedder.timed.sent("lost") == 0 {
         sleep(Duration::from_millis(1)).await;
     }
-    let deadly = endpoint.embed(batch(&["deadly"]), "n", None).await;
+    let deadly = endpoint.embed(batch(&["deadly"]), "n").await;
     assert_eq!(deadly.failure.as_deref(), Some("gone"));
     let before = embedder.timed.probes();
     sleep(Duration::from_mins(1)).await;

@@ -5,12 +5,12 @@ use super::*;
 
 /// Returns when a server of these texts, which are good, has all of them
 /// embedded that were given back meanwhile: how often that was, and why.
-async fn embed_all(endpoint: &Endpoint, texts: &[&str]) -> Vec<String> {
+async fn embed_all(endpoint: &Asked, texts: &[&str]) -> Vec<String> {
     let mut reasons = Vec::new();
     let mut left = texts.to_vec();
     while !left.is_empty() {
         endpoint.health.fit().await;
-        let outcome = endpoint.embed(batch(&left), "n", None).await;
+        let outcome = endpoint.embed(batch(&left), "n").await;
         assert_eq!(rejected(&outcome), Vec::<&str>::new());
         let done = embedded(&outcome);
         left.retain(|text| !done.contains(text));
@@ -124,14 +124,11 @@ impl Embedder for Hanging {
 #[tokio::test(start_paused = true)]
 async fn an_embedder_that_hangs_charges_nobody_and_goes_on_when_it_is_back() {
     let embedder = Arc::new(Hanging(AtomicBool::new(false)));
-    let endpoint = Endpoint::new(Arc::clone(&embedder) as _, SETTINGS, Metrics::unseen());
-    let endpoint = Arc::new(endpoint);
-    let running = Arc::clone(&endpoint);
-    let _running = AbortOnDropHandle::new(tokio::spawn(async move { running.run().await }));
+    let (endpoint, _running) = start(&embedder, SETTINGS);
     endpoint.health.fit().await;
     embedder.0.store(true, Ordering::Relaxed);
-    let outcome = endpoint.embed(batch(&["a", "b"]), "n", None).await;
-    assert!(outcome.result.is_empty());
+    let outcome = endpoint.embed(batch(&["a", "b"]), "n").await;
+    assert!(outcome.result.outcomes() == 0);
     let reason = outcome.failure.unwrap();
     assert!(reason.contains("embed_timeout"), "{reason}");
     // In the middle of a probe, whose answer never comes.
@@ -171,10 +168,7 @@ async fn an_embedder_that_loads_its_model_for_a_minute_is_found_fit_after_that()
         timeout: Duration::from_mins(5),
         ..SETTINGS
     };
-    let endpoint = Endpoint::new(Arc::clone(&cold) as _, settings, Metrics::unseen());
-    let endpoint = Arc::new(endpoint);
-    let running = Arc::clone(&endpoint);
-    let _running = AbortOnDropHandle::new(tokio::spawn(async move { running.run().await }));
+    let (endpoint, _running) = start(&cold, settings);
     let began = Instant::now();
     let fit = timeout(Duration::from_mins(10), endpoint.health.fit()).await;
     assert!(fit.is_ok(), "it is never found fit");
@@ -200,7 +194,7 @@ async fn a_text_that_breaks_the_connection_is_found_and_its_neighbours_are_embed
         let mut texts: Vec<String> = (0..20).map(|n| format!("text {n}")).collect();
         texts[7] = "deadly".to_owned();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-        let outcome = endpoint.embed(batch(&texts), "n", None).await;
+        let outcome = endpoint.embed(batch(&texts), "n").await;
         assert_eq!(
             (rejected(&outcome), &outcome.failure),
             (vec!["deadly"], &None)
@@ -231,10 +225,8 @@ async fn a_flawed_vector_costs_its_text_and_no_other() {
             })
         }
     }
-    let endpoint = Arc::new(Endpoint::new(Arc::new(Flawed), SETTINGS, Metrics::unseen()));
-    let running = Arc::clone(&endpoint);
-    let _running = AbortOnDropHandle::new(tokio::spawn(async move { running.run().await }));
-    let outcome = endpoint.embed(batch(&["a", "nan", "b"]), "n", None).await;
+    let (endpoint, _running) = start(&Arc::new(Flawed), SETTINGS);
+    let outcome = endpoint.embed(batch(&["a", "nan", "b"]), "n").await;
     assert_eq!(
         (embedded(&outcome), rejected(&outcome)),
         (vec!["a", "b"], vec!["nan"])
@@ -272,21 +264,18 @@ async fn while_it_is_down_an_embedder_gets_a_probe_a_second_and_work_at_the_firs
 #[tokio::test(start_paused = true)]
 async fn a_call_that_nobody_waits_for_proves_nothing() {
     let (fake, mut calls) = testing::FakeEmbedder::new();
-    let endpoint = Arc::new(Endpoint::new(Arc::new(fake), SETTINGS, Metrics::unseen()));
-    let running = Arc::clone(&endpoint);
-    let _running = AbortOnDropHandle::new(tokio::spawn(async move { running.run().await }));
+    let (endpoint, _running) = start(&Arc::new(fake), SETTINGS);
     calls.probe().await.succeed();
     endpoint.health.fit().await;
     for _ in 0..5 {
         let asked = Arc::clone(&endpoint);
-        let given_up =
-            tokio::spawn(async move { asked.embed(batch(&["a", "b"]), "n", None).await });
+        let given_up = tokio::spawn(async move { asked.embed(batch(&["a", "b"]), "n").await });
         let call = calls.next().await;
         given_up.abort();
         call.cancelled().await;
     }
     let asked = Arc::clone(&endpoint);
-    let both = tokio::spawn(async move { asked.embed(batch(&["a", "b"]), "n", None).await });
+    let both = tokio::spawn(async move { asked.embed(batch(&["a", "b"]), "n").await });
     // No probe comes first, and no half of it.
     let call = calls.next().await;
     assert_eq!(call.texts, ["a", "b"]);
@@ -300,7 +289,7 @@ async fn a_call_that_nobody_waits_for_proves_nothing() {
             call.succeed();
         }
     });
-    let outcome = endpoint.embed(batch(&["c", "bad", "d"]), "n", None);
+    let outcome = endpoint.embed(batch(&["c", "bad", "d"]), "n");
     let outcome = timeout(Duration::from_mins(10), outcome).await;
     let outcome = outcome.expect("it waits for a call that was given up");
     assert_eq!(

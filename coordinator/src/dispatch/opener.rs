@@ -1,6 +1,6 @@
-//! The opener: streams that workers open at the same time, in one statement, and
+//! The opener: leases that sessions take up at the same time, in one statement, and
 //! what small jobs have to embed, in another. As the writer it never waits for
-//! more: a stream that finds an opener free is opened alone.
+//! more: a lease that finds an opener free is opened alone.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -8,13 +8,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    gather::Gather,
+    dispatch::gather::Gather,
     store::{
         Store, StoreError,
         lease::{LeaseState, Opening},
         rows::{ChunkText, Job},
     },
-    wakeup::{Subscription, Wakeup},
 };
 
 /// Statements under way at the same time: one commits while the next fills.
@@ -25,6 +24,9 @@ const GROUP: usize = 64;
 
 /// Most chunks that are pending of a job whose texts are read as it is opened.
 const SMALL: i32 = 8;
+
+/// Most bytes of the texts that are read of the jobs of a group as they are opened.
+const SMALL_BYTES: i64 = 4 << 20;
 
 /// Hands streams to the openers.
 #[derive(Debug, Clone)]
@@ -46,8 +48,6 @@ pub enum Opened {
 pub struct Held {
     /// The job.
     pub job: Job,
-    /// Wakes when its lease may be gone, from before `texts` were read.
-    pub revocations: Subscription,
     /// All that is pending, shortest text first, where that is little: the lease
     /// was still held when this was read. Empty says nothing.
     pub texts: Vec<ChunkText>,
@@ -63,7 +63,6 @@ struct Entry {
 #[derive(Debug)]
 struct Shared {
     store: Store,
-    wakeup: Wakeup,
     lease_duration: Duration,
     entries: Gather<Entry>,
     tasks: TaskTracker,
@@ -71,16 +70,10 @@ struct Shared {
 
 impl Opener {
     /// Starts the openers. They end when the last `Opener` is gone.
-    pub fn start(
-        store: &Store,
-        wakeup: &Wakeup,
-        lease_duration: Duration,
-        tasks: &TaskTracker,
-    ) -> Self {
+    pub fn start(store: &Store, lease_duration: Duration, tasks: &TaskTracker) -> Self {
         let (queue, entries) = Gather::new(GROUP);
         let shared = Arc::new(Shared {
             store: store.clone(),
-            wakeup: wakeup.clone(),
             lease_duration,
             entries,
             tasks: tasks.clone(),
@@ -128,21 +121,16 @@ impl Shared {
         let mut opened = Vec::with_capacity(jobs.len());
         for job in jobs {
             if let Some(Entry { reply, .. }) = entries.remove(&job.id) {
-                let revocations = self.wakeup.revocations(job.source_id);
-                opened.push((job, revocations, reply));
+                opened.push((job, reply));
             }
         }
         for left_out in entries.into_values() {
             self.open_apart(left_out);
         }
-        let mut texts = self.small_jobs(opened.iter().map(|(job, ..)| job)).await;
-        for (job, revocations, reply) in opened {
+        let mut texts = self.small_jobs(opened.iter().map(|(job, _)| job)).await;
+        for (job, reply) in opened {
             let texts = texts.remove(&job.id).unwrap_or_default();
-            let held = Held {
-                job,
-                revocations,
-                texts,
-            };
+            let held = Held { job, texts };
             // A stream that has ended meanwhile does not wait for its answer.
             let _ = reply.send(Ok(Opened::Held(Box::new(held))));
         }
@@ -158,7 +146,7 @@ impl Shared {
         if small.is_empty() {
             return HashMap::new();
         }
-        let texts = self.store.texts_of_small(&small, SMALL).await;
+        let texts = self.store.texts_of_small(&small, SMALL, SMALL_BYTES).await;
         texts.unwrap_or_else(|error| {
             tracing::debug!(%error, "The texts of small jobs were left to their streams.");
             HashMap::new()
@@ -170,15 +158,10 @@ impl Shared {
     fn open_apart(self: &Arc<Self>, Entry { opening, reply }: Entry) {
         let shared = self.clone();
         self.tasks.spawn(async move {
-            let Opening { fence, batch_size } = opening;
-            let opened = shared
-                .store
-                .open(fence, shared.lease_duration, batch_size)
-                .await;
+            let opened = shared.store.open(&opening, shared.lease_duration).await;
             let _ = reply.send(opened.map(|state| match state {
                 LeaseState::Finished(job) => Opened::Finished(job),
                 LeaseState::Held(job) => Opened::Held(Box::new(Held {
-                    revocations: shared.wakeup.revocations(job.source_id),
                     job: *job,
                     texts: Vec::new(),
                 })),

@@ -11,12 +11,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::sleep,
+};
 use tokio_util::task::TaskTracker;
 use weir_telemetry::{KeyValue, Span, SpanKind, TraceContext, Tracer};
 
 use crate::{
-    gather::Gather,
+    dispatch::gather::Gather,
     metrics::Metrics,
     store::{
         Store, StoreError,
@@ -34,6 +37,13 @@ const GROUP: usize = 64;
 
 /// Most results that wait; streams hold back beyond this.
 const QUEUE: usize = 256;
+
+/// How long to wait before a result is tried again that could not be written.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// How often a result is tried that fails for what may not pass: what was embedded is
+/// worth more than a few statements.
+const MOST_FAULTS: u32 = 8;
 
 /// Hands results to the writers.
 #[derive(Debug, Clone)]
@@ -53,8 +63,19 @@ struct Tally {
 #[derive(Debug)]
 struct Entry {
     outcome: Outcome,
+    asker: Asker,
+}
+
+/// Who waits for an outcome to be written.
+#[derive(Debug)]
+struct Asker {
     /// The trace that its job takes part in.
     trace: Option<TraceContext>,
+    /// Whether it is tried again for as long as the database is away or somebody else has
+    /// locked what it needs.
+    patient: bool,
+    /// How often it failed for what may not pass.
+    faults: u32,
     reply: oneshot::Sender<Result<Progress, StoreError>>,
 }
 
@@ -106,6 +127,25 @@ impl Writer {
         outcome: Outcome,
         trace: Option<TraceContext>,
     ) -> Result<Progress, StoreError> {
+        self.hand_over(outcome, trace, false).await
+    }
+
+    /// The same, tried again until the database is there and nobody else has locked
+    /// what it needs.
+    pub async fn upsert_patiently(
+        &self,
+        outcome: Outcome,
+        trace: Option<TraceContext>,
+    ) -> Result<Progress, StoreError> {
+        self.hand_over(outcome, trace, true).await
+    }
+
+    async fn hand_over(
+        &self,
+        outcome: Outcome,
+        trace: Option<TraceContext>,
+        patient: bool,
+    ) -> Result<Progress, StoreError> {
         let began = Instant::now();
         let (embedded, rejected) = (outcome.embedded.len(), outcome.rejected.len());
         let truncated = outcome
@@ -118,8 +158,12 @@ impl Writer {
         self.queue
             .send(Entry {
                 outcome,
-                trace,
-                reply,
+                asker: Asker {
+                    trace,
+                    patient,
+                    faults: 0,
+                    reply,
+                },
             })
             .await
             .map_err(|_| gone())?;
@@ -159,9 +203,9 @@ async fn write_all(shared: Arc<Shared>) {
     while let Some(group) = shared.entries.next(GROUP).await {
         let (outcomes, askers): (Vec<_>, Vec<_>) = group
             .into_iter()
-            .map(|entry| (entry.outcome, (entry.trace, entry.reply)))
+            .map(|entry| (entry.outcome, entry.asker))
             .unzip();
-        let commit = shared.commit(askers.iter().filter_map(|(trace, _)| *trace), &outcomes);
+        let commit = shared.commit(askers.iter().filter_map(|asker| asker.trace), &outcomes);
         let written = match shared
             .store
             .upsert_group(&outcomes, shared.lease_duration)
@@ -184,24 +228,40 @@ async fn write_all(shared: Arc<Shared>) {
             [KeyValue::new("weir.results.left_out", busy)]
         });
         drop(commit);
-        for ((outcome, (trace, reply)), written) in outcomes.into_iter().zip(askers).zip(written) {
+        for ((outcome, asker), written) in outcomes.into_iter().zip(askers).zip(written) {
+            let mut entry = Entry { outcome, asker };
             match written {
-                Written::Settled(result) => {
-                    // A stream that has ended meanwhile does not wait for its answer.
-                    let _ = reply.send(result);
+                Written::Settled(Err(error)) if entry.asker.tries_after(&error) => {
+                    shared.tasks.spawn(write_later(shared.clone(), entry));
                 }
+                Written::Settled(result) => entry.asker.tell(result),
                 Written::Busy { source_id } => {
-                    let entry = Entry {
-                        outcome,
-                        trace,
-                        reply,
-                    };
                     shared
                         .tasks
                         .spawn(wait_and_write(shared.clone(), entry, source_id));
                 }
             }
         }
+    }
+}
+
+impl Asker {
+    /// Whether it waits for another try after this.
+    fn tries_after(&mut self, error: &StoreError) -> bool {
+        let passes = match error {
+            StoreError::Unavailable(_) | StoreError::Locked(_) => true,
+            StoreError::Internal(_) => {
+                self.faults += 1;
+                self.faults < MOST_FAULTS
+            }
+            _ => false,
+        };
+        self.patient && passes && !self.reply.is_closed()
+    }
+
+    fn tell(self, result: Result<Progress, StoreError>) {
+        // A session that has ended meanwhile does not wait for its answer.
+        let _ = self.reply.send(result);
     }
 }
 
@@ -239,16 +299,36 @@ impl Shared {
 /// Writes an outcome whose job somebody else has locked, a long write of its
 /// source for instance. The writers cannot wait for that: they write for other
 /// sources as well.
-async fn wait_and_write(shared: Arc<Shared>, entry: Entry, source_id: i64) {
-    let _turn = shared.turns.take(source_id).await;
-    if entry.reply.is_closed() {
-        // Its stream has ended. The worker sends it again.
-        return;
+async fn wait_and_write(shared: Arc<Shared>, mut entry: Entry, source_id: i64) {
+    let turn = shared.turns.take(source_id).await;
+    let result = write_alone(&shared, &entry).await;
+    drop(turn);
+    match result {
+        Err(error) if entry.asker.tries_after(&error) => write_later(shared, entry).await,
+        result => entry.asker.tell(result),
     }
-    let outcomes = std::slice::from_ref(&entry.outcome);
-    let commit = shared.commit(entry.trace.into_iter(), outcomes);
-    let written = shared.store.upsert(&entry.outcome, shared.lease_duration);
-    let written = written.await;
+}
+
+/// Writes an outcome alone, again and again while the database is away or somebody
+/// else has locked what it needs.
+async fn write_later(shared: Arc<Shared>, mut entry: Entry) {
+    loop {
+        sleep(AGAIN).await;
+        match write_alone(&shared, &entry).await {
+            Err(error) if entry.asker.tries_after(&error) => {}
+            result => return entry.asker.tell(result),
+        }
+    }
+}
+
+async fn write_alone(shared: &Shared, entry: &Entry) -> Result<Progress, StoreError> {
+    let Entry { outcome, asker } = entry;
+    if asker.reply.is_closed() {
+        // Its session has ended. The worker sends it again.
+        return Err(StoreError::internal("nobody waits for the result"));
+    }
+    let commit = shared.commit(asker.trace.into_iter(), std::slice::from_ref(outcome));
+    let written = shared.store.upsert(outcome, shared.lease_duration).await;
     drop(commit);
-    let _ = entry.reply.send(written);
+    written
 }

@@ -52,7 +52,6 @@ const KNOWN: usize = 1_000;
 pub struct Claimer {
     store: Store,
     wakeup: Wakeup,
-    shutdown: CancellationToken,
     weights: Weights,
     turns: Semaphore,
     known: Mutex<HashMap<Share, Arc<Known>>>,
@@ -90,30 +89,24 @@ struct Taken {
 }
 
 impl Claimer {
-    /// Claims from this store, for namespaces of these weights. Nobody waits
-    /// after `shutdown`.
-    pub fn new(
-        store: Store,
-        wakeup: Wakeup,
-        weights: Weights,
-        shutdown: CancellationToken,
-    ) -> Self {
+    /// Claims from this store, for namespaces of these weights.
+    pub fn new(store: Store, wakeup: Wakeup, weights: Weights) -> Self {
         Self {
             store,
             wakeup,
-            shutdown,
             weights,
             turns: Semaphore::new(CLAIMS),
             known: Mutex::default(),
         }
     }
 
-    /// Claims, or waits until there is something to claim. Returns when the
-    /// claim began, too.
+    /// Claims, or waits until there is something to claim, or nobody wants it any more:
+    /// `over` is cancelled. Returns when the claim began, too.
     pub async fn claim(
         &self,
         claim: &Claim<'_>,
         wait: Duration,
+        over: &CancellationToken,
     ) -> Result<(Vec<Job>, SystemTime), StoreError> {
         let until = Instant::now() + wait;
         let share = Share {
@@ -130,14 +123,14 @@ impl Claimer {
                 // Whoever has nothing to do goes first. It is never closed.
                 tokio::select! {
                     _ = others.wait_for(|idle| *idle == 0) => {}
-                    () = self.shutdown.cancelled() => {}
+                    () = over.cancelled() => {}
                     () = sleep_until(until) => return Ok((Vec::new(), SystemTime::now())),
                 }
             }
             let taken = self.take(claim, &share, &known, &mut wakes, wait.is_zero());
             let Taken { jobs, began, again } = taken.await?;
-            let over = Instant::now() >= until || self.shutdown.is_cancelled();
-            if over || !jobs.is_empty() {
+            let is_over = Instant::now() >= until || over.is_cancelled();
+            if is_over || !jobs.is_empty() {
                 return Ok((jobs, began));
             }
             if has_room && idle.is_none() {
@@ -151,7 +144,7 @@ impl Claimer {
                 }
             };
             tokio::select! {
-                () = self.shutdown.cancelled() => return Ok((jobs, began)),
+                () = over.cancelled() => return Ok((jobs, began)),
                 () = sleep_until(again.map_or(until, |again| again.min(until))) => {}
                 () = woken => {}
             }

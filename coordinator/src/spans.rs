@@ -1,22 +1,13 @@
-//! The spans of calls, and of what happens to a job between them.
+//! The spans of what happens to a job between the calls.
 //!
 //! The span of a call that writes is the root that its jobs' spans hang on, and
 //! the claim that of an attempt: both are over before anything below them
 //! begins. So whoever dies later takes the spans with it that it had not ended,
 //! and leaves no orphans.
 
-use std::{
-    pin::Pin,
-    task::{Context, Poll},
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
-use futures::future::Either;
-use http::{HeaderMap, HeaderValue, Request, Response};
-use tonic::Code;
-use tower::{Layer, Service};
 use tracing::field::display;
-use weir_proto::trace::TRACEPARENT;
 use weir_telemetry::{KeyValue, Span, SpanKind, TraceContext, Tracer};
 
 use crate::{
@@ -27,147 +18,18 @@ use crate::{
     },
 };
 
-/// Gives each call a span, and the call its context as the header
-/// `traceparent`, whatever header it came with.
-///
-/// Calls of workers have one only within a trace that is sampled, so that
-/// polling makes none; a claim and a stream of batches have the spans of their
-/// jobs.
-#[derive(Debug, Clone)]
-pub(crate) struct SpanLayer {
-    tracer: Tracer,
-}
-
-impl SpanLayer {
-    pub(crate) fn new(tracer: Tracer) -> Self {
-        Self { tracer }
-    }
-}
-
-impl<S> Layer<S> for SpanLayer {
-    type Service = Spans<S>;
-
-    fn layer(&self, inner: S) -> Spans<S> {
-        Spans {
-            inner,
-            tracer: self.tracer.clone(),
-        }
-    }
-}
-
-/// What [`SpanLayer`] makes of a service.
-#[derive(Debug, Clone)]
-pub(crate) struct Spans<S> {
-    inner: S,
-    tracer: Tracer,
-}
-
-impl<S> Spans<S> {
-    /// The span of a call, and the header for it unless it has that already.
-    fn enter(&self, path: &str, headers: &HeaderMap) -> (Span, Option<HeaderValue>) {
-        let method = path.strip_prefix("/weir.v1.").unwrap_or_default();
-        let caller = caller(headers);
-        let of_worker = method.strip_prefix("WorkerService/");
-        let has_others = matches!(of_worker, Some("ClaimJob" | "StreamBatches"));
-        if method.is_empty()
-            || has_others
-            || of_worker.is_some() && !self.tracer.records(caller.as_ref())
-        {
-            return (Span::NONE, None);
-        }
-        let name = path.trim_start_matches('/');
-        let (span, context) = self
-            .tracer
-            .enter(caller, name.to_owned(), SpanKind::Server, || {
-                [
-                    KeyValue::new("rpc.system.name", "grpc"),
-                    KeyValue::new("rpc.method", name.to_owned()),
-                ]
-            });
-        let header = (caller != Some(context)).then(|| context.to_string());
-        (
-            span,
-            header.and_then(|text| HeaderValue::try_from(text).ok()),
-        )
-    }
-}
-
-type Answering<F> = Either<F, Pin<Box<dyn Future<Output = <F as Future>::Output> + Send>>>;
-
-impl<S, B, A> Service<Request<B>> for Spans<S>
-where
-    S: Service<Request<B>, Response = Response<A>, Future: Send + 'static, Error: Send>,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = Answering<S::Future>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, mut request: Request<B>) -> Self::Future {
-        let (span, header) = self.enter(request.uri().path(), request.headers());
-        if let Some(header) = header {
-            request.headers_mut().insert(TRACEPARENT, header);
-        }
-        let answer = self.inner.call(request);
-        if !span.is_recorded() {
-            return Either::Left(answer);
-        }
-        Either::Right(Box::pin(async move {
-            let answer = span.around(answer).await;
-            if let Ok(response) = &answer {
-                tell_status(&span, response.headers());
-            }
-            answer
-        }))
-    }
-}
-
-/// Says how a call went. A success has its status after the answer, a failure
-/// before it.
-fn tell_status(span: &Span, headers: &HeaderMap) {
-    let code = headers
-        .get("grpc-status")
-        .map_or(Code::Ok, |status| Code::from_bytes(status.as_bytes()));
-    span.set(|| {
-        [KeyValue::new(
-            "rpc.response.status_code",
-            format!("{code:?}"),
-        )]
-    });
-    // Of the others the caller is to blame.
-    if matches!(
-        code,
-        Code::Unknown
-            | Code::DeadlineExceeded
-            | Code::Unimplemented
-            | Code::Internal
-            | Code::Unavailable
-            | Code::DataLoss
-    ) {
-        span.fail(code.description());
-    }
-}
-
-/// The trace context that a call came with, or that [`SpanLayer`] gave it.
-pub(super) fn caller(headers: &HeaderMap) -> Option<TraceContext> {
-    TraceContext::read(headers.get(TRACEPARENT)?.to_str().ok()?)
-}
-
 /// The trace that a job takes part in.
-pub(super) fn trace_of(job: &Job) -> Option<TraceContext> {
+pub(crate) fn trace_of(job: &Job) -> Option<TraceContext> {
     TraceContext::read(job.traceparent.as_deref()?)
 }
 
 /// The id of a trace, for a log.
-pub(super) fn trace_id(trace: Option<TraceContext>) -> Option<impl tracing::Value> {
+pub(crate) fn trace_id(trace: Option<TraceContext>) -> Option<impl tracing::Value> {
     trace.map(|trace| display(trace.trace_id()))
 }
 
 /// What names a job and its lease in a span.
-pub(super) fn names(lease: LeaseKey) -> [KeyValue; 2] {
+pub(crate) fn names(lease: LeaseKey) -> [KeyValue; 2] {
     [
         KeyValue::new("weir.job.id", lease.job_id),
         KeyValue::new("weir.job.epoch", lease.epoch),
@@ -175,12 +37,12 @@ pub(super) fn names(lease: LeaseKey) -> [KeyValue; 2] {
 }
 
 /// The trace of a write.
-pub(super) fn trace_of_write(write: &SourceWrite) -> Option<TraceContext> {
+pub(crate) fn trace_of_write(write: &SourceWrite) -> Option<TraceContext> {
     TraceContext::read(write.traceparent.as_deref()?)
 }
 
 /// The span of the transaction that writes content and plans the jobs for it.
-pub(super) fn plan(tracer: &Tracer, write: &SourceWrite) -> Span {
+pub(crate) fn plan(tracer: &Tracer, write: &SourceWrite) -> Span {
     let trace = trace_of_write(write);
     tracer.child(trace.as_ref(), "plan", SpanKind::Client, || {
         let SourceKey { namespace, name } = &write.key;
@@ -196,7 +58,7 @@ pub(super) fn plan(tracer: &Tracer, write: &SourceWrite) -> Span {
 }
 
 /// Says what a plan came to.
-pub(super) fn planned(plan: &Span, written: &Written) {
+pub(crate) fn planned(plan: &Span, written: &Written) {
     plan.set(|| {
         let change = &written.change;
         [
@@ -218,7 +80,7 @@ pub(super) fn planned(plan: &Span, written: &Written) {
 /// was due (`run_at`) to the claim, which is when its lease began to run. By
 /// the clock here it ends with the claim: too late by what the claim took at
 /// most, and so never begins before what it follows.
-pub(super) fn claimed(
+pub(crate) fn claimed(
     tracer: &Tracer,
     job: &Job,
     lease_duration: Duration,
@@ -269,7 +131,7 @@ pub(super) fn claimed(
 }
 
 /// Says of the call that hands a job back what became of the job.
-pub(super) fn handed_back(lease: LeaseKey, reason: &str, decision: Option<Decision>) {
+pub(crate) fn handed_back(lease: LeaseKey, reason: &str, decision: Option<Decision>) {
     let call = Span::current();
     call.set(|| names(lease));
     call.set(|| [KeyValue::new("weir.reason", reason.to_owned())]);
@@ -286,7 +148,7 @@ pub(super) fn handed_back(lease: LeaseKey, reason: &str, decision: Option<Decisi
 }
 
 /// Records that a job has succeeded, by a statement that began at `began`.
-pub(super) fn completed(
+pub(crate) fn completed(
     tracer: &Tracer,
     trace: Option<TraceContext>,
     lease: LeaseKey,
@@ -298,7 +160,7 @@ pub(super) fn completed(
 }
 
 /// Records a moment of a lease: that it was orphaned or revoked, and why.
-pub(super) fn happened(
+pub(crate) fn happened(
     tracer: &Tracer,
     trace: Option<TraceContext>,
     name: &'static str,
