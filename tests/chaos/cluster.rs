@@ -31,10 +31,13 @@ use crate::{
     servers::{Servers, lock_source},
 };
 
-/// Batches of a lease that a worker holds at most.
-pub(crate) const WINDOW: usize = 2;
+/// Calls that a worker makes at the same time.
+const CALLS: usize = 2;
 /// Texts in a batch at most.
-pub(crate) const BATCH: usize = 8;
+const BATCH: usize = 8;
+/// Texts in a worker's hands at most: those of its calls and of one more, and as many
+/// that were embedded and are not acknowledged.
+pub(crate) const IN_HAND: usize = 2 * (CALLS + 1) * BATCH;
 
 /// How long something that was asked to end may take.
 const DRAIN: Duration = Duration::from_secs(30);
@@ -63,13 +66,11 @@ const COORDINATOR: [(&str, &str); 19] = [
     ("WEIR_LOG", "info"),
 ];
 
-const WORKER: [(&str, &str); 10] = [
+const WORKER: [(&str, &str); 8] = [
     ("WEIR_MODEL", MODEL),
     ("WEIR_EMBEDDER", "ollama"),
-    ("WEIR_CONCURRENCY", "2"),
     ("WEIR_BATCH_SIZE", "8"),
-    ("WEIR_WINDOW", "2"),
-    ("WEIR_CLAIM_WAIT", "2s"),
+    ("WEIR_EMBEDDER_CONCURRENCY", "2"),
     ("WEIR_EMBED_TIMEOUT", "8s"),
     ("WEIR_DRAIN_TIMEOUT", "3s"),
     ("WEIR_LOG_FORMAT", "json"),

@@ -6,7 +6,7 @@
 //! that the law allows:
 //!
 //! - the lease that the call was made under was lost: expired, cancelled or its
-//!   source deleted. Each costs a window of batches at most, also when its worker
+//!   source deleted. Each costs what a worker holds at most, also when its worker
 //!   was killed; a write ends no lease;
 //! - the answer was cut off on its way from the embedder to the worker;
 //! - the worker was told to end, and its drain timeout was over before the result
@@ -27,7 +27,7 @@ use std::{
 use weir_tests::embedder::Call;
 
 use crate::{
-    cluster::{BATCH, WINDOW},
+    cluster::IN_HAND,
     history::{End, History, Lease},
     journal::{Event, Journal},
     pen::place_of_text,
@@ -105,7 +105,7 @@ pub(crate) fn reckon(
         .values()
         .copied()
         .max()
-        .filter(|texts| *texts > WINDOW * BATCH)
+        .filter(|texts| *texts > IN_HAND)
     {
         repeats
             .wrong

@@ -6,7 +6,7 @@ use sqlx::PgPool;
 
 use crate::{
     clients::Counts,
-    cluster::{BATCH, Cluster, WINDOW},
+    cluster::{Cluster, IN_HAND},
     history::History,
     journal::Journal,
     repeats,
@@ -72,20 +72,18 @@ pub(crate) async fn print(
     );
     println!("texts embedded again    {:?}", repeats.texts);
     let texts = repeats.by_leases();
-    let bound = (killed + revoked) * WINDOW;
+    let bound = (killed + revoked) * IN_HAND;
     println!(
-        "  in batches            {}; by lost leases {texts} texts, at most ({killed} killed + {revoked} lost) x {WINDOW} x {BATCH} = {}",
-        repeats.calls,
-        bound * BATCH
+        "  in batches            {}; by lost leases {texts} texts, at most ({killed} killed + {revoked} lost) x {IN_HAND} = {bound}",
+        repeats.calls
     );
     println!(
         "longest recovery        {:.1} s from the last that was heard of a job under a lost lease until it moved on\n",
         history.longest_recovery.as_secs_f64()
     );
-    if texts > bound * BATCH {
+    if texts > bound {
         journal.find(format!(
-            "{texts} texts were embedded again, more than {}",
-            bound * BATCH
+            "{texts} texts were embedded again, more than {bound}"
         ));
     }
 }

@@ -1,12 +1,16 @@
 //! The examples of clients, which `make examples` runs: each against a real
-//! coordinator, over a connection that breaks while it watches, and for as long
-//! as its job takes to end.
+//! coordinator, over a connection that breaks while it watches or works, and for as
+//! long as its job takes to end.
 
 #![expect(
+    clippy::expect_used,
     clippy::unwrap_used,
+    clippy::panic,
     clippy::print_stdout,
     reason = "a test ends where it cannot go on, and this one shows what the examples say"
 )]
+
+mod worker;
 
 use std::{
     path::{Path, PathBuf},

@@ -6,6 +6,8 @@
     reason = "what is not as it should be fails the test"
 )]
 
+use std::collections::VecDeque;
+
 use futures::future::join_all;
 use prost::Message as _;
 use prost_types::{FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet};
@@ -22,20 +24,17 @@ use tonic_reflection::pb::v1::{
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
 use weir_proto::trace::TraceContext;
-use weir_proto::v1::{
-    self, DocumentFormat, JobState, import_source_request::Message as Part,
-    stream_batches_request::Message as FromWorker, stream_batches_response::Message as ToWorker,
-};
+use weir_proto::v1::{self, DocumentFormat, JobState, import_source_request::Message as Part};
 use weir_tests::{
     PATIENCE,
     cluster::{Coordinator, Process},
     postgres::TestDatabase,
+    session::{Session, embeds, result},
 };
 
 use crate::clients::{
-    From, Weir, assert_invalid, assert_status, batch, claim_request, embedded, http, item, next,
-    open, put_document, put_items, put_texts, result, seconds, send, stream, until, upsert,
-    vector_bytes,
+    Weir, assert_invalid, assert_status, claim_request, embedded, http, item, put_document,
+    put_items, put_texts, seconds, until, upsert, vector_bytes,
 };
 
 const SERVICES: [&str; 4] = [
@@ -174,9 +173,9 @@ async fn health_and_streams_tell_of_the_stop() {
     };
     let mut changes = weir.jobs().watch_source(request).await.unwrap();
     changes.get_mut().message().await.unwrap().unwrap();
-    let lease = weir.claim().await;
-    let (_to, mut from) = stream(&weir, open(&lease)).await;
-    batch(&mut from).await;
+    let mut session = Session::open(&weir, 1).await;
+    session.grant(1);
+    session.part().await;
     let mut worker = weir.worker();
     let waiting = tokio::spawn(async move {
         let mut claim = claim_request();
@@ -192,7 +191,7 @@ async fn health_and_streams_tell_of_the_stop() {
     assert_eq!(status.status(), ServingStatus::NotServing);
     let status = waiting.await.unwrap().unwrap_err();
     assert_status(&status, Code::Unavailable, "stopping");
-    let status = from.message().await.unwrap_err();
+    let status = session.over().await.unwrap_err();
     assert_status(&status, Code::Unavailable, "stopping");
     let status = loop {
         match changes.get_mut().message().await {
@@ -201,7 +200,7 @@ async fn health_and_streams_tell_of_the_stop() {
         }
     };
     assert_status(&status, Code::Unavailable, "stopping");
-    drop((watched, changes, from, health));
+    drop((watched, changes, session, health));
     assert!(weir.coordinator.process.wait().await.success());
 }
 
@@ -743,98 +742,35 @@ async fn failed_and_released_jobs_come_again() {
 }
 
 #[tokio::test]
-async fn a_stream_hands_out_no_more_than_its_window() {
+async fn a_session_hands_out_no_more_than_its_credit_and_the_shortest_first() {
     let weir = Weir::start().await;
     let texts: Vec<String> = (1..=7).rev().map(|length| "x".repeat(length)).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    weir.put("source", &texts).await;
-    let lease = weir.claim().await;
-    let (to, mut from) = stream(&weir, open(&lease)).await;
-    // Two batches of two each are outstanding at most: this answers the first of them only when
-    // both are here, and the third must come after its acknowledgement.
-    let (mut held, mut lengths) = (std::collections::VecDeque::new(), Vec::new());
-    let mut handed_out = 0;
-    let finished = loop {
-        match next(&mut from).await {
-            ToWorker::Batch(batch) => {
-                lengths.extend(batch.chunks.iter().map(|chunk| chunk.text.len()));
-                handed_out += batch.chunks.len();
-                held.push_back(batch);
-                assert!(held.len() <= 2, "more than the window is outstanding");
-                if held.len() < 2 && handed_out < 7 {
-                    continue;
-                }
-            }
-            ToWorker::Ack(ack) => {
-                let answered: v1::Batch = held.pop_front().unwrap();
-                assert_eq!((ack.seq, ack.total), (answered.seq, 7));
-                if handed_out < 7 {
-                    continue;
-                }
-            }
-            ToWorker::Finished(finished) => break finished,
-            ToWorker::Revoked(revoked) => panic!("{revoked:?}"),
+    let job_id = weir.put("source", &texts).await.jobs[0].job_id;
+    let mut session = Session::open(&weir, 2).await;
+    // Two batches of two each are outstanding at most.
+    session.grant(4);
+    let mut lengths = Vec::new();
+    let mut held = VecDeque::from([session.part().await, session.part().await]);
+    while let Some(part) = held.pop_front() {
+        lengths.extend(part.chunks.iter().map(|chunk| chunk.text.len()));
+        let mut answer = embeds(&part);
+        for chunk in &mut answer.embedded {
+            chunk.truncated_to = 1;
         }
-        if let Some(first) = held.front() {
-            let outcome = first.chunks.iter().map(|chunk| v1::EmbeddedChunk {
-                truncated_to: 1,
-                ..embedded(chunk, &[1.0])
-            });
-            send(&to, result(first.seq, outcome.collect())).await;
-            send(&to, FromWorker::Heartbeat(v1::Heartbeat {})).await;
+        session.send(result([answer]));
+        let ack = session.ack(part.seq).await;
+        assert_eq!(ack.late, 0);
+        if lengths.len() < 4 {
+            session.grant(3);
+            held.extend([session.part().await, session.part().await]);
         }
-    };
+    }
+    let finished = session.finished(job_id).await;
     assert_eq!((finished.chunks_done, finished.chunks_rejected), (7, 0));
     // A text of one character is whole.
     assert_eq!(finished.chunks_truncated, 6);
     assert_eq!(lengths, [1, 2, 3, 4, 5, 6, 7]);
-    assert_eq!(from.message().await.unwrap(), None);
-}
-
-#[tokio::test]
-async fn a_reopened_stream_hands_out_nothing_that_is_held() {
-    let weir = Weir::start().await;
-    weir.put("source", &["a", "bb", "ccc", "dddd", "eeeee"])
-        .await;
-    let lease = weir.claim().await;
-    let (to, mut from) = stream(&weir, open(&lease)).await;
-    let (one, two) = (batch(&mut from).await, batch(&mut from).await);
-    drop((to, from));
-
-    let FromWorker::Open(mut reopen) = open(&lease) else {
-        panic!("open() opens");
-    };
-    reopen.window = 3;
-    let held = |batch: &v1::Batch| v1::HeldBatch {
-        seq: batch.seq,
-        chunks: batch
-            .chunks
-            .iter()
-            .map(|chunk| v1::ChunkKey {
-                item_id: chunk.item_id.clone(),
-                chunk_index: chunk.chunk_index,
-                text_hash: chunk.text_hash.clone(),
-            })
-            .collect(),
-    };
-    reopen.held = vec![held(&one), held(&two)];
-    let (to, mut from): (_, From) = stream(&weir, FromWorker::Open(reopen)).await;
-    let three = batch(&mut from).await;
-    assert_eq!(three.seq, 3);
-    assert_eq!(three.chunks.len(), 1);
-    assert_eq!(three.chunks[0].text, "eeeee");
-    for batch in [&three, &one, &two] {
-        let outcome = batch.chunks.iter().map(|chunk| embedded(chunk, &[1.0]));
-        send(&to, result(batch.seq, outcome.collect())).await;
-        let ToWorker::Ack(ack) = next(&mut from).await else {
-            panic!("an acknowledgement was due");
-        };
-        assert_eq!(ack.seq, batch.seq);
-    }
-    let ToWorker::Finished(finished) = next(&mut from).await else {
-        panic!("the end was due");
-    };
-    assert_eq!(finished.chunks_done, 5);
 }
 
 // Search.

@@ -1,91 +1,95 @@
 //! Batches that are halved because a worker fell silent over them.
 
-use weir_proto::v1::{self, stream_batches_response::Message as ToWorker};
-use weir_tests::embedder::{Rude, expected_vector};
+use weir_proto::v1;
+use weir_tests::{
+    embedder::{Rude, expected_vector},
+    session::{Session, Told, texts},
+};
 
 use crate::{
-    clients::{From, To, Weir, batch, embedded, next, open, result, send, stream, until, upsert},
+    clients::{Weir, embedded, until, upsert},
     world::World,
 };
 
 const TEXTS: [&str; 9] = ["1", "2", "3", "4", "5", "6", "7", "8", "9"];
 
-/// A claimed job of nine chunks of which the first five are suspected.
-async fn suspected(weir: &Weir) -> v1::Lease {
-    weir.put("source", &TEXTS).await;
-    let lease = weir.claim().await;
+/// Has the first five of the nine chunks of the one job suspected.
+async fn suspect(weir: &Weir) {
     sqlx::query("UPDATE weir.jobs SET suspects = 5")
         .execute(weir.database.pool())
         .await
         .unwrap();
-    lease
 }
 
-fn open_wide(lease: &v1::Lease) -> v1::stream_batches_request::Message {
-    let v1::stream_batches_request::Message::Open(mut open) = open(lease) else {
-        unreachable!("it opens");
-    };
-    open.batch_size = 4;
-    v1::stream_batches_request::Message::Open(open)
-}
-
-fn texts(batch: &v1::Batch) -> Vec<&str> {
-    batch
-        .chunks
-        .iter()
-        .map(|chunk| chunk.text.as_str())
-        .collect()
-}
-
-async fn embed(to: &To, batch: &v1::Batch) {
-    let vector = |chunk: &v1::Chunk| embedded(chunk, &expected_vector(&chunk.text));
-    send(
-        to,
-        result(batch.seq, batch.chunks.iter().map(vector).collect()),
-    )
-    .await;
-}
-
-/// The next batch, when it follows the ack with none before it.
-async fn acked(from: &mut From) -> v1::Batch {
-    match next(from).await {
-        ToWorker::Ack(_) => batch(from).await,
-        other => panic!("more than one batch was outstanding: {other:?}"),
+/// The next part, when it follows an ack with none before it.
+async fn acked(session: &mut Session) -> v1::BatchPart {
+    match session.next().await {
+        Told::Ack(_) => session.part().await,
+        other => panic!("more than one part was outstanding: {other:?}"),
     }
 }
 
 #[tokio::test]
-async fn suspected_chunks_come_by_halves_one_batch_at_a_time_and_then_all_is_as_before() {
+async fn suspected_chunks_come_by_halves_one_part_at_a_time_and_then_all_is_as_before() {
     let weir = Weir::start().await;
-    let lease = suspected(&weir).await;
-    let (to, mut from) = stream(&weir, open_wide(&lease)).await;
-    let mut handed_out = batch(&mut from).await;
+    let job_id = weir.put("source", &TEXTS).await.jobs[0].job_id;
+    suspect(&weir).await;
+    let mut session = Session::open(&weir, 4).await;
+    session.grant(20);
+    let mut handed_out = session.part().await;
     for half in [&["1", "2", "3"][..], &["4"], &["5"]] {
         assert_eq!(texts(&handed_out), half);
-        embed(&to, &handed_out).await;
-        handed_out = acked(&mut from).await;
+        session.embed(&handed_out);
+        handed_out = acked(&mut session).await;
     }
-    // All suspects are cleared: whole batches, a window of them.
+    // All suspects are cleared: whole batches.
     assert_eq!(texts(&handed_out), ["6", "7", "8", "9"]);
-    embed(&to, &handed_out).await;
-    assert!(matches!(next(&mut from).await, ToWorker::Ack(_)));
-    assert!(matches!(next(&mut from).await, ToWorker::Finished(_)));
+    session.embed(&handed_out);
+    assert!(matches!(session.next().await, Told::Ack(_)));
+    assert_eq!(session.finished(job_id).await.chunks_done, 9);
 }
 
 #[tokio::test]
-async fn without_suspicion_the_window_is_filled() {
+async fn a_suspected_text_is_in_a_batch_with_nobody_elses() {
+    let weir = Weir::start().await;
+    let suspected = weir.put("source", &TEXTS).await.jobs[0].job_id;
+    suspect(&weir).await;
+    weir.put("other", &["a", "b", "c"]).await;
+    let mut session = Session::open(&weir, 4).await;
+    session.grant(20);
+    let mut left = 12;
+    while left > 0 {
+        let parts = session.batch().await.parts;
+        let has_suspects = |part: &v1::BatchPart| {
+            part.job_id == suspected && texts(part).iter().any(|text| *text <= "5")
+        };
+        if parts.iter().any(has_suspects) {
+            assert_eq!(parts.len(), 1, "{parts:?}");
+        }
+        for part in &parts {
+            left -= part.chunks.len();
+            session.embed_and_wait(part).await;
+        }
+    }
+    session.finished(suspected).await;
+}
+
+#[tokio::test]
+async fn without_suspicion_whole_batches_come_one_after_the_other() {
     let weir = Weir::start().await;
     weir.put("source", &TEXTS).await;
-    let lease = weir.claim().await;
-    let (_to, mut from) = stream(&weir, open_wide(&lease)).await;
-    assert_eq!(texts(&batch(&mut from).await), ["1", "2", "3", "4"]);
-    assert_eq!(texts(&batch(&mut from).await), ["5", "6", "7", "8"]);
+    let mut session = Session::open(&weir, 4).await;
+    session.grant(8);
+    assert_eq!(texts(&session.part().await), ["1", "2", "3", "4"]);
+    assert_eq!(texts(&session.part().await), ["5", "6", "7", "8"]);
 }
 
 #[tokio::test]
 async fn unary_workers_get_halves_as_well() {
     let weir = Weir::start().await;
-    let lease = suspected(&weir).await;
+    weir.put("source", &TEXTS).await;
+    let lease = weir.claim().await;
+    suspect(&weir).await;
     let chunks = weir.batch(&lease).await;
     assert_eq!(chunks.len(), 3);
     let vector = |chunk| embedded(chunk, &expected_vector(&chunk.text));
@@ -94,9 +98,9 @@ async fn unary_workers_get_halves_as_well() {
     assert_eq!(weir.batch(&lease).await.len(), 1);
 }
 
-/// Settings under which a search takes a moment.
+/// Settings under which a search takes moments.
 const QUICK: [(&str, &str); 5] = [
-    ("WEIR_ORPHAN_GRACE", "50ms"),
+    ("WEIR_ORPHAN_GRACE", "1s"),
     ("WEIR_POLL_INTERVAL", "50ms"),
     ("WEIR_BACKOFF_BASE", "10ms"),
     ("WEIR_BACKOFF_CAP", "10ms"),

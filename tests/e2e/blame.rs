@@ -11,7 +11,7 @@ use weir_tests::{cluster::Worker, embedder::Rude};
 use crate::{clients::until, world::World};
 
 /// What a worker says whose embedder is down.
-const DOWN: &str = "The embedder embeds nothing; claiming nothing until it does.";
+const DOWN: &str = "The embedder embeds nothing; taking nothing until it does.";
 
 fn items(count: usize) -> impl Iterator<Item = (String, String)> {
     (0..count).map(|id| (format!("{id:03}"), format!("the text of item {id}")))
@@ -35,11 +35,9 @@ async fn an_embedder_that_is_down_is_charged_to_nobody() {
     world
         .embedder
         .set_delay(Duration::from_millis(100), Duration::ZERO);
-    let put = world.put_items("unlucky", items(80)).await;
+    let put = world.put_items("unlucky", items(400)).await;
     let job_id = put.jobs[0].job_id;
-    // With no claim waiting at the coordinator that could get the job back.
-    let settings = [("WEIR_CONCURRENCY", "1"), ("WEIR_BATCH_SIZE", "8")];
-    let worker = Worker::spawn(&world.coordinator.url(), &world.embedder.url(), &settings);
+    let worker = world.worker("8");
     world.embedded("unlucky", 16).await;
     world
         .embedder
@@ -221,7 +219,8 @@ async fn work_goes_on_with_the_first_probe_that_passes_and_nothing_is_embedded_t
     world
         .embedder
         .set_delay(Duration::from_millis(50), Duration::ZERO);
-    let put = world.put_items("source", items(60)).await;
+    // Far more than is embedded before the watch below sees the first of it.
+    let put = world.put_items("source", items(400)).await;
     let job_id = put.jobs[0].job_id;
     let worker = world.worker("4");
     world.embedded("source", 8).await;

@@ -167,10 +167,9 @@ async fn a_crash_of_the_database_costs_nothing_but_time() {
         healths.push(health(coordinator).await);
     }
     let job_id = world.put_logistics().await;
-    let worker = world.worker("16");
+    let _worker = world.worker("16");
     world.embedded("logistics", 48).await;
     let lines = away.coordinators().map(|c| c.process.log().len());
-    let calls = world.embedder.calls().len();
 
     away.postgres.kill().await;
     for (coordinator, health) in away.coordinators().iter().zip(&mut healths) {
@@ -178,12 +177,6 @@ async fn a_crash_of_the_database_costs_nothing_but_time() {
         assert_eq!(readyz(coordinator).await, 503);
         assert_unavailable(coordinator).await;
     }
-    let event = "The stream broke; reopening it.";
-    worker.process.wait_for_event(event).await;
-    // It goes on with what it holds, and then waits.
-    let during = away.world.embedder.calls().len() - calls;
-    assert!(during <= 4, "{during} calls");
-
     away.postgres.start_again().await;
     for (coordinator, health) in away.coordinators().iter().zip(&mut healths) {
         becomes(health, ServingStatus::Serving).await;
@@ -232,7 +225,7 @@ async fn a_silent_database_hangs_nobody() {
     let batch_time = Duration::from_millis(200);
     world.embedder.set_delay(batch_time, Duration::ZERO);
     let job_id = world.put_logistics().await;
-    let worker = world.worker("16");
+    let _worker = world.worker("16");
     world.embedded("logistics", 48).await;
 
     away.postgres.sigstop().await;
@@ -241,10 +234,6 @@ async fn a_silent_database_hangs_nobody() {
         assert_eq!(readyz(coordinator).await, 503);
         assert_unavailable(coordinator).await;
     }
-    // Its result is in a statement that is not answered, or waits behind one.
-    let event = "The stream broke; reopening it.";
-    worker.process.wait_for_event(event).await;
-
     away.postgres.sigcont();
     let job = away.world.succeeded_after_outage(job_id).await;
     assert_eq!((job.epoch, job.attempt), (1, 0), "{job:?}");

@@ -10,15 +10,20 @@ use std::fmt::Write as _;
 
 use prost_types::{Struct, Value, value::Kind};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Code;
+use tonic::{Code, Status};
 use weir_proto::v1::{
-    self, DocumentFormat, import_source_request::Message as Part,
-    stream_batches_request::Message as FromWorker, stream_batches_response::Message as ToWorker,
+    self, DocumentFormat, import_source_request::Message as Part, lease_ended::How,
+    stream_batches_request::Message as FromWorker,
+};
+
+use weir_tests::{
+    cluster::MODEL,
+    session::{Session, condition, credit, held, model, opening, result},
 };
 
 use crate::clients::{
-    Weir, assert_invalid, assert_status, batch, claim_request, embedded, item, next, open,
-    put_document, put_items, put_texts, result, seconds, send, stream, until, upsert, vector_bytes,
+    Weir, assert_invalid, assert_status, claim_request, embedded, item, put_document, put_items,
+    put_texts, seconds, until, upsert, vector_bytes,
 };
 
 const OPENAPI: &str = r#"{"openapi": "3.1.0", "paths": {"/a": {"get": {"summary": "Gets a."}}}}"#;
@@ -397,20 +402,36 @@ async fn messages_over_the_limit_are_refused() {
     let status = weir.worker().upsert_batch(request).await.unwrap_err();
     assert_status(&status, Code::ResourceExhausted, what);
 
-    let (to, mut from) = stream(&weir, open(&lease)).await;
-    let seq = batch(&mut from).await.seq;
-    send(&to, result(seq, vec![large])).await;
-    let status = from.message().await.unwrap_err();
+    release(&weir, &lease).await;
+    let mut session = Session::open(&weir, 1).await;
+    session.grant(1);
+    let part = session.part().await;
+    session.send(result([v1::PartResult {
+        seq: part.seq,
+        embedded: vec![large],
+        ..v1::PartResult::default()
+    }]));
+    let status = session.over().await.unwrap_err();
     assert_status(&status, Code::ResourceExhausted, what);
     assert_eq!(weir.rows("embeddings").await, 0);
 
-    // Nothing is lost: the same chunk comes again.
-    let (to, mut from) = stream(&weir, open(&lease)).await;
-    let seq = batch(&mut from).await.seq;
-    send(&to, result(seq, vec![embedded(&chunk, &[1.0])])).await;
-    assert!(matches!(next(&mut from).await, ToWorker::Ack(_)));
-    assert!(matches!(next(&mut from).await, ToWorker::Finished(_)));
+    // Nothing is lost: the worker comes back with what it holds.
+    let mut session = Session::resume(&weir.channel, 1, &[part]).await;
+    let part = session.held().remove(0);
+    session.embed(&part);
+    session.finished(part.job_id).await;
     assert_eq!(weir.rows("embeddings").await, 1);
+}
+
+/// Has a job queued again.
+async fn release(weir: &Weir, lease: &v1::Lease) {
+    let release = v1::ReleaseJobRequest {
+        job_id: lease.job_id,
+        epoch: lease.epoch,
+        reason: "it is done otherwise".to_owned(),
+        ..v1::ReleaseJobRequest::default()
+    };
+    weir.worker().release_job(release).await.unwrap();
 }
 
 // Imports.
@@ -435,7 +456,7 @@ fn items_part(items: Vec<v1::Item>) -> v1::ImportSourceRequest {
 async fn import(
     weir: &Weir,
     parts: Vec<v1::ImportSourceRequest>,
-) -> Result<v1::ImportSourceResponse, tonic::Status> {
+) -> Result<v1::ImportSourceResponse, Status> {
     let parts = tokio_stream::iter(parts);
     let answer = weir.sources().import_source(parts).await?;
     Ok(answer.into_inner())
@@ -530,7 +551,14 @@ async fn an_import_that_its_client_cancels_leaves_nothing() {
 #[tokio::test]
 #[expect(clippy::too_many_lines, reason = "a table of cases")]
 async fn bad_results_are_refused_and_nothing_of_them_is_written() {
-    let weir = Weir::start().await;
+    // What a session refuses is charged.
+    let settings = [
+        ("WEIR_MAX_ATTEMPTS", "1000"),
+        ("WEIR_BACKOFF_BASE", "1ms"),
+        ("WEIR_BACKOFF_CAP", "1ms"),
+        ("WEIR_POLL_INTERVAL", "50ms"),
+    ];
+    let weir = Weir::with(&settings).await;
     weir.put("source", &["one", "two", "three"]).await;
     let lease = weir.claim().await;
     let chunks = weir.batch(&lease).await;
@@ -595,26 +623,43 @@ async fn bad_results_are_refused_and_nothing_of_them_is_written() {
         ),
         (with(&|c| *c = first.clone()), "embedded", "named twice"),
     ];
-    for (outcome, field, what) in cases {
-        let request = upsert(&lease, outcome.clone());
-        let status = weir.worker().upsert_batch(request).await.unwrap_err();
-        assert_invalid(&status, field, what);
-        // The stream says the same.
-        let (to, mut from) = stream(&weir, open(&lease)).await;
-        let seq = batch(&mut from).await.seq;
-        send(&to, result(seq, outcome)).await;
-        let status = loop {
-            match from.message().await {
-                Ok(Some(answer)) if matches!(answer.message, Some(ToWorker::Batch(_))) => {}
-                Ok(other) => panic!("{other:?} where {what} should be refused"),
-                Err(status) => break status,
-            }
-        };
-        assert_invalid(&status, field, what);
+    let nothing = async |what: &str| {
         for table in ["embeddings", "rejections", "models"] {
             assert_eq!(weir.rows(table).await, 0, "{what}: weir.{table}");
         }
+    };
+    for (outcome, field, what) in &cases {
+        let request = upsert(&lease, outcome.clone());
+        let status = weir.worker().upsert_batch(request).await.unwrap_err();
+        assert_invalid(&status, field, what);
+        nothing(what).await;
     }
+    assert_eq!(weir.job(lease.job_id).await.attempt, 0);
+    // A session says the same, and goes on.
+    release(&weir, &lease).await;
+    let mut session = Session::open(&weir, 3).await;
+    for (outcome, field, what) in &cases {
+        session.grant(3);
+        let part = session.part().await;
+        session.send(result([v1::PartResult {
+            seq: part.seq,
+            embedded: outcome.clone(),
+            ..v1::PartResult::default()
+        }]));
+        let How::Refused(refused) = session.ended(part.job_id).await else {
+            panic!("{what} should be refused");
+        };
+        assert!(
+            refused.contains(field) && refused.contains(what),
+            "{field} and {what} should be in {refused:?}"
+        );
+        nothing(what).await;
+    }
+    drop(session);
+    let mut claim = claim_request();
+    claim.wait = Some(seconds(60));
+    let claimed = weir.worker().claim_job(claim).await.unwrap();
+    let lease = claimed.into_inner().leases.remove(0);
 
     let mut request = upsert(&lease, vec![first.clone()]);
     request.rejected = vec![v1::RejectedChunk {
@@ -646,7 +691,6 @@ async fn bad_results_are_refused_and_nothing_of_them_is_written() {
     let request = upsert(&lease, rest.collect());
     weir.worker().upsert_batch(request).await.unwrap();
     assert_eq!(weir.rows("embeddings").await, 3);
-    assert_eq!(weir.job(lease.job_id).await.attempt, 0);
 }
 
 #[tokio::test]
@@ -677,7 +721,7 @@ async fn results_of_leases_that_nobody_holds_are_refused() {
 
     let mut nobody = lease.clone();
     nobody.job_id += 1_000;
-    let not_found = |status: &tonic::Status| assert_status(status, Code::NotFound, "job");
+    let not_found = |status: &Status| assert_status(status, Code::NotFound, "job");
     not_found(&hand_in(&nobody).await);
     let (job_id, epoch, reason) = (nobody.job_id, nobody.epoch, "why".to_owned());
     let mut worker = weir.worker();
@@ -708,12 +752,23 @@ async fn results_of_leases_that_nobody_holds_are_refused() {
         ..v1::ReleaseJobRequest::default()
     };
     not_found(&worker.release_job(request).await.unwrap_err());
-    let (_to, mut from) = stream(&weir, open(&nobody)).await;
-    not_found(&from.message().await.unwrap_err());
-
-    // A stale epoch on a stream: the lease is revoked, and says so.
-    let (_to, mut from) = stream(&weir, open(&lost(lease.epoch + 1))).await;
-    assert!(matches!(next(&mut from).await, ToWorker::Revoked(_)));
+    // Who says on a session that it holds such a lease is told that it is lost.
+    for lease in [nobody, lost(lease.epoch + 1)] {
+        let part = v1::BatchPart {
+            seq: 1,
+            job_id: lease.job_id,
+            epoch: lease.epoch,
+            chunks: vec![chunk.clone()],
+            ..v1::BatchPart::default()
+        };
+        let open = v1::SessionOpen {
+            held: held([&part]),
+            ..opening(1)
+        };
+        let mut session = Session::open_as(&weir.channel, None, open).await;
+        let how = session.ended(lease.job_id).await;
+        assert!(matches!(how, How::Revoked(_)), "{how:?}");
+    }
     assert_eq!(weir.rows("embeddings").await, 0);
     let request = upsert(&lease, outcome);
     weir.worker().upsert_batch(request).await.unwrap();
@@ -793,76 +848,193 @@ async fn bad_claims_and_renewals_are_refused() {
     assert_eq!(answer.lease_duration, Some(seconds(60)));
 }
 
+/// The status that a session ends with that begins with this message.
+async fn refusal(weir: &Weir, first: FromWorker) -> Status {
+    let mut session = Session::begin(&weir.channel, None, first).await.unwrap();
+    session.over().await.unwrap_err()
+}
+
+type Change = Box<dyn Fn(&mut v1::SessionOpen)>;
+
 #[tokio::test]
-async fn bad_streams_are_refused_and_lose_nothing() {
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
+async fn a_bad_opening_is_refused_by_field() {
     let weir = Weir::start().await;
-    weir.put("source", &["one"]).await;
-    let lease = weir.claim().await;
-    let opened = |change: &dyn Fn(&mut v1::StreamOpen)| {
-        let FromWorker::Open(mut message) = open(&lease) else {
-            panic!("open() opens");
-        };
-        change(&mut message);
-        FromWorker::Open(message)
-    };
-    let held = |seq| v1::HeldBatch {
+    let part = |seq| v1::HeldPart {
         seq,
-        chunks: Vec::new(),
+        chunks: vec![v1::ChunkKey {
+            item_id: "a".to_owned(),
+            chunk_index: 0,
+            text_hash: vec![0; 32],
+        }],
     };
-    let cases = [
+    let lease = |job_id, parts| v1::HeldLease {
+        job_id,
+        epoch: 1,
+        parts,
+    };
+    let cases: Vec<(Change, &str, &str)> = vec![
         (
-            FromWorker::Heartbeat(v1::Heartbeat {}),
-            "message",
-            "must open it",
+            Box::new(|it| it.worker_id.clear()),
+            "open.worker_id",
+            "1 to 200",
         ),
-        (result(1, Vec::new()), "message", "must open it"),
-        (opened(&|o| o.window = 0), "open.window", "1 to 64, not 0"),
-        (opened(&|o| o.window = 65), "open.window", "1 to 64"),
-        (opened(&|o| o.batch_size = 0), "open.batch_size", "1 to"),
-        (opened(&|o| o.batch_size = -1), "open.batch_size", "1 to"),
         (
-            opened(&|o| o.held = (1..=65).map(held).collect()),
+            Box::new(|it| it.worker_id = "w".repeat(201)),
+            "open.worker_id",
+            "1 to 200",
+        ),
+        (
+            Box::new(|it| it.worker_id = "wörker".to_owned()),
+            "open.worker_id",
+            "visible ASCII",
+        ),
+        (
+            Box::new(|it| it.version = "v".repeat(101)),
+            "open.version",
+            "at most 100",
+        ),
+        (
+            Box::new(|it| it.version = "1 2".to_owned()),
+            "open.version",
+            "visible ASCII",
+        ),
+        (Box::new(|it| it.models.clear()), "open.models", "1 to 100"),
+        (
+            Box::new(|it| it.models = vec![model(MODEL, 1); 101]),
+            "open.models",
+            "1 to 100",
+        ),
+        (
+            Box::new(|it| it.models = vec![model(MODEL, 1); 2]),
+            "open.models[1].name",
+            "twice",
+        ),
+        (
+            Box::new(|it| it.models[0].name = "unknown".to_owned()),
+            "open.models[0].name",
+            "is not a model",
+        ),
+        (
+            Box::new(|it| it.models[0].batch_size = 0),
+            "open.models[0].batch_size",
+            "1 to 10000, not 0",
+        ),
+        (
+            Box::new(|it| it.models[0].batch_size = 10_001),
+            "open.models[0].batch_size",
+            "not 10001",
+        ),
+        (
+            Box::new(move |it| it.held = vec![lease(1, Vec::new())]),
             "open.held",
-            "window",
+            "job 1",
         ),
-        (opened(&|o| o.held = vec![held(-1)]), "open.held", "seq"),
         (
-            opened(&|o| o.held = vec![held(i64::MAX)]),
+            Box::new(move |it| it.held = vec![lease(1, vec![part(1)]), lease(1, vec![part(2)])]),
+            "open.held",
+            "job 1",
+        ),
+        (
+            Box::new(move |it| it.held = vec![lease(1, vec![part(1)]), lease(2, vec![part(1)])]),
+            "open.held",
+            "seq 1",
+        ),
+        (
+            Box::new(move |it| it.held = vec![lease(1, vec![part(0)])]),
+            "open.held",
+            "seq 0",
+        ),
+        (
+            Box::new(move |it| it.held = vec![lease(1, vec![part(i64::MAX)])]),
             "open.held",
             "seq",
         ),
         (
-            opened(&|o| o.held = vec![held(1), held(1)]),
+            Box::new(move |it| {
+                let chunks = vec![part(1).chunks.remove(0); 20_001];
+                it.held = vec![lease(1, vec![v1::HeldPart { seq: 1, chunks }])];
+            }),
             "open.held",
-            "seq",
+            "at most 20000",
         ),
     ];
-    for (first, field, what) in cases {
-        let (_to, mut from) = stream(&weir, first).await;
-        let status = from.message().await.unwrap_err();
+    for (change, field, what) in cases {
+        let mut open = opening(1);
+        change(&mut open);
+        let status = refusal(&weir, FromWorker::Open(open)).await;
         assert_invalid(&status, field, what);
     }
-
-    for (message, field, what) in [
-        (
-            Some(result(99, Vec::new())),
-            "result.seq",
-            "99 is not the number",
-        ),
-        (Some(open(&lease)), "message", "opened once"),
-        (None, "message", "must carry"),
+    for first in [
+        FromWorker::Heartbeat(v1::Heartbeat {}),
+        FromWorker::Drain(v1::Drain {}),
+        credit(MODEL, 1),
+        result([]),
     ] {
-        let (to, mut from) = stream(&weir, open(&lease)).await;
-        batch(&mut from).await;
-        to.send(v1::StreamBatchesRequest { message }).await.unwrap();
-        let status = from.message().await.unwrap_err();
+        let status = refusal(&weir, first).await;
+        assert_invalid(&status, "message", "must open it");
+    }
+    // None of them was ever a worker, nor got anything.
+    assert_eq!(weir.rows("workers").await, 0);
+}
+
+#[tokio::test]
+async fn what_breaks_the_contract_ends_a_session_and_loses_nothing() {
+    let weir = Weir::start().await;
+    let unfit = |state: i32, dimension, longest_input, reason: &str| {
+        FromWorker::Condition(v1::EmbedderCondition {
+            model: MODEL.to_owned(),
+            state,
+            reason: reason.to_owned(),
+            dimension,
+            longest_input,
+        })
+    };
+    let fit = v1::EmbedderState::Fit.into();
+    let down = v1::EmbedderState::Down;
+    for (message, field, what) in [
+        (FromWorker::Open(opening(1)), "message", "opened once"),
+        (credit(MODEL, 0), "credit.chunks", "1 to 20000, not 0"),
+        (credit(MODEL, -1), "credit.chunks", "not -1"),
+        (credit(MODEL, 20_001), "credit.chunks", "not 20001"),
+        // One is granted already.
+        (credit(MODEL, 20_000), "credit.chunks", "20001"),
+        (credit("other", 1), "credit.model", "opened with"),
+        (unfit(9, 0, 0, ""), "condition.state", "not a state"),
+        (unfit(fit, -1, 0, ""), "condition.dimension", "not -1"),
+        (unfit(fit, 0, -1, ""), "condition.longest_input", "not -1"),
+        (
+            unfit(down.into(), 0, 0, ""),
+            "condition.reason",
+            "must say why",
+        ),
+        (
+            condition("other", down, "why"),
+            "condition.model",
+            "opened with",
+        ),
+    ] {
+        let mut session = Session::open(&weir, 1).await;
+        session.grant(1);
+        session.send(message);
+        let status = session.over().await.unwrap_err();
         assert_invalid(&status, field, what);
     }
+    let mut session = Session::open(&weir, 1).await;
+    session.send_nothing();
+    let status = session.over().await.unwrap_err();
+    assert_invalid(&status, "message", "must carry");
 
-    let (to, mut from) = stream(&weir, open(&lease)).await;
-    let batch = batch(&mut from).await;
-    let outcome = vec![embedded(&batch.chunks[0], &[1.0])];
-    send(&to, result(batch.seq, outcome)).await;
-    assert!(matches!(next(&mut from).await, ToWorker::Ack(_)));
-    assert!(matches!(next(&mut from).await, ToWorker::Finished(_)));
+    let job_id = weir.put("source", &["one"]).await.jobs[0].job_id;
+    let mut session = Session::open(&weir, 1).await;
+    session.grant(1);
+    let part = session.part().await;
+    // Of what it does not have nothing is said, for the lease may have ended meanwhile.
+    session.send(result([v1::PartResult {
+        seq: part.seq + 99,
+        ..v1::PartResult::default()
+    }]));
+    session.embed(&part);
+    session.finished(job_id).await;
+    assert_eq!(weir.job(job_id).await.attempt, 0);
 }

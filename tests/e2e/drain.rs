@@ -2,24 +2,26 @@
 
 use std::time::Duration;
 
-use tokio::{select, sync::mpsc, time::timeout};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::{select, time::timeout};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 use weir_proto::v1::{
-    ClaimJobRequest, GetQueueStatsRequest, JobState, Lease, StreamBatchesRequest, StreamOpen,
-    job_service_client::JobServiceClient, stream_batches_request::Message,
+    ClaimJobRequest, GetQueueStatsRequest, JobState, job_service_client::JobServiceClient,
     worker_service_client::WorkerServiceClient,
 };
 use weir_tests::{
     PATIENCE,
-    clients::http,
+    clients::{Weir, http},
     cluster::{MODEL, Worker},
     postgres::{OwnPostgres, TestDatabase},
+    session::Session,
 };
 
-use crate::world::World;
+use crate::{
+    session::{TWO_MODELS, meanwhile},
+    world::World,
+};
 
 #[tokio::test]
 async fn a_drained_worker_hands_its_job_back_and_repeats_nothing() {
@@ -158,45 +160,32 @@ async fn who_watches_the_health_holds_no_coordinator_up() {
     assert_eq!(last, Some(ServingStatus::NotServing));
 }
 
-/// Opens the stream of a lease, to be left unread.
-async fn open(
-    workers: &mut WorkerServiceClient<tonic::transport::Channel>,
-    lease: &Lease,
-) -> (
-    mpsc::Sender<StreamBatchesRequest>,
-    tonic::Streaming<weir_proto::v1::StreamBatchesResponse>,
-) {
-    let (sender, receiver) = mpsc::channel(1);
-    let open = StreamOpen {
-        job_id: lease.job_id,
-        epoch: lease.epoch,
-        window: 64,
-        batch_size: 16,
-        held: Vec::new(),
-    };
-    let message = Some(Message::Open(open));
-    sender.send(StreamBatchesRequest { message }).await.unwrap();
-    let stream = workers.stream_batches(ReceiverStream::new(receiver)).await;
-    (sender, stream.unwrap().into_inner())
-}
-
 #[tokio::test]
 async fn a_stream_that_nobody_reads_holds_a_coordinator_up_no_longer_than_the_drain_timeout() {
-    let environment = [("WEIR_DRAIN_TIMEOUT", "1s"), ("WEIR_CHUNK_SIZE", "20000")];
-    let mut world = World::start(&environment).await;
+    let environment = [
+        TWO_MODELS,
+        ("WEIR_DRAIN_TIMEOUT", "1s"),
+        ("WEIR_CHUNK_SIZE", "20000"),
+    ];
+    let mut weir = Weir::with(&environment).await;
     // More than the connection takes up unread.
     let text = "word ".repeat(3_000);
-    let items = (0..500).map(|n| (format!("i{n:03}"), format!("{n} {text}")));
-    world.put_items("large", items).await;
-    let mut workers = WorkerServiceClient::new(world.coordinator.connect().await);
-    let leases = workers.claim_job(claim(0)).await.unwrap().into_inner();
-    let mut stream = open(&mut workers, &leases.leases[0]).await;
-    stream.1.message().await.unwrap().expect("the first batch");
-    world.coordinator.process.sigterm();
-    assert_eq!(world.coordinator.process.wait().await.code(), Some(0));
+    let texts: Vec<String> = (0..500).map(|n| format!("{n} {text}")).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    weir.put("large", &texts).await;
+    let mut session = Session::open(&weir, 16).await;
+    session.grant(500);
+    session.batch().await;
+    // By the time that another's work is done, it has been sent what fits.
+    for name in ["one", "two", "three"] {
+        meanwhile(&weir, &weir.channel, name).await;
+    }
+    let coordinator = &mut weir.coordinator.process;
+    coordinator.sigterm();
+    assert_eq!(coordinator.wait().await.code(), Some(0));
     // It was held up, or this test shows nothing.
     let event = "Calls were still under way after the drain timeout; they are cut off.";
-    world.coordinator.process.wait_for_event(event).await;
+    coordinator.wait_for_event(event).await;
 }
 
 #[tokio::test]

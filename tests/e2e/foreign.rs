@@ -152,6 +152,7 @@ impl Ours {
             ("model", text(&[MODEL])),
             ("models", text(&[MODEL])),
             ("worker_id", text(&["tellworker"])),
+            ("version", text(&["1.0"])),
             ("busy_with", text(&[THEIRS])),
             ("item_id", text(&["tellitem0"])),
             ("delete_item_ids", text(&["tellitem1"])),
@@ -178,7 +179,9 @@ impl Ours {
             ("limit", 10),
             ("minutes", 60),
             ("priority", 1),
-            ("window", 1),
+            ("chunks", 1),
+            ("dimension", 4),
+            ("longest_input", 100),
             ("batch_size", 1),
             ("truncated_to", 1),
             ("max_jobs", 10),
@@ -258,6 +261,10 @@ async fn seed(weir: &Weir, client: &str, worker: &str, stranger: &str) -> (Vec<i
     let set_up = format!(
         "INSERT INTO weir.failures (namespace, model, cause, last_error, last_job_id, last_source, occurrences)
          VALUES ('{THEIRS}', '{MODEL}', 'c', 'e', 1, 'one', 1), ('{THEIRS}', '{MODEL}', 'd', 'e', 1, 'one', 1);
+         INSERT INTO weir.workers (session, worker_id, version, replica, namespaces, models)
+         SELECT repeat(digit, 32), worker_id, '', 'r', ARRAY[namespace], '[{{\"name\": \"{MODEL}\"}}]' FROM (VALUES
+             ('a', 'tellworker', '{OURS}'), ('b', 'tellworker', '{OURS}'), ('c', 'w', '{THEIRS}'), ('d', 'w', '{THEIRS}'))
+             AS it(digit, worker_id, namespace);
          ALTER TABLE weir.jobs ALTER COLUMN id SET INCREMENT BY 10 RESTART WITH {JOBS};
          ALTER TABLE weir.failures ALTER COLUMN id SET INCREMENT BY 10 RESTART WITH {FAILURES}"
     );
@@ -492,8 +499,16 @@ async fn own(ours: &Ours, owner: &Asker, method: &MethodDescriptor, asked: &[Dyn
     let before = ours.rows().await;
     for request in asked {
         let answer = owner.grpc(method, request).await;
+        let changed = async {
+            while before == ours.rows().await {
+                tokio::task::yield_now().await;
+            }
+        };
         let works = if is_reading(method) {
             told(ours, request, &answer).is_some()
+        } else if method.is_server_streaming() {
+            // What it does may come after its first answer.
+            tokio::time::timeout(LISTENED, changed).await.is_ok()
         } else {
             before != ours.rows().await
         };

@@ -41,6 +41,7 @@ mod rolling;
 mod scaler;
 mod secrets;
 mod security;
+mod session;
 mod settings;
 mod status;
 mod steer;
@@ -50,5 +51,6 @@ mod tables;
 mod tls;
 mod tracing;
 mod watch;
+mod workers;
 
 use weir_tests::{clients, world};

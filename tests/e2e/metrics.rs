@@ -234,14 +234,15 @@ async fn a_story_with_a_bad_text_is_told_by_its_numbers() {
         .send()
         .await;
     assert_eq!(answer.unwrap().status().as_u16(), 404);
-    let (_worker, worker) = worker_with_metrics(&world).await;
+    let (mut process, worker) = worker_with_metrics(&world).await;
     world.succeeded(job_id).await;
 
     let url = world.coordinator.url();
-    // A stream's end is counted a moment after its last message.
-    let ended = "weir_rpcs_total{method=\"WorkerService/StreamBatches\",code=\"OK\"}";
-    until(async || Page::of(&url).await.value(ended) > 0.5).await;
     let page = Page::of(&url).await;
+    page.is(
+        "weir_rpcs_open{method=\"WorkerService/StreamBatches\"}",
+        1.0,
+    );
     page.is(
         "weir_rpcs_total{method=\"SourceService/PutSource\",code=\"OK\"}",
         1.0,
@@ -282,6 +283,19 @@ async fn a_story_with_a_bad_text_is_told_by_its_numbers() {
     let refused = of(",outcome=\"input\"");
     assert!(page.value(&format!("weir_embedder_calls_total{refused}")) > 0.5);
     page.is("weir_batch_embed_seconds_count{model=\"fake\"}", results);
+    page.is("weir_worker_stream_failures_total", 0.0);
+
+    // The session of a worker that stops ends well, and is counted.
+    process.process.sigterm();
+    process.process.wait().await;
+    let ended = "weir_rpcs_total{method=\"WorkerService/StreamBatches\",code=\"OK\"}";
+    until(async || Page::of(&url).await.value(ended) > 0.5).await;
+    let page = Page::of(&url).await;
+    page.is(ended, 1.0);
+    page.is(
+        "weir_rpcs_open{method=\"WorkerService/StreamBatches\"}",
+        0.0,
+    );
 }
 
 #[tokio::test]

@@ -109,7 +109,7 @@ async fn a_worker_without_its_coordinator_is_alive_and_not_ready() {
         .wait_for_event("Serving /livez and /readyz.")
         .await;
     let address = event["address"].as_str().unwrap();
-    let said = "fake: cannot claim jobs: ";
+    let said = "fake: no session with the coordinator: ";
     until(async || readiness(address).await.1.starts_with(said)).await;
     assert_eq!(readiness(address).await.0, StatusCode::SERVICE_UNAVAILABLE);
     let live = http()

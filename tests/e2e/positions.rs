@@ -61,6 +61,19 @@ fn bad_failures() -> Vec<Value> {
     bad
 }
 
+fn bad_workers() -> Vec<Value> {
+    let session = "a".repeat(32);
+    vec![
+        json!(["", session]),
+        json!(["a b", session]),
+        json!(["a\0", session]),
+        json!(["a".repeat(201), session]),
+        json!(["a", "a"]),
+        json!(["a", "A".repeat(32)]),
+        json!(["a", 1]),
+    ]
+}
+
 fn bad_chunks() -> Vec<Value> {
     vec![
         json!(["a\0b", 0]),
@@ -158,6 +171,31 @@ async fn a_position_that_was_made_up_is_refused_by_name() {
             ..good.clone()
         };
         refused(sources.list_chunks(list).await, "page_token", &position);
+    }
+}
+
+#[tokio::test]
+async fn a_position_among_workers_that_was_made_up_is_refused_by_name() {
+    let weir = Weir::start().await;
+    sqlx::query(
+        "INSERT INTO weir.workers (session, worker_id, version, replica, models, touched_at)
+         SELECT repeat(digit, 32), 'w', '', 'r', '[]', now() + interval '1 h' FROM unnest(ARRAY['a', 'b']) AS digit",
+    )
+    .execute(weir.database.pool())
+    .await
+    .unwrap();
+    let mut jobs = weir.jobs();
+    let good = v1::ListWorkersRequest {
+        page_size: 1,
+        ..v1::ListWorkersRequest::default()
+    };
+    let first = jobs.list_workers(good.clone()).await.unwrap().into_inner();
+    for position in bad_workers() {
+        let list = v1::ListWorkersRequest {
+            page_token: forged(&first.next_page_token, &position),
+            ..good.clone()
+        };
+        refused(jobs.list_workers(list).await, "page_token", &position);
     }
 }
 

@@ -4,16 +4,14 @@
 use std::{fs, path::Path};
 
 use serde_json::Value;
-use weir_proto::v1::{self, stream_batches_response::Message as ToWorker};
+use weir_proto::v1;
 use weir_tests::{
     cluster::weir_in,
-    embedder::{Rude, expected_vector},
+    embedder::Rude,
+    session::{Session, rejects, result},
 };
 
-use crate::{
-    clients::{Weir, batch, embedded, next, open, result, send, stream},
-    world::World,
-};
+use crate::{clients::Weir, world::World};
 
 /// What the scripted model cannot take.
 const POISON: &str = "NANTEXT";
@@ -143,38 +141,15 @@ async fn told_and_taken_back(path: &str, name: &str, status: u16, bad: &[String]
 }
 
 #[tokio::test]
-async fn a_stream_gets_what_is_taken_back_of_its_job() {
+async fn a_session_gets_what_is_taken_back_of_its_job() {
     let weir = Weir::start().await;
-    weir.put("source", &["1", "22"]).await;
-    let lease = weir.claim().await;
-    let v1::stream_batches_request::Message::Open(mut one_by_one) = open(&lease) else {
-        unreachable!("it opens");
-    };
-    one_by_one.batch_size = 1;
-    let one_by_one = v1::stream_batches_request::Message::Open(one_by_one);
-    let (to, mut from) = stream(&weir, one_by_one).await;
-    let mut chunks = Vec::new();
-    let mut seqs = Vec::new();
-    while chunks.len() < 2 {
-        let handed_out = batch(&mut from).await;
-        seqs.push((handed_out.seq, handed_out.chunks.len()));
-        chunks.extend(handed_out.chunks);
-    }
+    let job_id = weir.put("source", &["1", "22"]).await.jobs[0].job_id;
+    let mut session = Session::open(&weir, 1).await;
+    session.grant(3);
+    let (first, second) = (session.part().await, session.part().await);
     // All of it is with the worker, and the first is rejected.
-    let mut reject = v1::BatchResult {
-        seq: seqs[0].0,
-        ..v1::BatchResult::default()
-    };
-    reject.rejected.push(v1::RejectedChunk {
-        item_id: chunks[0].item_id.clone(),
-        chunk_index: chunks[0].chunk_index,
-        text_hash: chunks[0].text_hash.clone(),
-        reason: "not today".to_owned(),
-    });
-    assert_eq!(seqs, [(seqs[0].0, 1), (seqs[1].0, 1)]);
-    let message = v1::stream_batches_request::Message::Result(reject);
-    send(&to, message).await;
-    assert!(matches!(next(&mut from).await, ToWorker::Ack(_)));
+    session.send(result([rejects(&first, "not today")]));
+    session.ack(first.seq).await;
     let retry = v1::RetrySourceRequest {
         name: "source".to_owned(),
         ..v1::RetrySourceRequest::default()
@@ -182,17 +157,15 @@ async fn a_stream_gets_what_is_taken_back_of_its_job() {
     let retried = weir.jobs().retry_source(retry).await.unwrap().into_inner();
     assert_eq!(
         (retried.chunks_taken_back, retried.jobs[0].job_id),
-        (1, lease.job_id)
+        (1, job_id)
     );
 
-    let vector = |chunk: &v1::Chunk| embedded(chunk, &expected_vector(&chunk.text));
-    send(&to, result(seqs[1].0, vec![vector(&chunks[1])])).await;
-    assert!(matches!(next(&mut from).await, ToWorker::Ack(_)));
-    let again = batch(&mut from).await;
-    assert_eq!(again.chunks, chunks[..1]);
-    send(&to, result(again.seq, vec![vector(&again.chunks[0])])).await;
-    assert!(matches!(next(&mut from).await, ToWorker::Ack(_)));
-    assert!(matches!(next(&mut from).await, ToWorker::Finished(_)));
+    session.embed_and_wait(&second).await;
+    let again = session.part().await;
+    assert_eq!(again.chunks, first.chunks);
+    session.embed(&again);
+    let finished = session.finished(job_id).await;
+    assert_eq!((finished.chunks_done, finished.chunks_rejected), (2, 0));
     let source = weir.source("source").await.unwrap();
     assert_eq!((source.chunks_embedded, source.chunks_rejected), (2, 0));
 }

@@ -29,7 +29,7 @@ async fn a_killed_coordinator_costs_nothing_but_time() {
     world.coordinator = Coordinator::spawn(world.database.url(), &environment).await;
     worker
         .process
-        .wait_for_event("The stream is open again.")
+        .wait_for_event("The session is open again.")
         .await;
     let job = world.succeeded(job_id).await;
     assert_eq!((job.epoch, job.attempt), (1, 0), "{job:?}");
@@ -66,7 +66,7 @@ async fn a_lease_that_ran_out_while_nobody_could_renew_it_is_kept() {
     world.coordinator = Coordinator::spawn(world.database.url(), &environment).await;
     worker
         .process
-        .wait_for_event("The stream is open again.")
+        .wait_for_event("The session is open again.")
         .await;
     world.embedder.open_gate();
     let job = world.succeeded(put.jobs[0].job_id).await;

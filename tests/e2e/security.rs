@@ -2,6 +2,7 @@
 
 use std::{fs, os::unix::fs::OpenOptionsExt as _, path::Path, process::Command};
 
+use futures::{StreamExt as _, stream};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tokio::time;
@@ -13,21 +14,20 @@ use tonic_types::StatusExt as _;
 use weir_proto::{
     limits::MAX_MESSAGE_PARTS,
     v1::{
-        self, job_service_client::JobServiceClient, put_source_request::Content,
+        self, job_service_client::JobServiceClient, lease_ended::How, put_source_request::Content,
         search_service_client::SearchServiceClient, source_service_client::SourceServiceClient,
-        worker_service_client::WorkerServiceClient,
+        stream_batches_request::Message as FromWorker,
+        stream_batches_response::Message as ToWorker, worker_service_client::WorkerServiceClient,
     },
 };
 use weir_tests::{
     PATIENCE,
     certificates::text_of,
-    clients::{
-        Weir, batch, claim_request, embedded, http, item, open, put_items, put_texts, result,
-        until, upsert,
-    },
+    clients::{Weir, claim_request, embedded, http, item, put_items, put_texts, until, upsert},
     cluster::{Process, Worker, binary},
     embedder::FakeEmbedder,
     postgres::TestDatabase,
+    session::{Session, held, opening},
     tokens::Tokens,
 };
 
@@ -169,30 +169,41 @@ impl Clients {
             ("FailJob", workers.fail_job(fail).await.map(drop)),
             ("ReleaseJob", self.release(job_id, epoch).await),
         ];
-        let open = v1::StreamOpen {
+        answers.push(("StreamBatches", self.resume(job_id, epoch).await));
+        answers
+    }
+
+    /// Opens a session that says it holds a part of this lease. A lease that is lost is
+    /// told in a message.
+    async fn resume(&mut self, job_id: i64, epoch: i64) -> Result<(), Status> {
+        let chunk = v1::Chunk {
+            item_id: "0".to_owned(),
+            text_hash: vec![0; 32],
+            ..v1::Chunk::default()
+        };
+        let part = v1::BatchPart {
+            seq: 1,
             job_id,
             epoch,
-            window: 1,
-            batch_size: 1,
-            ..v1::StreamOpen::default()
+            chunks: vec![chunk],
+            ..v1::BatchPart::default()
+        };
+        let open = v1::SessionOpen {
+            held: held([&part]),
+            ..opening(1)
         };
         let open = v1::StreamBatchesRequest {
-            message: Some(v1::stream_batches_request::Message::Open(open)),
+            message: Some(FromWorker::Open(open)),
         };
-        let stream = self
-            .workers
-            .stream_batches(tokio_stream::iter([open]))
-            .await;
-        let answer = stream.unwrap().into_inner().message().await;
-        // A lease that is lost is told in a message.
-        let answer = answer.and_then(|answer| match answer.and_then(|it| it.message) {
-            Some(v1::stream_batches_response::Message::Revoked(_)) => {
-                Err(Status::aborted("lease lost"))
+        // It stays open, or what it was to be told is not said.
+        let messages = stream::iter([open]).chain(stream::pending());
+        let mut stream = self.workers.stream_batches(messages).await?.into_inner();
+        while let Some(answer) = soon(stream.message()).await? {
+            if let Some(ToWorker::Ended(_)) = answer.message {
+                return Err(Status::aborted("lease lost"));
             }
-            _ => Ok(()),
-        });
-        answers.push(("StreamBatches", answer));
-        answers
+        }
+        Ok(())
     }
 }
 
@@ -488,11 +499,20 @@ async fn a_worker_claims_in_its_namespaces_and_uses_no_lease_of_another_token() 
     // Of a namespace that it may use, and of one that it may not.
     assert_eq!(code(both.renew(&mine).await), Code::PermissionDenied);
     assert_eq!(code(a.renew(&theirs).await), Code::NotFound);
+    // A session is told of a lease that is not its own that it is lost.
+    let refused = |call, refusal| match call {
+        "StreamBatches" => Code::Aborted,
+        _ => refusal,
+    };
     for (call, answer) in both.every_use(mine.job_id, mine.epoch).await {
-        assert_eq!(code(answer), Code::PermissionDenied, "{call}");
+        assert_eq!(
+            code(answer),
+            refused(call, Code::PermissionDenied),
+            "{call}"
+        );
     }
     for (call, answer) in a.every_use(theirs.job_id, theirs.epoch).await {
-        assert_eq!(code(answer), Code::NotFound, "{call}");
+        assert_eq!(code(answer), refused(call, Code::NotFound), "{call}");
     }
     // Nor does it help to know which epoch comes next, before the claim or after it.
     for claimed in [true, false] {
@@ -912,8 +932,7 @@ async fn a_worker_of_some_namespaces_fixes_no_dimension_for_all() {
     let b = tokens.add("gpu-b", "worker", &["b"]);
     let all = tokens.add("gpu", "worker", &["*"]);
     let weir = guarded(&tokens).await;
-    let [mut client, mut a, mut b, mut all] =
-        [client, a, b, all].map(|token| clients(&weir, Some(&token)));
+    let [mut client, mut a, mut all] = [client, a, all].map(|token| clients(&weir, Some(&token)));
     let theirs = client.put("a", "s").await.unwrap().jobs[0].job_id;
     client.put("b", "s").await.unwrap();
     let [lease] = a.claim().await.unwrap().try_into().unwrap();
@@ -928,26 +947,22 @@ async fn a_worker_of_some_namespaces_fixes_no_dimension_for_all() {
     assert_eq!((job.state(), job.attempt), (v1::JobState::Queued, 0));
     assert!(job.last_error.contains("--models fake=3"), "{job:?}");
     assert!(a.claim().await.unwrap().is_empty(), "it waits a while");
-    // By a stream it is the same.
-    let [lease] = b.claim().await.unwrap().try_into().unwrap();
-    let (to, requests) = tokio::sync::mpsc::channel(4);
-    to.send(v1::StreamBatchesRequest {
-        message: Some(open(&lease)),
-    })
-    .await
-    .unwrap();
-    let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
-    let stream = b.workers.stream_batches(requests).await.unwrap();
-    let mut stream = stream.into_inner();
-    let batch = batch(&mut stream).await;
-    let vectors = batch.chunks.iter().map(|it| embedded(it, &[1.0; 3]));
-    to.send(v1::StreamBatchesRequest {
-        message: Some(result(batch.seq, vectors.collect())),
-    })
-    .await
-    .unwrap();
-    let refused = soon(stream.message()).await.unwrap_err();
-    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused:?}");
+    // On a session it is the same, and the session goes on.
+    let mut session = Session::open_as(&weir.channel, Some(&b), opening(1)).await;
+    session.grant(2);
+    let part = session.part().await;
+    session.embed(&part);
+    let How::Refused(refused) = session.ended(part.job_id).await else {
+        panic!("its result is not to be taken");
+    };
+    assert!(refused.contains("--models fake=16"), "{refused}");
+    let get = v1::GetJobRequest {
+        job_id: part.job_id,
+    };
+    let job = client.jobs.get_job(get).await.unwrap().into_inner().job;
+    let job = job.unwrap();
+    assert_eq!((job.state(), job.attempt), (v1::JobState::Queued, 0));
+    assert!(session.is_quiet());
 
     // A worker of all says so, for all.
     client.put("c", "s").await.unwrap();

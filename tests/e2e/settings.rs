@@ -38,8 +38,6 @@ async fn a_worker_refuses_what_cannot_work_and_names_the_setting() {
         (vec![("WEIR_EMBEDDER", "oracle")], "--embedder"),
         (vec![("WEIR_BATCH_SIZE", "0")], "--batch-size"),
         (vec![("WEIR_BATCH_TOKENS", "0")], "--batch-tokens"),
-        (vec![("WEIR_CONCURRENCY", "0")], "--concurrency"),
-        (vec![("WEIR_WINDOW", "0")], "--window"),
         (vec![("WEIR_EMBED_TIMEOUT", "0s")], "--embed-timeout"),
         (vec![("WEIR_EMBEDDER_URL", "localhost")], "--embedder-url"),
         (vec![("WEIR_EMBEDDER", "openai")], "WEIR_EMBEDDER_URL"),
@@ -68,7 +66,7 @@ async fn a_worker_that_nobody_gives_work_still_warns_of_a_lease_shorter_than_its
     let coordinator = [("WEIR_LEASE_DURATION", "30s"), ("WEIR_ORPHAN_GRACE", "5s")];
     let coordinator = Coordinator::spawn(database.url(), &coordinator).await;
     let embedder = FakeEmbedder::start().await;
-    let worker = [("WEIR_EMBED_TIMEOUT", "30s"), ("WEIR_CLAIM_WAIT", "0s")];
+    let worker = [("WEIR_EMBED_TIMEOUT", "30s")];
     let worker = Worker::spawn(&coordinator.url(), &embedder.url(), &worker);
     let said = worker.process.wait_for_line(|line| {
         let named = line.contains("WEIR_EMBED_TIMEOUT") && line.contains("WEIR_LEASE_DURATION");

@@ -89,7 +89,7 @@ async fn a_job_cancelled_on_one_replica_ends_on_the_other() {
     let lost = world
         .coordinator
         .process
-        .wait_for_event("A stream lost its lease.")
+        .wait_for_event("A session lost a lease.")
         .await;
     assert_eq!(lost["reason"], "cancelled", "{lost}");
 

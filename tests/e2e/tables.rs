@@ -45,6 +45,7 @@ fn reads(weir: &Weir, job_id: i64) -> Vec<Call<'_>> {
         call!(jobs, get_job, v1::GetJobRequest { job_id }),
         call!(jobs, list_jobs, v1::ListJobsRequest::default()),
         call!(jobs, list_failures, v1::ListFailuresRequest::default()),
+        call!(jobs, list_workers, v1::ListWorkersRequest::default()),
         call!(jobs, get_status, v1::GetStatusRequest::default()),
         call!(jobs, get_activity, v1::GetActivityRequest::default()),
         call!(
@@ -66,7 +67,7 @@ async fn a_table_that_is_locked_for_a_moment_fails_no_read_and_no_claim() {
     let mut locked = weir.database.pool().begin().await.unwrap();
     sqlx::query(
         "LOCK TABLE weir.sources, weir.jobs, weir.items, weir.chunks, weir.embeddings, weir.rejections, weir.models,
-                    weir.failures, weir.samples IN ACCESS EXCLUSIVE MODE",
+                    weir.failures, weir.samples, weir.workers IN ACCESS EXCLUSIVE MODE",
     )
     .execute(&mut *locked)
     .await

@@ -21,7 +21,7 @@ const UNSAMPLED: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00
 /// Spans are sent soon, and a worker that is gone is not waited for.
 const PROMPT: [(&str, &str); 3] = [
     ("OTEL_BSP_SCHEDULE_DELAY", "50"),
-    ("WEIR_ORPHAN_GRACE", "500ms"),
+    ("WEIR_ORPHAN_GRACE", "1s"),
     ("WEIR_BACKOFF_BASE", "100ms"),
 ];
 
@@ -140,7 +140,7 @@ async fn put_behind_a_held_call(world: &World) -> Vec<i64> {
         }
     }
     until(async || {
-        let open = "SELECT count(*) FROM weir.jobs WHERE stream > 0";
+        let open = "SELECT count(*) FROM weir.jobs WHERE session IS NOT NULL";
         let open = sqlx::query_scalar::<_, i64>(open);
         open.fetch_one(world.database.pool()).await.unwrap() == 12
     })

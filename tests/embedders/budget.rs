@@ -148,7 +148,6 @@ async fn spend(folder: &Path, told: &Told) -> anyhow::Result<String> {
         ("WEIR_EMBEDDER", "openai"),
         ("WEIR_EMBEDDER_API_KEY_FILE", text(&key)?),
         ("WEIR_BATCH_SIZE", "4"),
-        ("WEIR_CONCURRENCY", "1"),
     ];
     let items = (0..TEXTS).map(|number| (format!("{number:02}"), format!("parcel {number:02}")));
     let put = world.put_items("source", items).await;

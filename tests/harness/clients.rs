@@ -7,13 +7,11 @@ use crate::{
 };
 use prost_types::Duration;
 use sqlx::AssertSqlSafe;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt as _;
 use weir_proto::v1::{
     self, job_service_client::JobServiceClient, put_source_request::Content,
     search_service_client::SearchServiceClient, source_service_client::SourceServiceClient,
-    stream_batches_request::Message as FromWorker, stream_batches_response::Message as ToWorker,
     worker_service_client::WorkerServiceClient,
 };
 
@@ -268,63 +266,4 @@ pub async fn until(mut so: impl AsyncFnMut() -> bool) {
     tokio::time::timeout(crate::PATIENCE, asking)
         .await
         .unwrap_or_else(|_| panic!("it never came to be"));
-}
-
-/// The worker's half of a stream.
-pub type To = tokio::sync::mpsc::Sender<v1::StreamBatchesRequest>;
-/// The coordinator's half of a stream.
-pub type From = tonic::Streaming<v1::StreamBatchesResponse>;
-
-/// Opens a stream with this first message.
-pub async fn stream(weir: &Weir, first: FromWorker) -> (To, From) {
-    stream_on(weir.worker(), first).await
-}
-
-/// The same, through any client.
-pub async fn stream_on(mut worker: WorkerServiceClient<Channel>, first: FromWorker) -> (To, From) {
-    let (to, requests) = tokio::sync::mpsc::channel(8);
-    send(&to, first).await;
-    let answer = worker.stream_batches(ReceiverStream::new(requests)).await;
-    (to, answer.unwrap().into_inner())
-}
-
-/// Sends a message on a stream.
-pub async fn send(to: &To, message: FromWorker) {
-    let message = Some(message);
-    to.send(v1::StreamBatchesRequest { message }).await.unwrap();
-}
-
-/// The next message of a stream.
-pub async fn next(from: &mut From) -> ToWorker {
-    let message = tokio::time::timeout(crate::PATIENCE, from.message()).await;
-    let message = message.unwrap().unwrap().unwrap();
-    message.message.unwrap()
-}
-
-/// The next message of a stream, which must be a batch.
-pub async fn batch(from: &mut From) -> v1::Batch {
-    match next(from).await {
-        ToWorker::Batch(batch) => batch,
-        other => panic!("a batch was due, not {other:?}"),
-    }
-}
-
-/// Opens the stream of a lease, with a window and a batch size of two.
-pub fn open(lease: &v1::Lease) -> FromWorker {
-    FromWorker::Open(v1::StreamOpen {
-        job_id: lease.job_id,
-        epoch: lease.epoch,
-        window: 2,
-        batch_size: 2,
-        held: Vec::new(),
-    })
-}
-
-/// The result of a batch.
-pub fn result(seq: i64, embedded: Vec<v1::EmbeddedChunk>) -> FromWorker {
-    FromWorker::Result(v1::BatchResult {
-        seq,
-        embedded,
-        rejected: Vec::new(),
-    })
 }

@@ -25,6 +25,7 @@ pub mod pair;
 pub mod pgproxy;
 pub mod postgres;
 pub mod proxy;
+pub mod session;
 pub mod standby;
 pub mod tokens;
 pub mod traces;

@@ -46,9 +46,7 @@ async fn job_meets(
     world.embedder.rule(rule);
     let put = world.put_items("source", items(0..6, "text")).await;
     let job_id = put.jobs[0].job_id;
-    // With no claim waiting at the coordinator that could get the job back at once.
-    let settings = [("WEIR_BATCH_SIZE", "4"), ("WEIR_CONCURRENCY", "1")];
-    let _worker = Worker::spawn(&world.coordinator.url(), &world.embedder.url(), &settings);
+    let _worker = world.worker("4");
     world.succeeded(job_id).await;
     let history = world.history(job_id).await;
     (world, job_id, history)
@@ -104,14 +102,13 @@ async fn law_09_an_embedder_that_refuses_everything_rejects_and_charges_nothing(
     world.embedder.rule(move |_| Some(refusal()));
     let put = world.put_items("source", items(0..10, "text")).await;
     let job_id = put.jobs[0].job_id;
-    let down = "The embedder embeds nothing; claiming nothing until it does.";
+    let down = "The embedder embeds nothing; taking nothing until it does.";
     worker.process.wait_for_event(down).await;
     let told = async || {
         let job = world.job(job_id).await;
         job.state() == JobState::Queued && job.last_error.contains("device lost")
     };
     until(told).await;
-    // A claim that was waiting may get the job once more, and hand it back.
     let degraded = async || {
         let status = GetStatusRequest::default();
         let status = world.jobs().await.get_status(status).await;

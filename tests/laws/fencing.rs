@@ -3,30 +3,34 @@
 use std::time::Duration;
 
 use tonic::Code;
-use weir_proto::v1::{JobState, RevokeReason, stream_batches_response::Message as ToWorker};
+use weir_proto::v1::{
+    self, JobState, RevokeReason, lease_ended::How, stream_batches_request::Message as FromWorker,
+};
 use weir_tests::{
-    clients::{Weir, assert_status, next, open, result, send, stream, until},
-    cluster::Worker,
+    clients::{Weir, assert_status, until},
+    session::{Session, held, opening},
     world::World,
 };
 
-use crate::words::{BRISK, every_call, items, set_leases, snapshot, vectors};
+use crate::words::{BRISK, every_call, items, set_leases, snapshot};
 
 const BATCH: i64 = 4;
 
 /// Stops a worker in mid-job, has another one finish the job under a new
 /// lease, and lets the first go on. `expire` ends the first lease.
 async fn pause_past_the_lease(lease_duration: &str, expire: impl AsyncFn(&World, i64)) {
-    let settings = [("WEIR_LEASE_DURATION", lease_duration)];
+    let settings = [
+        ("WEIR_LEASE_DURATION", lease_duration),
+        // Until then its session is given the job anew as it sleeps.
+        ("WEIR_ORPHAN_GRACE", "2s"),
+    ];
     let world = World::start(&[&BRISK[..], &settings].concat()).await;
     let pool = world.database.pool();
     let per_call = Duration::from_millis(50);
     world.embedder.set_delay(per_call, Duration::ZERO);
     // Far more than is embedded before the watch below sees the first of it.
     let put = world.put_items("source", items(0..400, "text")).await;
-    // It has one place, and so no claim under way that would take the job as it sleeps.
-    let settings = [("WEIR_BATCH_SIZE", "4"), ("WEIR_CONCURRENCY", "1")];
-    let paused = Worker::spawn(&world.coordinator.url(), &world.embedder.url(), &settings);
+    let paused = world.worker("4");
     world.embedded("source", 2 * BATCH).await;
     // One more goes through, and the next is held, whenever either begins.
     let calls = world.embedder.calls().len() + 1;
@@ -110,11 +114,23 @@ async fn law_03_every_unary_call_at_a_stale_epoch_is_aborted() {
         let status = answer.expect_err(call);
         assert_status(&status, Code::Aborted, "lease lost");
     }
-    let (_to, mut from) = stream(&weir, open(&stale)).await;
-    let ToWorker::Revoked(revoked) = next(&mut from).await else {
-        panic!("the lease is lost");
+    let part = v1::BatchPart {
+        seq: 1,
+        job_id,
+        epoch: stale.epoch,
+        chunks: chunks.clone(),
+        ..v1::BatchPart::default()
     };
-    assert_eq!(revoked.reason(), RevokeReason::LeaseLost);
+    let open = v1::SessionOpen {
+        held: held([&part]),
+        ..opening(4)
+    };
+    let mut session = Session::open_as(&weir.channel, None, open).await;
+    assert_lost(&session.ended(job_id).await);
+    // What it holds of it nobody takes.
+    session.embed(&part);
+    session.send(heartbeat());
+    weir.source("source").await.unwrap();
     let after = (
         snapshot(pool, "jobs").await,
         snapshot(pool, "embeddings").await,
@@ -126,21 +142,38 @@ async fn law_03_every_unary_call_at_a_stale_epoch_is_aborted() {
     assert_eq!(answers.iter().find(lost).map(|(call, _)| call), None);
 }
 
-#[tokio::test]
-async fn law_03_a_result_on_a_stream_of_a_lost_lease_is_answered_with_revoked() {
-    let weir = Weir::start().await;
-    weir.put("source", &["one"]).await;
-    let lease = weir.claim().await;
-    let (to, mut from) = stream(&weir, open(&lease)).await;
-    let batch = weir_tests::clients::batch(&mut from).await;
-    // Without a word to anybody: only the fence can know.
-    let sql = "UPDATE weir.jobs SET epoch = epoch + 1";
-    crate::words::run(weir.database.pool(), sql).await;
-    send(&to, result(batch.seq, vectors(&batch.chunks))).await;
-    let ToWorker::Revoked(revoked) = next(&mut from).await else {
-        panic!("the lease is lost");
+fn heartbeat() -> FromWorker {
+    FromWorker::Heartbeat(v1::Heartbeat {})
+}
+
+#[track_caller]
+fn assert_lost(how: &How) {
+    let How::Revoked(revoked) = how else {
+        panic!("the lease is lost, not {how:?}");
     };
     assert_eq!(revoked.reason(), RevokeReason::LeaseLost);
-    assert_eq!(from.message().await.unwrap(), None, "the stream ends");
-    assert_eq!(weir.rows("embeddings").await, 0);
+}
+
+#[tokio::test]
+async fn law_03_a_result_of_a_lost_lease_ends_that_lease_alone() {
+    let weir = Weir::start().await;
+    let [lost, other] =
+        ["lost", "other"].map(async |name| weir.put(name, &["one"]).await.jobs[0].job_id);
+    let (lost, other) = (lost.await, other.await);
+    let mut session = Session::open(&weir, 1).await;
+    session.grant(3);
+    let parts = [session.part().await, session.part().await];
+    // Without a word to anybody: only the fence can know.
+    let sql = format!("UPDATE weir.jobs SET epoch = epoch + 1 WHERE id = {lost}");
+    crate::words::run(weir.database.pool(), &sql).await;
+    for part in &parts {
+        session.embed(part);
+    }
+    assert_lost(&session.ended(lost).await);
+    assert_eq!(session.finished(other).await.chunks_done, 1);
+    assert_eq!(weir.rows("embeddings").await, 1);
+    let next = weir.put("next", &["three"]).await.jobs[0].job_id;
+    let part = session.part().await;
+    session.embed(&part);
+    session.finished(next).await;
 }

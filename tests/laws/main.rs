@@ -11,6 +11,7 @@ mod blame;
 mod bounds;
 mod clock;
 mod fencing;
+mod loss;
 mod matching;
 mod neighbours;
 mod once;

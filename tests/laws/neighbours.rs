@@ -2,7 +2,7 @@
 
 use tokio::sync::mpsc;
 use weir_proto::v1::JobState;
-use weir_tests::{clients::until, cluster::Worker, embedder::Rude, world::World};
+use weir_tests::{clients::until, embedder::Rude, world::World};
 
 use crate::words::{BRISK, items};
 
@@ -15,8 +15,7 @@ async fn law_08_one_bad_source_never_blocks_another() {
     until(async || world.job(bad).await.attempt == 1).await;
     drop(failing);
     let good = world.put_items("good", items(0..10, "good")).await.jobs[0].job_id;
-    let settings = [("WEIR_BATCH_SIZE", "4"), ("WEIR_CONCURRENCY", "1")];
-    let _worker = Worker::spawn(&world.coordinator.url(), &world.embedder.url(), &settings);
+    let _worker = world.worker("4");
     world.succeeded(good).await;
     let bad = world.job(bad).await;
     assert_eq!((bad.state(), bad.attempt), (JobState::Queued, 1), "{bad:?}");
@@ -46,7 +45,7 @@ async fn law_08_bad_texts_are_rejected_and_their_neighbours_embedded() {
 
 #[tokio::test]
 async fn law_08_a_text_that_kills_its_workers_is_found_by_halves_and_rejected() {
-    let settings = [("WEIR_ORPHAN_GRACE", "300ms"), ("WEIR_MAX_ATTEMPTS", "3")];
+    let settings = [("WEIR_ORPHAN_GRACE", "1s"), ("WEIR_MAX_ATTEMPTS", "3")];
     let world = World::start(&[&BRISK[..], &settings].concat()).await;
     // Whenever the embedder sees the text, its worker dies of it.
     let is_deadly = |texts: &[String]| texts.iter().any(|text| text.contains("013"));

@@ -1,7 +1,7 @@
 //! Alive is not enough.
 
 use weir_proto::v1::JobState;
-use weir_tests::{cluster::Worker, world::World};
+use weir_tests::world::World;
 
 use crate::words::{BRISK, items};
 
@@ -12,9 +12,7 @@ async fn law_05_a_worker_that_heartbeats_and_persists_nothing_loses_the_lease() 
         ("WEIR_LEASE_DURATION", "10m"),
     ];
     let world = World::start(&[&BRISK[..], &settings].concat()).await;
-    // It has one place, and so does not claim the job anew before it hears that it lost it.
-    let settings = [("WEIR_BATCH_SIZE", "4"), ("WEIR_CONCURRENCY", "1")];
-    let worker = Worker::spawn(&world.coordinator.url(), &world.embedder.url(), &settings);
+    let worker = world.worker("4");
     worker.process.wait_for_event("The embedder answers.").await;
     world.embedder.close_gate();
     let put = world.put_items("stuck", items(0..8, "text")).await;

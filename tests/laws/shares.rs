@@ -27,23 +27,18 @@ async fn put(sources: &mut SourceServiceClient<Channel>, namespace: &str, items:
     sources.put_source(request).await.unwrap();
 }
 
-/// How many batches of a source the workers have got.
-fn batches_of(workers: &[Worker], source: &str) -> usize {
-    let logs = workers.iter().flat_map(|worker| worker.process.log());
-    let batches = logs.filter(|line| event_in(line, "A batch came.").is_some());
-    batches.filter(|line| line.contains(source)).count()
+/// How many leases on jobs of a namespace sessions have taken up.
+fn leases_of(world: &World, namespace: &str) -> usize {
+    let log = world.coordinator.process.log().into_iter();
+    let opened = log.filter(|line| event_in(line, "A lease is open.").is_some());
+    opened.filter(|line| line.contains(namespace)).count()
 }
 
 #[tokio::test]
 async fn law_13_one_item_waits_for_two_batches_of_each_worker_at_most() {
-    let world = World::start(&[]).await;
+    let world = World::start(&[("WEIR_LOG", "info,weir_coordinator=debug")]).await;
     let mut sources = world.sources().await;
-    let settings = [
-        ("WEIR_BATCH_SIZE", "4"),
-        ("WEIR_EMBEDDER_CONCURRENCY", "1"),
-        ("WEIR_CONCURRENCY", "8"),
-        ("WEIR_LOG", "info,weir_worker=debug"),
-    ];
+    let settings = [("WEIR_BATCH_SIZE", "4"), ("WEIR_EMBEDDER_CONCURRENCY", "1")];
     let workers = [(); WORKERS]
         .map(|()| Worker::spawn(&world.coordinator.url(), &world.embedder.url(), &settings));
     for worker in &workers {
@@ -61,7 +56,8 @@ async fn law_13_one_item_waits_for_two_batches_of_each_worker_at_most() {
     // One after the other: none waits for more because there was one before it.
     for round in 0..3 {
         put(&mut sources, "small", round + 1).await;
-        until(async || batches_of(&workers, "small/source") > round).await;
+        // It is at hand for one of their sessions when the next call is answered.
+        until(async || leases_of(&world, "small") > round).await;
         let text = format!("small {round}");
         let mut waited = 0;
         while !has(answered + WORKERS - 1, &text) {
@@ -69,7 +65,13 @@ async fn law_13_one_item_waits_for_two_batches_of_each_worker_at_most() {
             world.embedder.let_through(answered);
             world.embedder.calls_started(answered + WORKERS).await;
             waited += 1;
-            assert!(waited <= 2 * WORKERS, "{waited} calls came before it");
+            let calls = || world.embedder.calls().into_iter().map(|call| call.texts);
+            let calls = || calls().collect::<Vec<_>>();
+            assert!(
+                waited <= 2 * WORKERS,
+                "{waited} calls came before it: {:?}",
+                calls()
+            );
         }
         // It is the youngest of the calls that are held.
         answered += WORKERS;

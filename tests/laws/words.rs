@@ -57,13 +57,6 @@ pub(crate) async fn set_leases(pool: &PgPool, from_now: &str) {
     run(pool, &sql).await;
 }
 
-/// Seconds that the one running lease has left.
-pub(crate) async fn seconds_left(pool: &PgPool) -> i64 {
-    let sql = "SELECT extract(epoch FROM lease_expires_at - now())::bigint FROM weir.jobs
-               WHERE state = 'running'";
-    number(pool, sql).await
-}
-
 /// The right vectors of some chunks.
 pub(crate) fn vectors(chunks: &[v1::Chunk]) -> Vec<v1::EmbeddedChunk> {
     let vector = |chunk: &v1::Chunk| embedded(chunk, &expected_vector(&chunk.text));

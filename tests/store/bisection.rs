@@ -16,7 +16,7 @@ use weir_coordinator::{
     },
 };
 
-use crate::fixture::{LEASE, Weir, counts, item, lease_of, many, outcome};
+use crate::fixture::{LEASE, Weir, counts, item, lease_of, many, opening, outcome};
 
 /// What the worker asks for.
 const BATCH_SIZE: i32 = 8;
@@ -35,7 +35,7 @@ async fn rescue(weir: &Weir) -> Rescued {
 async fn open(weir: &Weir, job: &Job, lease: Duration) -> Job {
     match weir
         .store
-        .open(lease_of(job), lease, BATCH_SIZE)
+        .open(&opening(lease_of(job), BATCH_SIZE), lease)
         .await
         .unwrap()
     {

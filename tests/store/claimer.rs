@@ -6,7 +6,7 @@ use futures::future::join_all;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use weir_coordinator::{
-    claimer::Claimer,
+    dispatch::claimer::Claimer,
     job::fair_share::Weights,
     store::{Store, claim::Claim, rows::Job},
     wakeup::Wakeup,
@@ -21,7 +21,13 @@ const MOST_REST: Duration = Duration::from_millis(250);
 /// Long enough for a look, if there were one.
 const MOMENT: Duration = Duration::from_millis(200);
 
-async fn claim(claimer: &Claimer, max_jobs: i64, max_chunks: i64, wait: Duration) -> Vec<Job> {
+async fn claim(
+    claimer: &Claimer,
+    max_jobs: i64,
+    max_chunks: i64,
+    wait: Duration,
+    over: &CancellationToken,
+) -> Vec<Job> {
     let claim = Claim {
         worker_id: "w",
         models: &[MODEL.to_owned()],
@@ -32,24 +38,22 @@ async fn claim(claimer: &Claimer, max_jobs: i64, max_chunks: i64, wait: Duration
         busy_with: &[],
         claimed_by: None,
     };
-    let (jobs, _) = claimer.claim(&claim, wait).await.unwrap();
+    let (jobs, _) = claimer.claim(&claim, wait, over).await.unwrap();
     jobs
 }
 
 /// How many jobs a claim gets.
 async fn claimed(claimer: &Claimer, max_jobs: i64, max_chunks: i64, wait: Duration) -> usize {
-    claim(claimer, max_jobs, max_chunks, wait).await.len()
+    let over = CancellationToken::new();
+    claim(claimer, max_jobs, max_chunks, wait, &over)
+        .await
+        .len()
 }
 
 /// A claimer that nobody stops, and what wakes it.
 fn claimer(store: &Store) -> (Claimer, Wakeup) {
     let wakeup = Wakeup::default();
-    let claimer = Claimer::new(
-        store.clone(),
-        wakeup.clone(),
-        Weights::default(),
-        CancellationToken::new(),
-    );
+    let claimer = Claimer::new(store.clone(), wakeup.clone(), Weights::default());
     (claimer, wakeup)
 }
 
@@ -91,16 +95,11 @@ async fn of_many_who_wait_few_ask_for_the_one_job_that_comes() {
     let counted = weir.counted().await;
     let wakeup = Wakeup::default();
     let stop = CancellationToken::new();
-    let claimer = Claimer::new(
-        counted.store.clone(),
-        wakeup.clone(),
-        Weights::default(),
-        stop.clone(),
-    );
+    let claimer = Claimer::new(counted.store.clone(), wakeup.clone(), Weights::default());
     let claimer = Arc::new(claimer);
     let waiting = (0..WAITING).map(|_| {
-        let claimer = claimer.clone();
-        tokio::spawn(async move { claimed(&claimer, 10, 100, PATIENCE).await })
+        let (claimer, stop) = (claimer.clone(), stop.clone());
+        tokio::spawn(async move { claim(&claimer, 10, 100, PATIENCE, &stop).await.len() })
     });
     let waiting: Vec<_> = waiting.collect();
     sleep(MOMENT).await;
@@ -154,7 +153,8 @@ async fn the_highest_priority_goes_first_also_after_others_were_claimed() {
     sleep(MOST_REST).await;
     let mut order = Vec::new();
     for _ in 0..4 {
-        let jobs = claim(&claimer, 1, 100, PATIENCE).await;
+        let over = CancellationToken::new();
+        let jobs = claim(&claimer, 1, 100, PATIENCE, &over).await;
         order.extend(jobs.into_iter().map(|job| job.source));
     }
     assert_eq!(order, ["d", "e", "b", "c"]);

@@ -8,6 +8,7 @@ use futures::{FutureExt as _, future::LocalBoxFuture};
 use sqlx::postgres::PgPoolOptions;
 use tokio_util::task::TaskTracker;
 use weir_coordinator::{
+    dispatch::writer::Writer,
     job::{
         chunk::Chunker,
         retry::RetryPolicy,
@@ -28,13 +29,13 @@ use weir_coordinator::{
         rows::{Job, LeaseKey},
         steer::Retry,
     },
-    writer::Writer,
 };
 use weir_telemetry::Tracer;
 use weir_tests::{PATIENCE, pgproxy::PgProxy, postgres::TestDatabase};
 
 use crate::fixture::{
-    LEASE, MODEL, Weir, counts, item, items, key, lease_of, many, outcome, write,
+    LEASE, MODEL, Weir, counts, item, items, key, lease_of, many, opening, opening_of, outcome,
+    session, write,
 };
 
 /// Workers are waited for, and jobs are lost only when their lease has run out.
@@ -171,23 +172,29 @@ async fn a_renewal() {
 
 #[tokio::test]
 async fn the_opening_of_a_stream() {
-    renewed(async |store, lease| store.open(lease, LEASE, 16).await).await;
+    renewed(async |store, lease| store.open(&opening(lease, 16), LEASE).await).await;
 }
 
 #[tokio::test]
 async fn the_end_of_a_broken_streams_lease() {
     let faulty = Faulty::new().await;
     let job = faulty.weir.claim().await;
-    let lease = lease_of(&job);
-    let LeaseState::Held(held) = faulty.weir.store.renew(lease, LEASE).await.unwrap() else {
+    let (session, ids) = (session('a'), [job.id]);
+    let opening = opening_of(&session, &job);
+    let opened = faulty.weir.store.open(&opening, LEASE).await.unwrap();
+    let LeaseState::Held(held) = opened else {
         panic!("the lease is held");
     };
     let until = held.lease_expires_at.unwrap();
-    let orphan = || faulty.store.orphan(lease, 0, until, Duration::from_mins(1));
+    let grace = Duration::from_mins(1);
+    let orphan = || faulty.store.orphan_session(&session, &ids, grace);
     faulty.cut(orphan()).await;
     let cut_short = faulty.weir.job(job.id).await;
     assert!(cut_short.lease_expires_at.unwrap() < until);
-    assert!(!orphan().await.unwrap(), "it is cut short already");
+    assert!(
+        orphan().await.unwrap().is_empty(),
+        "it is cut short already"
+    );
     assert_eq!(faulty.weir.job(job.id).await, cut_short);
     // The worker that comes back undoes it.
     assert!(faulty.weir.embed(&job).await.finished);

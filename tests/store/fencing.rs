@@ -1,7 +1,7 @@
 //! Law 3: what a worker may not do when its lease is not the present one, or not
 //! its own.
 
-use std::sync::Arc;
+use std::{slice, sync::Arc};
 
 use weir_coordinator::{
     job::{
@@ -12,19 +12,20 @@ use weir_coordinator::{
         StoreError,
         batches::{Outcome, Written},
         fence::{Fence, Holder},
-        lease::{LeaseState, Opening},
+        lease::LeaseState,
         rows::{ChunkText, Job, LeaseKey},
     },
 };
 
 use crate::fixture::{
-    ALL, LEASE, MODEL, Weir, items, key, lease_of, many, outcome, rejected, write,
+    ALL, LEASE, MODEL, Weir, items, key, lease_of, many, opening, outcome, rejected, write,
 };
 
 /// Every way to use a lease.
-const USES: [&str; 12] = [
+const USES: [&str; 13] = [
     "pending",
     "renew",
+    "renew with others",
     "open",
     "open with others",
     "lease",
@@ -53,19 +54,22 @@ async fn use_of(
         embedded: Vec::new(),
         ..vectors.clone()
     };
-    let opening = Opening {
-        fence: fence.clone(),
-        batch_size: 2,
-    };
+    let opening = opening(fence, 2);
     match name {
         "pending" => store.pending(fence.lease, ALL).await.map(drop),
         "renew" => store.renew(fence, LEASE).await.map(drop),
-        "open" => store.open(fence, LEASE, 2).await.map(drop),
-        // As the opener does, and the writer: what a group leaves out is tried alone.
-        "open with others" => match &store.open_group(&[opening], LEASE).await?[..] {
-            [] => store.open(fence, LEASE, 2).await.map(drop),
+        "renew with others" => match &store.renew_group(slice::from_ref(fence), LEASE).await?[..] {
+            [] => store.renew(fence, LEASE).await.map(drop),
             _ => Ok(()),
         },
+        "open" => store.open(&opening, LEASE).await.map(drop),
+        // As the opener does, and the writer: what a group leaves out is tried alone.
+        "open with others" => {
+            match &store.open_group(slice::from_ref(&opening), LEASE).await?[..] {
+                [] => store.open(&opening, LEASE).await.map(drop),
+                _ => Ok(()),
+            }
+        }
         "lease" => store.lease(fence).await.map(drop),
         "upsert vectors" => weir.upsert(vectors).await.map(drop),
         "upsert rejections" => {
@@ -78,7 +82,7 @@ async fn use_of(
         }
         "upsert nothing" => weir.upsert(nothing).await.map(drop),
         "upsert with others" => {
-            let group = std::slice::from_ref(&vectors);
+            let group = slice::from_ref(&vectors);
             match store.upsert_group(group, LEASE).await?.remove(0) {
                 Written::Settled(written) => written.map(drop),
                 Written::Busy { .. } => weir.upsert(vectors).await.map(drop),

@@ -10,7 +10,7 @@ use sqlx::{
 };
 use tokio_util::sync::CancellationToken;
 use weir_coordinator::{
-    claimer::Claimer,
+    dispatch::claimer::Claimer,
     job::{
         chunk::Chunk,
         fair_share::Weights,
@@ -21,12 +21,15 @@ use weir_coordinator::{
         batches::{Outcome, Progress},
         claim::Claim,
         content::{SourceWrite, Written},
+        fence::Fence,
+        lease::Opening,
         lease_settings, migrate,
         overview::NamespaceFigures,
         queue::QueueStats,
         reconcile::{Check, Checked, Findings, Repaired},
         rows::{ChunkText, Embedded, Job, LeaseKey, Rejected, Source, SourceKey},
         steer::{Retried, Retry},
+        workers::{SessionModel, SessionRow},
     },
     wakeup::Wakeup,
 };
@@ -95,8 +98,8 @@ pub(crate) async fn claim_at_once(
     claim: &Claim<'_>,
 ) -> Result<Vec<Job>, StoreError> {
     let (wakeup, stop) = (Wakeup::default(), CancellationToken::new());
-    let claimer = Claimer::new(store.clone(), wakeup, Weights::default(), stop);
-    let (jobs, _) = claimer.claim(claim, Duration::ZERO).await?;
+    let claimer = Claimer::new(store.clone(), wakeup, Weights::default());
+    let (jobs, _) = claimer.claim(claim, Duration::ZERO, &stop).await?;
     Ok(jobs)
 }
 
@@ -145,6 +148,45 @@ pub(crate) fn lease_of(job: &Job) -> LeaseKey {
     LeaseKey {
         job_id: job.id,
         epoch: job.epoch,
+    }
+}
+
+/// Batches of up to so many chunks of a lease, for unary calls.
+pub(crate) fn opening(fence: impl Into<Fence>, batch_size: i32) -> Opening {
+    Opening {
+        fence: fence.into(),
+        batch_size,
+        session: None,
+    }
+}
+
+/// The same, for a session.
+pub(crate) fn opening_of(session: &str, job: &Job) -> Opening {
+    Opening {
+        session: Some(session.into()),
+        ..opening(job.lease(), 8)
+    }
+}
+
+/// The id of a session, made of one digit.
+pub(crate) fn session(digit: char) -> String {
+    digit.to_string().repeat(32)
+}
+
+/// What the replica of a session tells of it.
+pub(crate) fn session_row(session: &str) -> SessionRow {
+    SessionRow {
+        session: session.into(),
+        worker_id: "worker-1".into(),
+        version: "1.2.3".into(),
+        replica: "replica".into(),
+        namespaces: None,
+        models: vec![SessionModel {
+            name: MODEL.to_owned(),
+            ..SessionModel::default()
+        }],
+        open_for: Duration::ZERO,
+        draining: false,
     }
 }
 
@@ -279,6 +321,12 @@ impl Weir {
             .job(&Scope::All, job_id)
             .await
             .expect("the job is there")
+    }
+
+    /// Enters a session of which its replica tells this.
+    pub(crate) async fn enter(&self, row: &SessionRow) {
+        let entered = self.store.enter_session(row).await;
+        entered.expect("the session is entered");
     }
 
     /// Claims up to `max_jobs` jobs of [`MODEL`].

@@ -6,13 +6,13 @@ use futures::future::join_all;
 use sqlx::{Postgres, Transaction};
 use tokio_util::task::TaskTracker;
 use weir_coordinator::{
+    dispatch::writer::Writer,
     metrics::Metrics,
     store::{
         StoreError,
         batches::{Outcome, Written},
         rows::Job,
     },
-    writer::Writer,
 };
 use weir_telemetry::Tracer;
 use weir_tests::PATIENCE;

@@ -6,11 +6,13 @@ use proptest::prelude::*;
 use weir_coordinator::{
     job::{plan::PlannedItem, retry::RetryPolicy},
     maintenance::{reconciler::Reconciler, steps},
-    store::{Scope, StoreError, content::SourceWrite, rescue::Patience, rows::Job},
+    store::{Scope, StoreError, content::SourceWrite, lease::Opening, rescue::Patience, rows::Job},
 };
 use weir_telemetry::Tracer;
 
-use crate::fixture::{LEASE, Weir, counts_of, item, key, lease_of, outcome, rejected, write};
+use crate::fixture::{
+    LEASE, Weir, counts_of, item, key, lease_of, opening, outcome, rejected, session, write,
+};
 
 /// One thing that is done.
 #[derive(Debug, Clone)]
@@ -172,15 +174,18 @@ async fn take(weir: &Weir, model: &mut Model, step: &Step) {
         Step::Open(place, size, over) => {
             if let Some(job) = job(*place) {
                 let lease = if *over { Duration::ZERO } else { LEASE };
-                fenced(weir.store.open(lease_of(&job), lease, *size).await);
+                // A session of which no replica has ever told, or unary calls.
+                let opening = Opening {
+                    session: (size % 2 == 0).then(|| session('a').into()),
+                    ..opening(lease_of(&job), *size)
+                };
+                fenced(weir.store.open(&opening, lease).await);
             }
         }
         Step::Orphan(place) => {
             if let Some(job) = job(*place) {
-                let until = job.lease_expires_at.unwrap();
-                let orphaned = weir
-                    .store
-                    .orphan(lease_of(&job), job.stream, until, Duration::ZERO);
+                let (session, ids) = (session('a'), [job.id]);
+                let orphaned = weir.store.orphan_session(&session, &ids, Duration::ZERO);
                 orphaned.await.unwrap();
             }
         }

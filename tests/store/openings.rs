@@ -2,16 +2,13 @@
 
 use weir_coordinator::store::{lease::Opening, rows::Job};
 
-use crate::fixture::{LEASE, Weir, many};
+use crate::fixture::{LEASE, Weir, many, opening_of, session};
 
 /// What small means here.
 const SMALL: i32 = 2;
 
 fn opening(job: &Job) -> Opening {
-    Opening {
-        fence: job.lease().into(),
-        batch_size: 8,
-    }
+    opening_of(&session('a'), job)
 }
 
 /// A database with a running job of so many chunks of each source.
@@ -40,7 +37,7 @@ async fn a_group_opens_what_is_held_and_passes_by_the_rest() {
     let [opened] = &opened[..] else {
         panic!("{opened:?}")
     };
-    assert_eq!((opened.id, opened.stream), (held.id, held.stream + 1));
+    assert_eq!(opened.id, held.id);
     assert!(opened.lease_expires_at > held.lease_expires_at);
     assert_eq!(weir.store.open_group(&[late], LEASE).await.unwrap(), []);
     other.rollback().await.unwrap();
@@ -51,7 +48,11 @@ async fn a_group_opens_what_is_held_and_passes_by_the_rest() {
 async fn the_texts_of_small_jobs_are_read_together_and_those_of_others_not() {
     let (weir, [small, large]) = running([("small", 2), ("large", 3)]).await;
     let leases = [small.lease(), large.lease()];
-    let texts = weir.store.texts_of_small(&leases, SMALL).await.unwrap();
+    let texts = weir
+        .store
+        .texts_of_small(&leases, SMALL, i64::MAX)
+        .await
+        .unwrap();
     assert_eq!(texts.keys().collect::<Vec<_>>(), [&small.id]);
     assert_eq!(texts[&small.id], weir.texts(&small).await);
 }
@@ -63,6 +64,6 @@ async fn nothing_is_read_of_a_small_job_whose_lease_is_gone_or_that_has_its_vect
     let mut late = lost.lease();
     late.epoch -= 1;
     let leases = [late, done.lease()];
-    let texts = weir.store.texts_of_small(&leases, SMALL);
+    let texts = weir.store.texts_of_small(&leases, SMALL, i64::MAX);
     assert!(texts.await.unwrap().is_empty());
 }

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use weir_coordinator::{
     job::{
         retry::RetryPolicy,
@@ -16,7 +15,9 @@ use weir_coordinator::{
     },
 };
 
-use crate::fixture::{LEASE, Weir, lease_of, many, outcome};
+use crate::fixture::{
+    LEASE, Weir, lease_of, many, opening, opening_of, outcome, session, session_row,
+};
 
 async fn rescue(weir: &Weir, orphan_grace: Duration) -> Rescued {
     let patience = Patience {
@@ -29,41 +30,45 @@ async fn rescue(weir: &Weir, orphan_grace: Duration) -> Rescued {
         .unwrap()
 }
 
-/// A job in the hands of a worker that was heard of, and until when.
-async fn running(weir: &Weir) -> (Job, DateTime<Utc>) {
+/// A job that the session `a` works on.
+async fn running(weir: &Weir) -> Job {
     weir.put("api", &many(3)).await;
     let job = weir.claim().await;
-    let until = renewed(weir, &job).await;
-    (job, until)
+    weir.enter(&session_row(&session('a'))).await;
+    opened(weir, &session('a'), &job).await;
+    job
 }
 
-async fn renewed(weir: &Weir, job: &Job) -> DateTime<Utc> {
-    match weir.store.renew(lease_of(job), LEASE).await.unwrap() {
-        LeaseState::Held(job) => job.lease_expires_at.unwrap(),
+/// The job, which this session works on from now on.
+async fn opened(weir: &Weir, session: &str, job: &Job) -> Job {
+    let opening = opening_of(session, job);
+    match weir.store.open(&opening, LEASE).await.unwrap() {
+        LeaseState::Held(job) => *job,
         LeaseState::Finished(job) => panic!("finished: {job:?}"),
     }
+}
+
+/// No job.
+const NOBODY: [i64; 0] = [];
+
+/// Cuts the leases of a session short, and returns those that were.
+async fn orphaned(weir: &Weir, session: &str, job: &Job, grace: Duration) -> Vec<i64> {
+    let ids = [job.id];
+    let orphaned = weir.store.orphan_session(session, &ids, grace);
+    orphaned.await.unwrap()
 }
 
 #[tokio::test]
 async fn an_orphaned_lease_ends_after_the_grace() {
     let weir = Weir::new().await;
-    let (job, until) = running(&weir).await;
+    let job = running(&weir).await;
     let grace = Duration::from_mins(1);
-    assert!(
-        weir.store
-            .orphan(lease_of(&job), 0, until, grace)
-            .await
-            .unwrap()
-    );
+    assert_eq!(orphaned(&weir, &session('a'), &job, grace).await, [job.id]);
     let soon = "SELECT count(*) FROM weir.jobs
                 WHERE lease_expires_at BETWEEN now() + interval '50 s' AND now() + interval '60 s'";
     assert_eq!(weir.number(soon).await, 1);
     assert_eq!(rescue(&weir, LEASE).await, Rescued::default());
-    let until = weir.job(job.id).await.lease_expires_at.unwrap();
-    weir.store
-        .orphan(lease_of(&job), 0, until, Duration::ZERO)
-        .await
-        .unwrap();
+    orphaned(&weir, &session('a'), &job, Duration::ZERO).await;
     assert_eq!(rescue(&weir, LEASE).await.retried, 1);
     weir.check().await;
 }
@@ -71,11 +76,8 @@ async fn an_orphaned_lease_ends_after_the_grace() {
 #[tokio::test]
 async fn a_worker_that_comes_back_within_the_grace_goes_on() {
     let weir = Weir::new().await;
-    let (job, until) = running(&weir).await;
-    weir.store
-        .orphan(lease_of(&job), 0, until, Duration::ZERO)
-        .await
-        .unwrap();
+    let job = running(&weir).await;
+    orphaned(&weir, &session('a'), &job, Duration::ZERO).await;
     // Nobody has taken the job away yet, so the same epoch still counts.
     let texts = weir.texts(&job).await;
     weir.upsert(outcome(&job, &texts[..1])).await.unwrap();
@@ -85,88 +87,77 @@ async fn a_worker_that_comes_back_within_the_grace_goes_on() {
 }
 
 #[tokio::test]
-async fn a_broken_stream_does_not_end_the_lease_of_the_one_that_came_after_it() {
+async fn a_broken_stream_does_not_end_the_lease_of_the_session_that_came_after_it() {
     let weir = Weir::new().await;
-    let (job, until) = running(&weir).await;
-    let reopened = renewed(&weir, &job).await;
-    assert!(reopened > until);
-    assert!(
-        !weir
-            .store
-            .orphan(lease_of(&job), 0, until, Duration::ZERO)
-            .await
-            .unwrap()
-    );
-    assert_eq!(weir.job(job.id).await.lease_expires_at, Some(reopened));
-    // A result renews as well as a heartbeat does.
-    let texts = weir.texts(&job).await;
-    let progress = weir.upsert(outcome(&job, &texts[..1])).await.unwrap();
-    let written = progress.lease_expires_at.unwrap();
-    assert_eq!(weir.job(job.id).await.lease_expires_at, Some(written));
-    assert!(
-        !weir
-            .store
-            .orphan(lease_of(&job), 0, reopened, Duration::ZERO)
-            .await
-            .unwrap()
-    );
-    assert!(
-        weir.store
-            .orphan(lease_of(&job), 0, written, Duration::ZERO)
-            .await
-            .unwrap()
-    );
-}
-
-#[tokio::test]
-async fn what_is_read_late_from_a_broken_stream_does_not_make_it_the_latest() {
-    let weir = Weir::new().await;
-    weir.put("api", &many(3)).await;
-    let job = weir.claim().await;
-    let opened = async || match weir.store.open(lease_of(&job), LEASE, 8).await.unwrap() {
-        LeaseState::Held(job) => job.stream,
-        LeaseState::Finished(job) => panic!("finished: {job:?}"),
-    };
-    let (old, new) = (opened().await, opened().await);
-    // The worker is back, and only then its last message on the old stream is read.
-    let until = renewed(&weir, &job).await;
-    let orphan = |stream| {
-        weir.store
-            .orphan(lease_of(&job), stream, until, Duration::ZERO)
-    };
-    assert!(!orphan(old).await.unwrap());
-    assert!(orphan(new).await.unwrap());
+    let job = running(&weir).await;
+    let (old, new) = (session('a'), session('b'));
+    weir.enter(&session_row(&new)).await;
+    // On another replica, before this one sees that the stream broke.
+    let until = opened(&weir, &new, &job).await.lease_expires_at;
+    assert_eq!(orphaned(&weir, &old, &job, Duration::ZERO).await, NOBODY);
+    assert_eq!(weir.job(job.id).await.lease_expires_at, until);
+    // What is renewed late, for the old stream, does not make it the latest.
+    weir.store.renew(lease_of(&job), LEASE).await.unwrap();
+    assert_eq!(orphaned(&weir, &old, &job, Duration::ZERO).await, NOBODY);
+    assert_eq!(orphaned(&weir, &new, &job, Duration::ZERO).await, [job.id]);
 }
 
 #[tokio::test]
 async fn an_orphaned_lease_is_never_made_longer() {
     let weir = Weir::new().await;
-    let (job, until) = running(&weir).await;
-    assert!(
-        !weir
-            .store
-            .orphan(lease_of(&job), 0, until, 2 * LEASE)
-            .await
-            .unwrap()
+    let job = running(&weir).await;
+    let until = weir.job(job.id).await.lease_expires_at;
+    assert_eq!(
+        orphaned(&weir, &session('a'), &job, 2 * LEASE).await,
+        NOBODY
     );
-    assert_eq!(weir.job(job.id).await.lease_expires_at, Some(until));
+    assert_eq!(weir.job(job.id).await.lease_expires_at, until);
 }
 
 #[tokio::test]
 async fn an_orphaning_that_comes_late_changes_nothing() {
     let weir = Weir::new().await;
-    let (job, until) = running(&weir).await;
+    let job = running(&weir).await;
     weir.store
         .release(lease_of(&job), "draining")
         .await
         .unwrap();
+    assert_eq!(
+        orphaned(&weir, &session('a'), &job, Duration::ZERO).await,
+        NOBODY
+    );
+    // The same job, claimed anew: it is of no session until one opens it.
     let next = weir.claim().await;
-    let until_next = renewed(&weir, &next).await;
-    for (lease, until) in [(&job, until), (&job, until_next), (&next, until)] {
-        let orphaned = weir.store.orphan(lease_of(lease), 0, until, Duration::ZERO);
-        assert!(!orphaned.await.unwrap());
+    assert_eq!(
+        orphaned(&weir, &session('a'), &job, Duration::ZERO).await,
+        NOBODY
+    );
+    assert_eq!(weir.job(next.id).await, next);
+}
+
+#[tokio::test]
+async fn an_orphaning_passes_by_what_is_locked_and_what_was_not_named() {
+    let weir = Weir::new().await;
+    for name in ["free", "locked", "not named"] {
+        weir.put(name, &many(1)).await;
     }
-    assert_eq!(weir.job(next.id).await.lease_expires_at, Some(until_next));
+    let jobs = weir.claim_many(3, LEASE).await;
+    let by_name = |name: &str| jobs.iter().find(|job| job.source == name).unwrap();
+    let (free, locked) = (by_name("free"), by_name("locked"));
+    let openings: Vec<_> = jobs
+        .iter()
+        .map(|it| opening_of(&session('a'), it))
+        .collect();
+    weir.store.open_group(&openings, LEASE).await.unwrap();
+    let mut other = weir.pool().begin().await.unwrap();
+    sqlx::query("SELECT FROM weir.jobs WHERE id = $1 FOR UPDATE")
+        .bind(locked.id)
+        .execute(&mut *other)
+        .await
+        .unwrap();
+    let (a, ids) = (session('a'), [free.id, locked.id]);
+    let cut = weir.store.orphan_session(&a, &ids, Duration::ZERO);
+    assert_eq!(cut.await.unwrap(), [free.id]);
 }
 
 #[tokio::test]
@@ -186,13 +177,13 @@ async fn a_claim_that_nobody_answers_to_goes_back_uncharged() {
         Some("the worker that claimed the job was never heard of again")
     );
     // It may have got the answer after all, and be late.
-    match weir.store.open(lease_of(&job), LEASE, 8).await {
+    match weir.store.open(&opening(lease_of(&job), 8), LEASE).await {
         Err(StoreError::LeaseLost { reason, .. }) => assert_eq!(reason, RevokeReason::LeaseLost),
         other => panic!("{other:?}"),
     }
     // Any sign of life will do, and counts for this lease only.
     let next = weir.claim().await;
-    renewed(&weir, &next).await;
+    weir.store.renew(lease_of(&next), LEASE).await.unwrap();
     assert_eq!(rescue(&weir, Duration::ZERO).await, Rescued::default());
     weir.store
         .release(lease_of(&next), "draining")

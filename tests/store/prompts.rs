@@ -109,7 +109,11 @@ async fn a_prompt_is_embedded_and_hashed_with_the_text_and_shown_nowhere() {
 
     let opened = weir.claim_many(3, LEASE).await;
     let leases: Vec<_> = opened.iter().map(lease_of).collect();
-    let small = weir.store.texts_of_small(&leases, 10).await.unwrap();
+    let small = weir
+        .store
+        .texts_of_small(&leases, 10, i64::MAX)
+        .await
+        .unwrap();
     for job in &opened {
         let pending = weir.store.pending(lease_of(job), ALL).await.unwrap();
         assert_eq!(pending[0].text_bytes, "search_document: hello world".len());

@@ -6,11 +6,11 @@ use sqlx::{
     AssertSqlSafe, ConnectOptions as _, Connection as _, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
-use std::str::FromStr as _;
+use std::{str::FromStr as _, time::Duration};
 use weir_coordinator::store::{MigrateError, Store, migrate};
 use weir_tests::{PATIENCE, postgres::TestDatabase};
 
-use crate::fixture::{LEASE, Weir, lease_of, many};
+use crate::fixture::{LEASE, Weir, lease_of, many, opening_of, session};
 
 #[tokio::test]
 async fn a_database_that_is_away_is_named_with_the_cause() {
@@ -20,7 +20,7 @@ async fn a_database_that_is_away_is_named_with_the_cause() {
         .unwrap()
         .port();
     let pool = PgPoolOptions::new()
-        .acquire_timeout(std::time::Duration::from_millis(100))
+        .acquire_timeout(Duration::from_millis(100))
         .connect_lazy(&format!("postgres://nobody@127.0.0.1:{port}/weir"))
         .unwrap();
     let error = migrate(&pool, true).await.unwrap_err().to_string();
@@ -364,9 +364,20 @@ async fn renewals_touch_no_index() {
         for _ in 0..10 {
             counted.store.renew(lease_of(&job), LEASE).await.unwrap();
         }
+        for _ in 0..10 {
+            let opening = [opening_of(&session('a'), &job)];
+            let opened = counted.store.open_group(&opening, LEASE).await.unwrap();
+            assert_eq!(opened.len(), 1);
+            let fences = [job.lease().into()];
+            let renewed = counted.store.renew_group(&fences, LEASE).await.unwrap();
+            assert_eq!(renewed, [job.id]);
+            let (a, ids, grace) = (session('a'), [job.id], Duration::from_secs(1));
+            let cut = counted.store.orphan_session(&a, &ids, grace);
+            assert_eq!(cut.await.unwrap(), [job.id]);
+        }
         let batch = crate::fixture::outcome(&job, std::slice::from_ref(text));
         counted.store.upsert(&batch, LEASE).await.unwrap();
     }
     let after = updates().await;
-    assert_eq!((after.0 - before.0, after.1 - before.1), (22, 22));
+    assert_eq!((after.0 - before.0, after.1 - before.1), (82, 82));
 }

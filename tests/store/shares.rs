@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use sqlx::AssertSqlSafe;
 use tokio_util::sync::CancellationToken;
 use weir_coordinator::{
-    claimer::Claimer,
+    dispatch::claimer::Claimer,
     job::fair_share::{Weights, across},
     store::{Store, claim::Claim, queue::Share, rows::Job},
     wakeup::Wakeup,
@@ -34,11 +34,7 @@ fn claimer(store: &Store, weights: &[(&str, u32)]) -> (Claimer, Wakeup) {
     let weights = weights.iter().map(|(name, it)| ((*name).to_owned(), *it));
     let weights: Weights = weights.collect();
     let wakeup = Wakeup::default();
-    let stop = CancellationToken::new();
-    (
-        Claimer::new(store.clone(), wakeup.clone(), weights, stop),
-        wakeup,
-    )
+    (Claimer::new(store.clone(), wakeup.clone(), weights), wakeup)
 }
 
 struct Asked<'a> {
@@ -66,7 +62,11 @@ async fn claim(claimer: &Claimer, asked: Asked<'_>) -> Vec<Job> {
         busy_with: asked.busy_with,
         claimed_by: None,
     };
-    claimer.claim(&claim, asked.wait).await.unwrap().0
+    claimer
+        .claim(&claim, asked.wait, &CancellationToken::new())
+        .await
+        .unwrap()
+        .0
 }
 
 /// Whose the jobs of so many claims are, and how many chunks each got.

@@ -64,7 +64,11 @@ fn leaves(message: &MessageDescriptor, above: &Path, found: &mut Vec<Path>) {
 
 /// What may stand at a leaf. Panics where nobody has thought of the field.
 fn values_of(leaf: &FieldDescriptor, method: &MethodDescriptor, values: &Values) -> Vec<Value> {
-    let by_name = values.get(leaf.name()).cloned().unwrap_or_default();
+    let name = match leaf.full_name() {
+        "weir.v1.SessionModel.name" => "model",
+        _ => leaf.name(),
+    };
+    let by_name = values.get(name).cloned().unwrap_or_default();
     let found = match leaf.kind() {
         Kind::Bool => vec![Value::Bool(true)],
         Kind::Enum(kind) => {
@@ -96,6 +100,7 @@ fn values_of(leaf: &FieldDescriptor, method: &MethodDescriptor, values: &Values)
                 "google.protobuf.Duration",
                 "google.protobuf.Struct",
                 "weir.v1.Heartbeat",
+                "weir.v1.Drain",
             ]
             .contains(&kind.full_name()) =>
         {

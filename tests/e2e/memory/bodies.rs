@@ -101,10 +101,13 @@ fn streams() -> Vec<Sent> {
         vector: vec![0; 64_000].into(),
         ..v1::EmbeddedChunk::default()
     };
+    let vectors = v1::PartResult {
+        embedded: vec![vectors; 500],
+        ..v1::PartResult::default()
+    };
     let result = v1::StreamBatchesRequest {
         message: Some(stream_batches_request::Message::Result(v1::BatchResult {
-            embedded: vec![vectors; 500],
-            ..v1::BatchResult::default()
+            parts: vec![vectors],
         })),
     };
     let result = vec![result.encode_to_vec().into()];

@@ -29,11 +29,7 @@ const SETTINGS: [(&str, &str); 8] = [
 ];
 
 /// Settings of the workers, the same for a backlog and for single jobs.
-const WORKER: [&str; 3] = [
-    "--concurrency=256",
-    "--batch-size=256",
-    "--batch-tokens=1000000",
-];
+const WORKER: [&str; 2] = ["--batch-size=256", "--batch-tokens=1000000"];
 
 /// A setting as it is given, `name=value`.
 pub fn setting(text: &str) -> Result<(String, String), String> {
