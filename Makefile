@@ -33,7 +33,7 @@ help:
 	@echo 'make bench-tracing               measure what tracing costs'
 	@echo 'make bench-watch                 measure what 2,000 watchers cost a coordinator'
 	@echo 'make bench-lists                 measure lists over a thousand and over a million finished jobs'
-	@echo 'make examples                    run the clients in Python and Node of examples/ (needs Node 20)'
+	@echo 'make examples                    run the clients in Python and Node of examples/, and the worker (needs Node 20)'
 	@echo 'make deny                        check licences, advisories and sources (needs cargo-deny)'
 	@echo 'make runtime                     get that Postgres and the local model (what runs Weir does this)'
 
@@ -104,10 +104,10 @@ bench-lists: runtime
 	$(CARGO) build --release --workspace --bins
 	$(CARGO) test --release -p weir-tests --test bench-lists
 
-# Clients in other languages, over a connection that breaks. What they need is got by pip and npm.
+# Clients and a worker in other languages, over a connection that breaks. What they need is got by pip and npm.
 examples: runtime build
 	@PYTHON='$(PYTHON)' tests/clients/prepare .runtime-examples
-	$(CARGO) test -p weir-tests --test examples -- --nocapture
+	$(CARGO) test --workspace --test examples -- --nocapture
 
 # The alert rules fire when they should and only then; the dashboard's queries are such.
 test-alerts:
