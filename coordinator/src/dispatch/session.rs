@@ -129,8 +129,10 @@ struct Session {
     worker_id: Arc<str>,
     place: Place,
     models: BTreeMap<Arc<str>, Model>,
-    /// By job, the longest held first.
+    /// By job.
     leases: BTreeMap<i64, Lease>,
+    /// Leases that were lost and claimed again before the worker was told of it.
+    replaced: Vec<LeaseKey>,
     /// Jobs whose leases are opened again, with the results that wait for that.
     taking_up: HashMap<i64, Vec<PartResult>>,
     /// The job of each part that is not settled.
@@ -184,6 +186,7 @@ impl Session {
             place,
             models,
             leases: BTreeMap::new(),
+            replaced: Vec::new(),
             taking_up: HashMap::new(),
             parts: HashMap::new(),
             next_seq: last.saturating_add(1),

@@ -134,6 +134,7 @@ impl Session {
                     ready = lease.ready(),
                     "A lease is open."
                 );
+                self.replace(job_id);
                 self.leases.insert(job_id, lease);
             }
             Ok(Opened::Finished(_)) => {}
@@ -142,6 +143,18 @@ impl Session {
             Err(error) => {
                 tracing::debug!(%error, job_id = fence.lease.job_id, "A claimed job was not opened.");
             }
+        }
+    }
+
+    /// Lets go of a lease on a job that was lost, and that the session has claimed again. The
+    /// worker is told why it was lost as soon as that is known.
+    fn replace(&mut self, job_id: i64) {
+        let Some(lost) = self.leases.get(&job_id).map(|it| it.fence.lease) else {
+            return;
+        };
+        if let Some(lost) = self.forget(lost) {
+            self.replaced.push(lost.fence.lease);
+            self.begin(|dispatch| work::check(dispatch, lost.fence));
         }
     }
 
@@ -299,6 +312,16 @@ impl Session {
     }
 
     fn checked(&mut self, lease: LeaseKey, state: Result<LeaseState, StoreError>) {
+        if self.replaced.contains(&lease) {
+            self.replaced.retain(|it| *it != lease);
+            let reason = match state {
+                Err(StoreError::LeaseLost { reason, .. }) => reason,
+                _ => RevokeReason::LeaseLost,
+            };
+            self.dispatch.metrics.lease_lost(reason);
+            let how = Ended::Revoked(reason);
+            return self.say(ToWorker::Ended { lease, how });
+        }
         match state {
             Ok(LeaseState::Held(_)) => {}
             Ok(LeaseState::Finished(job)) => self.end_lease(lease, finished(&job)),
