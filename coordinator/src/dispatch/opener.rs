@@ -19,7 +19,7 @@ use crate::{
 /// Statements under way at the same time: one commits while the next fills.
 const OPENERS: usize = 2;
 
-/// Most streams in one statement.
+/// Most leases in one statement.
 const GROUP: usize = 64;
 
 /// Most chunks that are pending of a job whose texts are read as it is opened.
@@ -28,13 +28,13 @@ const SMALL: i32 = 8;
 /// Most bytes of the texts that are read of the jobs of a group as they are opened.
 const SMALL_BYTES: i64 = 4 << 20;
 
-/// Hands streams to the openers.
+/// Hands leases to the openers.
 #[derive(Debug, Clone)]
 pub struct Opener {
     queue: mpsc::Sender<Entry>,
 }
 
-/// How a stream was opened.
+/// How a lease was opened.
 #[derive(Debug)]
 pub enum Opened {
     /// The lease is held.
@@ -43,7 +43,7 @@ pub enum Opened {
     Finished(Box<Job>),
 }
 
-/// A stream whose lease was held when it was opened.
+/// A lease that was held when it was opened.
 #[derive(Debug)]
 pub struct Held {
     /// The job.
@@ -84,7 +84,7 @@ impl Opener {
         Self { queue }
     }
 
-    /// Renews a lease for a new stream.
+    /// Renews a lease for a session that takes it up.
     pub async fn open(&self, opening: Opening) -> Result<Opened, StoreError> {
         let (reply, answer) = oneshot::channel();
         let gone = || StoreError::internal("the opener has stopped");
@@ -104,7 +104,7 @@ impl Shared {
     async fn open_group(self: &Arc<Self>, group: Vec<Entry>) {
         let mut entries = HashMap::with_capacity(group.len());
         for entry in group {
-            // A second stream of the same job comes after the first.
+            // A second opening of the same job comes after the first.
             if let Some(first) = entries.insert(entry.opening.fence.lease.job_id, entry) {
                 self.open_apart(first);
             }
@@ -115,7 +115,7 @@ impl Shared {
             .collect();
         let opened = self.store.open_group(&openings, self.lease_duration).await;
         let jobs = opened.unwrap_or_else(|error| {
-            tracing::debug!(%error, streams = openings.len(), "A group of streams was not opened; opening each alone.");
+            tracing::debug!(%error, leases = openings.len(), "A group of leases was not opened; opening each alone.");
             Vec::new()
         });
         let mut opened = Vec::with_capacity(jobs.len());
@@ -131,13 +131,13 @@ impl Shared {
         for (job, reply) in opened {
             let texts = texts.remove(&job.id).unwrap_or_default();
             let held = Held { job, texts };
-            // A stream that has ended meanwhile does not wait for its answer.
+            // A session that has ended meanwhile does not wait for its answer.
             let _ = reply.send(Ok(Opened::Held(Box::new(held))));
         }
     }
 
     /// The texts of those jobs that are small. Where they cannot be read, each
-    /// stream tries it itself.
+    /// session tries it itself.
     async fn small_jobs(&self, jobs: impl Iterator<Item = &Job>) -> HashMap<i64, Vec<ChunkText>> {
         let small: Vec<_> = jobs
             .filter(|job| job.chunks_pending() <= SMALL)
@@ -148,12 +148,12 @@ impl Shared {
         }
         let texts = self.store.texts_of_small(&small, SMALL, SMALL_BYTES).await;
         texts.unwrap_or_else(|error| {
-            tracing::debug!(%error, "The texts of small jobs were left to their streams.");
+            tracing::debug!(%error, "The texts of small jobs were left to their sessions.");
             HashMap::new()
         })
     }
 
-    /// Opens a stream whose job somebody else has locked, or whose lease is not
+    /// Opens a lease whose job somebody else has locked, or whose lease is not
     /// held: what waits, waits for itself alone.
     fn open_apart(self: &Arc<Self>, Entry { opening, reply }: Entry) {
         let shared = self.clone();

@@ -251,7 +251,6 @@ impl Session {
     /// Sends what the credit allows of what is at hand, and begins whatever is to be
     /// done for that to be enough.
     fn fill(&mut self) {
-        self.tend();
         let now = std::time::Instant::now();
         let may_send = !self.is_draining && !self.is_quiet;
         for model in self.models.values_mut() {
@@ -268,7 +267,7 @@ impl Session {
             }
             model.go_on(self.leases.values());
         }
-        // What was handed out may leave nothing at hand.
+        // After that: what was handed out may leave nothing at hand.
         self.tend();
         self.claim_more();
         self.tell_roster();

@@ -1,4 +1,4 @@
-//! The writer: the results of many streams, in one transaction. It never waits
+//! The writer: the results of many sessions, in one transaction. It never waits
 //! to fill one: a result that finds a writer free is written alone, and those
 //! that come while it writes go together in the next. A result that would have
 //! to wait for a lock does so apart from the others.
@@ -35,7 +35,7 @@ const WRITERS: usize = 2;
 /// Most results in one transaction.
 const GROUP: usize = 64;
 
-/// Most results that wait; streams hold back beyond this.
+/// Most results that wait; sessions hold back beyond this.
 const QUEUE: usize = 256;
 
 /// How long to wait before a result is tried again that could not be written.
@@ -249,12 +249,11 @@ impl Asker {
     /// Whether it waits for another try after this.
     fn tries_after(&mut self, error: &StoreError) -> bool {
         let passes = match error {
-            StoreError::Unavailable(_) | StoreError::Locked(_) => true,
             StoreError::Internal(_) => {
                 self.faults += 1;
                 self.faults < MOST_FAULTS
             }
-            _ => false,
+            error => error.may_pass(),
         };
         self.patient && passes && !self.reply.is_closed()
     }

@@ -20,7 +20,7 @@ pub async fn tick(store: &Store, max_chunks_per_job: i32) -> Result<bool, StoreE
         let step = match step {
             Ok(Some(step)) => step,
             Ok(None) => continue,
-            Err(away @ StoreError::Unavailable(_)) if !away.took_too_long() => return Err(away),
+            Err(away) if away.is_away() => return Err(away),
             Err(error) => {
                 trouble = Some(error);
                 continue;

@@ -181,7 +181,7 @@ impl Reconciler {
 /// Says that a step of a source failed, unless the database is away: then no other
 /// would be better off.
 fn is_told(error: &StoreError, source_id: i64) -> Result<(), StoreError> {
-    if matches!(error, StoreError::Unavailable(_)) && !error.took_too_long() {
+    if error.is_away() {
         return Err(error.clone());
     }
     tracing::warn!(

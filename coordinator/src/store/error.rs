@@ -74,15 +74,6 @@ impl StoreError {
         Self::Invalid(vec![Violation::new(field, message)])
     }
 
-    /// Whether the database is there, and ended a statement that took too long.
-    pub fn took_too_long(&self) -> bool {
-        let Self::Unavailable(error) = self else {
-            return false;
-        };
-        let code = |error: &sqlx::Error| Some(error.as_database_error()?.code()?.into_owned());
-        code(error).is_some_and(|code| code == "57014")
-    }
-
     /// There is no such job.
     pub fn no_job(job_id: i64) -> Self {
         Self::NotFound(format!("there is no job {job_id}"))
@@ -93,6 +84,17 @@ impl StoreError {
         // query_canceled
         matches!(self, Self::Unavailable(error)
             if error.as_database_error().and_then(DatabaseError::code).as_deref() == Some("57014"))
+    }
+
+    /// Whether the database is away: not where it is there, and ended a statement that
+    /// took too long.
+    pub fn is_away(&self) -> bool {
+        matches!(self, Self::Unavailable(_)) && !self.is_timeout()
+    }
+
+    /// Whether trying again helps, sooner or later.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Locked(_))
     }
 
     /// A fault of ours, in words.

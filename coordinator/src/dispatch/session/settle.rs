@@ -191,8 +191,7 @@ impl Session {
                     // It is not its own, or there is no such job.
                     _ => RevokeReason::LeaseLost,
                 };
-                self.dispatch.metrics.lease_lost(reason);
-                Ended::Revoked(reason)
+                self.revocation(reason)
             }
         };
         for part in &held.parts {
@@ -318,8 +317,7 @@ impl Session {
                 Err(StoreError::LeaseLost { reason, .. }) => reason,
                 _ => RevokeReason::LeaseLost,
             };
-            self.dispatch.metrics.lease_lost(reason);
-            let how = Ended::Revoked(reason);
+            let how = self.revocation(reason);
             return self.say(ToWorker::Ended { lease, how });
         }
         match state {
@@ -337,9 +335,9 @@ impl Session {
         let (fence, trace) = (held.fence.clone(), held.of.trace);
         match error {
             StoreError::LeaseLost { reason, why } => {
-                let dispatch = Arc::clone(&self.dispatch);
-                dispatch.metrics.lease_lost(reason);
-                spans::happened(&dispatch.tracer, trace, "revoke", lease, || why.clone());
+                spans::happened(&self.dispatch.tracer, trace, "revoke", lease, || {
+                    why.clone()
+                });
                 tracing::info!(
                     job_id = lease.job_id,
                     epoch = lease.epoch,
@@ -348,7 +346,8 @@ impl Session {
                     trace_id = trace_id(trace),
                     "A session lost a lease."
                 );
-                self.end_lease(lease, Ended::Revoked(reason));
+                let how = self.revocation(reason);
+                self.end_lease(lease, how);
             }
             error @ StoreError::Invalid(_) => self.refuse(fence, error.to_string()),
             error => {
@@ -359,6 +358,12 @@ impl Session {
                 self.begin(|dispatch| work::release(dispatch, fence, release, trace));
             }
         }
+    }
+
+    /// How a lease ends that is lost; counted.
+    fn revocation(&self, reason: RevokeReason) -> Ended {
+        self.dispatch.metrics.lease_lost(reason);
+        Ended::Revoked(reason)
     }
 
     /// Hands a job back, charged, whose worker sent what cannot be taken.
@@ -378,16 +383,13 @@ impl Session {
     }
 }
 
-/// Why a job goes back whose worker stops.
-pub(super) fn stopping() -> Release {
-    Release::Unneeded("the worker is draining".to_owned())
-}
-
 /// Why the jobs of a model go back, if they do.
 pub(super) fn hands_back(standing: &Standing, is_draining: bool) -> Option<Release> {
     match standing {
         Standing::Down(reason) => Some(Release::EmbedderDown(reason.clone())),
-        Standing::Fit | Standing::Resting => is_draining.then(stopping),
+        Standing::Fit | Standing::Resting => {
+            is_draining.then(|| Release::Unneeded("the worker is draining".to_owned()))
+        }
     }
 }
 

@@ -104,7 +104,7 @@ async fn patiently<T, F: Future<Output = Result<T, StoreError>>>(
 ) -> Result<T, StoreError> {
     loop {
         match call().await {
-            Err(StoreError::Unavailable(_) | StoreError::Locked(_)) => sleep(AGAIN).await,
+            Err(error) if error.may_pass() => sleep(AGAIN).await,
             done => return done,
         }
     }

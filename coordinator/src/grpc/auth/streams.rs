@@ -19,7 +19,7 @@ use super::rate::Key;
 
 /// The streams of all callers.
 ///
-/// Those of workers are none of them: they go both ways, each is of a lease, and
+/// Those of workers are none of them: they go both ways, each worker has one, and
 /// how many there are is for `--max-calls-per-connection`.
 #[derive(Debug)]
 pub(super) struct Streams {
