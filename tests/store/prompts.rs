@@ -684,11 +684,17 @@ impl Known {
             .cloned()
             .collect();
         part.embedded = read.iter().map(embedded).collect();
-        let present: Vec<(String, Vec<u8>)> =
-            sqlx::query_as("SELECT item_id, text_hash FROM weir.chunks")
-                .fetch_all(weir.pool())
-                .await
-                .unwrap();
+        // What is of another job's range is as late as what is gone.
+        let present: Vec<(String, Vec<u8>)> = sqlx::query_as(
+            "SELECT c.item_id, c.text_hash FROM weir.jobs j
+             JOIN weir.chunks c ON c.source_id = j.source_id
+                 AND c.item_id BETWEEN j.first_item_id AND j.last_item_id
+             WHERE j.id = $1",
+        )
+        .bind(part.fence.lease.job_id)
+        .fetch_all(weir.pool())
+        .await
+        .unwrap();
         // A write may have taken away all that was left of it.
         self.leases[under].ended |=
             weir.job(part.fence.lease.job_id).await.state == JobState::Succeeded;
